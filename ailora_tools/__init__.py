@@ -1,0 +1,40 @@
+"""Start LoRA adapters from the weights: principal components of W^Q, minor components of W^V (arXiv 2510.08034).
+
+The story, top to bottom: `checkpoint` reads safetensors headers and, one by one, the matrices that `targets` says
+are W^Q and W^V; `methods` says which singular components each gives to its adapter, `linalg` finds them, and
+`decompose` splits the matrix. `output` writes the adapter and the source's shards with only those matrices
+replaced. `verbs` tells these steps as `inspect`, `init` and `verify`, and `cli` puts them on the command line.
+Nothing ever builds the model, and memory holds a few matrices whatever its size.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .errors import AiloraError as AiloraError
+    from .verbs.initialize import Initialization as Initialization
+    from .verbs.initialize import initialize as initialize
+    from .verbs.inspect import Inspection as Inspection
+    from .verbs.inspect import inspect_checkpoint as inspect_checkpoint
+    from .verbs.verify import Verification as Verification
+    from .verbs.verify import verify as verify
+
+_HOMES = {
+    "AiloraError": ".errors",
+    "Initialization": ".verbs.initialize",
+    "initialize": ".verbs.initialize",
+    "Inspection": ".verbs.inspect",
+    "inspect_checkpoint": ".verbs.inspect",
+    "Verification": ".verbs.verify",
+    "verify": ".verbs.verify",
+}
+__all__ = sorted(_HOMES)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name when it is asked for: importing the package stays fast and needs no torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name], __name__), name)

@@ -1,0 +1,108 @@
+"""The one seam for input: list the files of a checkpoint, ask a size, read a byte span.
+
+Disk, Hub and the in-memory double of the tests all speak this protocol and share one contract test
+(`tests/test_files.py`).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from stat import S_ISREG
+from typing import Protocol
+
+from ..errors import CheckpointError
+
+_CUT = "The file is shorter than its header says, or it was cut while being read: download or copy it again."
+
+
+class Files(Protocol):
+    """Read-only files under one root; names are relative and use '/'."""
+
+    @property
+    def location(self) -> str:
+        """The root as the user knows it, for messages and the manifest."""
+        ...
+
+    def names(self) -> list[str]:
+        """All file names, sorted; hidden folders are left out."""
+        ...
+
+    def size(self, name: str) -> int:
+        """Bytes of a file; raises CheckpointError if it is not there."""
+        ...
+
+    def read(self, name: str, start: int, stop: int) -> bytearray:
+        """Exactly bytes [start, stop); raises CheckpointError rather than return fewer."""
+        ...
+
+
+class LocalFiles:
+    """A folder, or one .safetensors file with the config.json beside it."""
+
+    def __init__(self, path: Path) -> None:
+        self.root = path if path.is_dir() else path.parent
+        self._only = None if path.is_dir() else path.name
+        self.location = str(path)
+
+    def names(self) -> list[str]:
+        if self._only is not None:
+            return sorted(name for name in {self._only, "config.json"} if _is_file(self.path(name)))
+        try:
+            return sorted(_walk(self.root))
+        except OSError as error:
+            raise _refused(self.root, error) from None
+
+    def path(self, name: str) -> Path:
+        return self.root / name
+
+    def size(self, name: str) -> int:
+        path = self.path(name)
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise _refused(path, error) from None
+        if not S_ISREG(status.st_mode):
+            raise CheckpointError(f"{path}: expected a file, found a folder or a device.", "Give the path of a file.")
+        return status.st_size
+
+    def read(self, name: str, start: int, stop: int) -> bytearray:
+        path = self.path(name)
+        buffer = bytearray(stop - start)
+        view = memoryview(buffer)
+        done = 0
+        try:
+            with open(path, "rb", buffering=0) as handle:
+                handle.seek(start)
+                # One call returns at most about 2 GB, so go on until the span is full or the file ends.
+                while done < len(view) and (count := handle.readinto(view[done:])):
+                    done += count
+        except OSError as error:
+            raise _refused(path, error) from None
+        if done < len(view):
+            raise CheckpointError(f"{path}: ended at byte {start + done:,}, expected at least {stop:,}.", _CUT)
+        return buffer
+
+
+def _refused(path: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(f"{path}: {error.strerror or error}.", "Check that it is there and that you may read it.")
+
+
+def _walk(root: Path) -> list[str]:
+    """Files below `root`, hidden folders (.git, .cache) left out; symlinks count as what they point to."""
+    # os.walk is silent about folders it may not read. That is right below (lost+found), not for the root itself;
+    # through "/." the listing also needs the right to enter.
+    os.scandir(f"{root}/.").close()
+    found = []
+    for folder, subfolders, names in os.walk(root, followlinks=False):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        inside = Path(folder).relative_to(root)
+        found += [(inside / name).as_posix() for name in names if _is_file(Path(folder, name))]
+    return found
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # in a folder that may be listed but not entered
+        return False

@@ -1,0 +1,242 @@
+"""The safetensors header: parse it with every check the format asks for, and write it again.
+
+Layout (https://github.com/huggingface/safetensors#format): 8 bytes little-endian length N, N bytes of
+JSON, then the data. `data_offsets` count from the end of the header, so a tensor starts at 8 + N + begin.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import reprlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import CheckpointError
+
+# Bits an element, as in safetensors 0.8. Sub-byte types are legal and pass through untouched.
+DTYPE_BITS: Mapping[str, int] = {
+    "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8,
+    "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
+    "I16": 16, "U16": 16, "F16": 16, "BF16": 16,
+    "I32": 32, "U32": 32, "F32": 32,
+    "I64": 64, "U64": 64, "F64": 64, "C64": 64,
+}  # fmt: skip
+
+LENGTH_BYTES = 8
+MAX_HEADER_BYTES = 100_000_000  # the limit of the reference implementation
+ALIGNMENT = 8
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One tensor of one file; `start` and `stop` are byte offsets in the file."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a safetensors file says about itself; tensors are in file order."""
+
+    file: str
+    file_size: int
+    data_start: int
+    tensors: Mapping[str, TensorInfo]
+    metadata: Mapping[str, str]
+
+
+def header_size(prefix: bytes, file: str, file_size: int) -> int:
+    """Bytes before the data (8 + N), from the first 8 bytes of the file; refuses a length that cannot be."""
+    if file_size < LENGTH_BYTES or len(prefix) < LENGTH_BYTES:
+        raise CheckpointError(
+            f"{file}: {file_size} bytes is too short for a safetensors file; its header length alone takes 8.", _DAMAGED
+        )
+    if prefix.startswith(b"version "):
+        raise CheckpointError(f"{file}: a Git LFS pointer, not the weights.", "Fetch the weights: git lfs pull.")
+    length = int.from_bytes(prefix[:LENGTH_BYTES], "little")
+    if length > MAX_HEADER_BYTES:
+        raise CheckpointError(
+            f"{file}: the header claims {length:,} bytes; the format allows {MAX_HEADER_BYTES:,}.",
+            "This is not a safetensors file, or its first bytes are damaged: download or copy it again.",
+        )
+    if LENGTH_BYTES + length > file_size:
+        raise CheckpointError(
+            f"{file}: the header claims {length:,} bytes after the first 8, the file has only {file_size:,}.", _DAMAGED
+        )
+    return LENGTH_BYTES + length
+
+
+def parse_header(raw: bytes, file: str, file_size: int) -> Header:
+    """Parse the first `header_size` bytes of a file.
+
+    Raises CheckpointError with the file, and the tensor where there is one, for: bad JSON, duplicate
+    names, unknown dtypes, sizes that do not match the shape, offsets that overlap, leave holes, or do
+    not end exactly at the end of the file. Accepts nothing that the reference implementation refuses.
+    """
+    data_start = header_size(raw, file, file_size)
+    entries = _decode(raw[LENGTH_BYTES:data_start], file)
+    metadata = _metadata(entries.pop("__metadata__", None), file)
+    found = [_tensor(name, entry, file, data_start) for name, entry in entries.items()]
+    found.sort(key=lambda info: (info.start, info.stop, info.name))
+    _require_contiguous(found, file, data_start, file_size)
+    return Header(file, file_size, data_start, {info.name: info for info in found}, metadata)
+
+
+def build_header(
+    tensors: Iterable[tuple[str, str, tuple[int, ...]]], metadata: Mapping[str, str], file: str = ""
+) -> tuple[bytes, Header]:
+    """Lay out (name, dtype, shape) triples in the given order; returns the header bytes and their parse."""
+    entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    offset = 0
+    for name, dtype, shape in tensors:
+        stop = offset + tensor_bytes(dtype, shape)
+        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, stop]}
+        offset = stop
+    body = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    body += b" " * (-len(body) % ALIGNMENT)
+    raw = len(body).to_bytes(LENGTH_BYTES, "little") + body
+    return raw, parse_header(raw, file, len(raw) + offset)
+
+
+def quoted(value: object) -> str:
+    """A value out of a file for a message: escaped, and short however long or deep the value is."""
+    return _BRIEF.repr(value)
+
+
+def tensor_bytes(dtype: str, shape: Iterable[int]) -> int:
+    """Bytes of a tensor of that dtype and shape."""
+    return math.prod(shape) * DTYPE_BITS[dtype] // 8
+
+
+_DAMAGED = "The file is truncated or damaged: download or copy it again."
+_LARGEST = 2**64 - 1  # sizes and shapes are u64 in the reference implementation
+
+_BRIEF = reprlib.Repr()
+_BRIEF.maxstring = _BRIEF.maxother = 120
+_BRIEF.maxlist = 10
+
+
+def _decode(body: bytes, file: str) -> dict[str, Any]:
+    if not body.startswith(b"{"):
+        found = f"found {quoted(bytes(body[:8]))}" if body else "found nothing"
+        raise CheckpointError(f"{file}: the header is not JSON: it must start with '{{', {found}.", _DAMAGED)
+    try:
+        text = body.decode("utf-8")
+        entries = json.loads(text, object_pairs_hook=lambda pairs: _unique(pairs, file), parse_int=_integer)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file}: the header is not JSON ({error}).", _DAMAGED) from None
+    assert isinstance(entries, dict)
+    return entries
+
+
+def _unique(pairs: list[tuple[str, Any]], file: str) -> dict[str, Any]:
+    entries: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in entries:
+            raise CheckpointError(f"{file}: the header names {quoted(key)} twice.", _DAMAGED)
+        _require_unicode(key)
+        if isinstance(value, str):
+            _require_unicode(value)
+        entries[key] = value
+    return entries
+
+
+def _require_unicode(text: str) -> None:
+    """Python reads a lone surrogate ("\\ud800"), JSON for others forbids it; UnicodeError is a ValueError."""
+    text.encode()
+
+
+def _integer(text: str) -> int | float:
+    """Like the reference: -0 and what u64 cannot hold are floats, so no check below meets a huge integer."""
+    if text == "-0" or len(text) > 20 or abs(int(text)) > _LARGEST:
+        return math.nan
+    return int(text)
+
+
+def _metadata(value: Any, file: str) -> dict[str, str]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{file}: __metadata__ must map strings to strings, found {quoted(value)}.", _DAMAGED)
+    for key, text in value.items():
+        if not isinstance(text, str):
+            raise CheckpointError(
+                f"{file}: __metadata__ must map strings to strings, found {quoted(key)}: {quoted(text)}.", _DAMAGED
+            )
+    return value
+
+
+def _tensor(name: str, entry: Any, file: str, data_start: int) -> TensorInfo:
+    where = f"{file}: tensor {quoted(name)}"
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        found = quoted(sorted(entry)) if isinstance(entry, dict) else quoted(entry)
+        raise CheckpointError(f"{where} must have exactly dtype, shape and data_offsets, found {found}.", _DAMAGED)
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
+        raise CheckpointError(
+            f"{where} has the unknown dtype {quoted(dtype)}.",
+            "The file is damaged, or newer than this ailora-tools: upgrade it.",
+        )
+    if not _naturals(shape) or not _naturals(offsets) or len(offsets) != 2:
+        raise CheckpointError(
+            f"{where}: shape must be a list of whole numbers and data_offsets two of them, "
+            f"found {quoted(shape)} and {quoted(offsets)}.",
+            _DAMAGED,
+        )
+    begin, end = offsets
+    bits = _bits(dtype, shape)
+    if bits is None or begin > end or (end - begin) * 8 != bits:
+        needs = "more bytes than any file has" if bits is None else f"{bits / 8 if bits % 8 else bits // 8:,} bytes"
+        raise CheckpointError(
+            f"{where}: {dtype} of shape {quoted(shape)} needs {needs}, data_offsets {offsets} hold {end - begin:,}.",
+            _DAMAGED,
+        )
+    return TensorInfo(name, dtype, tuple(shape), data_start + begin, data_start + end)
+
+
+def _naturals(value: Any) -> bool:
+    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+
+
+def _bits(dtype: str, shape: list[int]) -> int | None:
+    """Bits of a tensor, None on overflow of u64; step by step, so a long shape cannot grow a giant number."""
+    count = 1
+    for size in shape:
+        count *= size
+        if count > _LARGEST:
+            return None
+    bits = count * DTYPE_BITS[dtype]
+    return bits if bits <= _LARGEST else None
+
+
+def _require_contiguous(found: list[TensorInfo], file: str, data_start: int, file_size: int) -> None:
+    position = data_start
+    for info in found:
+        if info.start != position:
+            kind = "overlaps the tensor before it" if info.start < position else "leaves a hole before it"
+            raise CheckpointError(
+                f"{file}: tensor {quoted(info.name)} starts at byte {info.start:,}, expected {position:,}: it {kind}.",
+                _DAMAGED,
+            )
+        if info.stop > file_size:
+            raise CheckpointError(
+                f"{file}: tensor {quoted(info.name)} ends at byte {info.stop:,}, the file at {file_size:,}.", _DAMAGED
+            )
+        position = info.stop
+    if position != file_size:
+        raise CheckpointError(
+            f"{file}: the last tensor ends at byte {position:,}, the file at {file_size:,}: "
+            f"{file_size - position:,} bytes belong to no tensor.",
+            _DAMAGED,
+        )

@@ -1,0 +1,204 @@
+"""From a path to a checkpoint: which safetensors files belong to it, and what they hold."""
+
+from __future__ import annotations
+
+import json
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ..errors import CheckpointError
+from .files import Files, LocalFiles
+from .header import LENGTH_BYTES, MAX_HEADER_BYTES, Header, TensorInfo, header_size, parse_header, quoted
+
+# transformers looks for the single file first, then for the index; diffusers uses its own stem.
+STEMS = ("model", "diffusion_pytorch_model")
+FIRST_READ = 64 * 1024  # most headers fit, so one read is enough
+TRAINABLE_WEIGHTS = (".bin", ".pth", ".pt", ".ckpt", ".h5", ".msgpack", ".ot")
+OTHER_WEIGHTS = (*TRAINABLE_WEIGHTS, ".gguf", ".onnx", ".tflite")
+_AGAIN = "Download or copy it again."
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A readable checkpoint: its files, its config, and the header of every shard in name order."""
+
+    files: Files
+    config: Mapping[str, Any]
+    headers: Mapping[str, Header]
+    index_name: str | None = None
+    tensors: Mapping[str, tuple[str, TensorInfo]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        located = {
+            info.name: (shard, info) for shard, header in self.headers.items() for info in header.tensors.values()
+        }
+        object.__setattr__(self, "tensors", located)
+
+    @property
+    def location(self) -> str:
+        return self.files.location
+
+    @property
+    def nbytes(self) -> int:
+        """Size of all shards, headers included."""
+        return sum(header.file_size for header in self.headers.values())
+
+
+def open_checkpoint(model: str | Path) -> Checkpoint:
+    """Open a folder or one .safetensors file; reads headers only.
+
+    Raises CheckpointError for a path that is not there, holds no safetensors weights, or whose index
+    and shards disagree.
+    """
+    try:
+        path = Path(model).expanduser()
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        raise CheckpointError(
+            f"{model}: no such file or folder.", "MODEL is a folder or a .safetensors file: check the spelling."
+        ) from None
+    except (OSError, RuntimeError, ValueError) as error:  # no permission, name too long, unknown ~user, a NUL
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"{model}: cannot be opened: {reason}.", "Check the path and its permissions.") from None
+    if not stat.S_ISDIR(mode) and not (stat.S_ISREG(mode) and path.suffix == ".safetensors"):
+        raise CheckpointError(
+            f"{model}: not a .safetensors file.", "Give the folder of the model, or one .safetensors file of it."
+        )
+    return read_checkpoint(LocalFiles(path))
+
+
+def read_checkpoint(files: Files) -> Checkpoint:
+    """Read config, index and headers through the seam."""
+    names = files.names()
+    shards, index_name, weight_map = _find_shards(files, names)
+    headers = {shard: read_header(files, shard) for shard in shards}
+    if index_name is not None and weight_map is not None:
+        _require_agreement(weight_map, headers, _where(files, index_name))
+    config = read_json(files, "config.json") if "config.json" in names else {}
+    return Checkpoint(files, config, headers, index_name)
+
+
+def read_header(files: Files, name: str) -> Header:
+    """One read for most files, a second one where the header is long."""
+    size = files.size(name)
+    where = _where(files, name)
+    raw = files.read(name, 0, min(size, FIRST_READ))
+    needed = header_size(bytes(raw[:LENGTH_BYTES]), where, size)
+    if needed > len(raw):
+        raw += files.read(name, len(raw), needed)
+    return parse_header(bytes(raw[:needed]), where, size)
+
+
+def read_json(files: Files, name: str) -> dict[str, Any]:
+    """A JSON object; anything else is a CheckpointError that names the file."""
+    where = _where(files, name)
+    size = files.size(name)
+    if size > MAX_HEADER_BYTES:
+        raise CheckpointError(f"{where}: {size:,} bytes; expected a JSON file of at most {MAX_HEADER_BYTES:,}.", _AGAIN)
+    try:
+        value = json.loads(files.read(name, 0, size))
+    except (ValueError, RecursionError) as error:  # also the integer of more than 4300 digits
+        raise CheckpointError(f"{where}: not valid JSON ({error}).", _AGAIN) from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{where}: expected a JSON object, found {quoted(value)}.", _AGAIN)
+    return value
+
+
+def _where(files: Files, name: str) -> str:
+    """The path of a file for messages; the location of a single file already is that file's."""
+    return str(files.path(name)) if isinstance(files, LocalFiles) else f"{files.location}/{name}"
+
+
+def _find_shards(files: Files, names: list[str]) -> tuple[list[str], str | None, dict[str, str] | None]:
+    for stem in STEMS:
+        if f"{stem}.safetensors" in names:
+            return [f"{stem}.safetensors"], None, None
+        index_name = f"{stem}.safetensors.index.json"
+        if index_name in names:
+            weight_map = _weight_map(files, index_name)
+            missing = sorted(set(weight_map.values()) - set(names))
+            if missing:
+                raise CheckpointError(
+                    f"{_where(files, index_name)} names shards that are not there: {_some(missing)}.",
+                    "The download is incomplete: fetch the missing files.",
+                )
+            return sorted(set(weight_map.values())), index_name, weight_map
+    # Hidden ones are no weights: macOS leaves "._model.safetensors" beside a file copied from it.
+    candidates = [name for name in names if name.endswith(".safetensors") and "/" not in name and name[0] != "."]
+    if len(candidates) == 1:
+        return candidates, None, None
+    raise _no_weights(files.location, names, candidates)
+
+
+def _weight_map(files: Files, index_name: str) -> dict[str, str]:
+    where = _where(files, index_name)
+    weight_map = read_json(files, index_name).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        found = f"found {quoted(weight_map)}" if weight_map is not None else "it is missing"
+        raise CheckpointError(f"{where}: 'weight_map' must map tensors to shards, {found}.", _AGAIN)
+    for tensor, shard in weight_map.items():
+        if not isinstance(shard, str) or not shard.endswith(".safetensors"):
+            raise CheckpointError(
+                f"{where}: tensor {quoted(tensor)} is mapped to {quoted(shard)}, not to a .safetensors file.", _AGAIN
+            )
+        if PurePosixPath(shard).is_absolute() or ".." in PurePosixPath(shard).parts or "\\" in shard:
+            raise CheckpointError(
+                f"{where}: tensor {quoted(tensor)} is mapped to {quoted(shard)}, which lies outside the folder.",
+                "Do not use this checkpoint unless you know why its index points elsewhere.",
+            )
+    return weight_map
+
+
+def _require_agreement(weight_map: Mapping[str, str], headers: Mapping[str, Header], where: str) -> None:
+    """Index and shards must name the same tensors: all disagreements in one message."""
+    found: dict[str, list[str]] = {tensor: [] for tensor in weight_map}
+    for shard, header in headers.items():
+        for tensor in header.tensors:
+            found.setdefault(tensor, []).append(shard)
+    wrong = [
+        f"{quoted(tensor)} (index: {weight_map.get(tensor, 'none')}; found in: {', '.join(shards) or 'none'})"
+        for tensor, shards in found.items()
+        if shards != [weight_map.get(tensor)]
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"{where} and the shards disagree about {len(wrong)} of {len(found)} tensors: {_some(wrong)}.",
+            "Shards and index come from different exports: fetch them again together.",
+        )
+
+
+def _no_weights(location: str, names: list[str], candidates: list[str]) -> CheckpointError:
+    if candidates:
+        return CheckpointError(
+            f"{location}: {len(candidates)} safetensors files but no index: {_some(candidates)}.",
+            "Give one of the files as MODEL, or restore model.safetensors.index.json.",
+        )
+    nested = sorted({name.rsplit("/", 1)[0] for name in names if name.endswith(".safetensors")})
+    if nested:
+        return CheckpointError(
+            f"{location}: the weights lie in subfolders: {_some(nested)}.", "Give the subfolder as MODEL."
+        )
+    others = [name for name in names if name.endswith(OTHER_WEIGHTS)]
+    if others:
+        convert = any(name.endswith(TRAINABLE_WEIGHTS) for name in others)
+        return CheckpointError(
+            f"{location}: no safetensors weights, only {_some(others)}.", _CONVERT if convert else _ORIGINAL
+        )
+    return CheckpointError(
+        f"{location}: not a checkpoint: no .safetensors file in it.", "Give the folder of a model as MODEL."
+    )
+
+
+_CONVERT = (
+    "Convert them first, with the class of the model: "
+    "AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder) writes safetensors."
+)
+_ORIGINAL = "These are made for inference: give the safetensors checkpoint that they were made from."
+
+
+def _some(items: list[str], limit: int = 3) -> str:
+    shown = ", ".join(items[:limit])
+    return f"{shown} and {len(items) - limit} more" if len(items) > limit else shown

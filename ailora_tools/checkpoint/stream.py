@@ -1,0 +1,166 @@
+"""Matrices in file order, read ahead while others are being worked on; the only room that knows devices.
+
+One thread reads, a few work, the caller gets the results in order. At most `workers + 1` matrices are in
+flight, whatever the size of the model.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from ..errors import OptionError
+from .files import Files
+
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+Result = TypeVar("Result")
+
+
+class Span(Protocol):
+    """Where and how a tensor is stored in its file."""
+
+    @property
+    def start(self) -> int: ...
+    @property
+    def stop(self) -> int: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
+class Source(Span, Protocol):
+    """One matrix to work on: the part of `targets.plan.Target` that streaming needs."""
+
+    @property
+    def file(self) -> str: ...
+
+
+Target = TypeVar("Target", bound=Source)
+
+
+def stream(
+    files: Files,
+    targets: Sequence[Target],
+    work: Callable[[Target, Tensor], Result],
+    device: torch.device,
+    notice: Callable[[str], None],
+) -> Iterator[tuple[Target, Result]]:
+    """Yield (target, work(target, W)) in the order of `targets`, W (out, in) in its stored dtype on `device`.
+
+    On the CPU two matrices are worked on at a time with half of the threads each: LAPACK's eigensolvers
+    scale badly over threads. If a matrix does not fit on the device it is worked on by the CPU, with a notice.
+    """
+    threads = torch.get_num_threads()
+    workers = min(2, threads) if device.type == "cpu" else 1
+    reader = ThreadPoolExecutor(1, "read")
+    pool = ThreadPoolExecutor(workers, "work", torch.set_num_threads, (max(1, threads // workers),))
+    window: deque[tuple[Target, Future[Result]]] = deque()
+    told: deque[str] = deque()
+
+    def submit(target: Target) -> None:
+        staged = reader.submit(_load, files, target, device)
+        window.append((target, pool.submit(_work, work, target, staged, told)))
+
+    waiting = iter(targets)
+    try:
+        for target in _take(waiting, workers + 1):
+            submit(target)
+        while window:
+            target, future = window.popleft()
+            result = future.result()
+            while told:
+                notice(told.popleft())
+            yield target, result
+            del result, future
+            for following in _take(waiting, 1):
+                submit(following)
+    finally:
+        for executor in (pool, reader):
+            executor.shutdown(wait=True, cancel_futures=True)
+
+
+def load_matrix(files: Files, file: str, place: Span) -> Tensor:
+    """The tensor that lies at `place` in `file`, in its stored dtype, in memory of its own."""
+    raw = files.read(file, place.start, place.stop)
+    return torch.frombuffer(raw, dtype=DTYPES[place.dtype]).view(place.shape)
+
+
+def matrix_bytes(W: Tensor) -> memoryview:
+    """The bytes of a CPU tensor as safetensors stores them (little-endian, row by row)."""
+    return memoryview(W.contiguous().view(torch.uint8).numpy().reshape(-1))
+
+
+def find_device(name: str) -> torch.device:
+    """`auto` is the first CUDA device if there is one, else the CPU; OptionError for a device that is not here."""
+    if name == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise OptionError(f"Device {name!r} cannot be used: {reason}", "Use --device cpu, or auto.") from None
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise OptionError(f"Device {name!r} is not supported.", "Use auto, cpu, cuda, cuda:N or mps.")
+    return device
+
+
+@dataclass(frozen=True)
+class _Staged:
+    """A matrix in host memory and, unless it did not fit, on its way to the device."""
+
+    host: Tensor
+    there: Tensor | None
+    arrived: torch.cuda.Event | None = None
+
+
+def _load(files: Files, target: Source, device: torch.device) -> _Staged:
+    host = load_matrix(files, target.file, target)
+    if device.type == "cpu":
+        return _Staged(host, host)
+    try:
+        if device.type != "cuda":
+            return _Staged(host, host.to(device))
+        # Pinned memory and a stream of its own let the copy run beside the work on the matrix before.
+        host = host.pin_memory()
+        with torch.cuda.stream(torch.cuda.Stream(device)):
+            there = host.to(device, non_blocking=True)
+            arrived = torch.cuda.Event()
+            arrived.record()
+        return _Staged(host, there, arrived)
+    except torch.OutOfMemoryError:
+        return _Staged(host, None)
+
+
+def _work(
+    work: Callable[[Target, Tensor], Result], target: Target, future: Future[_Staged], told: deque[str]
+) -> Result:
+    staged = future.result()
+    if staged.there is not None:
+        if staged.arrived is not None:
+            stream = torch.cuda.current_stream(staged.there.device)
+            stream.wait_event(staged.arrived)
+            staged.there.record_stream(stream)
+        try:
+            return work(target, staged.there)
+        except (torch.OutOfMemoryError, TypeError) as error:
+            # MPS has no float64 and says so with a TypeError; anywhere else a TypeError is a defect.
+            if staged.there.device.type == "cpu" or (isinstance(error, TypeError) and staged.there.device.type != "mps"):
+                raise
+            staged = _Staged(staged.host, None)
+    told.append(f"{target.file}: a {target.shape} matrix was worked on by the CPU: the device could not take it.")
+    return work(target, staged.host)
+
+
+def _take(items: Iterable[Target], count: int) -> Iterator[Target]:
+    for _, item in zip(range(count), items, strict=False):
+        yield item

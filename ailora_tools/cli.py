@@ -1,0 +1,173 @@
+"""The command line: parse, call one verb, print its result. No logic, and no torch until a verb needs it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from . import console
+from .errors import AiloraError
+from .methods import METHODS, ROLES
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+_INTERRUPTED = 130
+
+
+class _Roles(click.ParamType):
+    name = "roles"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        roles = tuple(value.split(",")) if isinstance(value, str) else value
+        if not roles or len(set(roles)) < len(roles) or not set(roles) <= set(ROLES):
+            self.fail(f"{value!r} is not a list such as q,v (roles: {', '.join(ROLES)})", param, ctx)
+        return tuple(roles)
+
+
+def _options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    def decorate(command: Command) -> Command:
+        for option in reversed(decorators):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+_target_options = _options(
+    click.option("--roles", type=_Roles(), default="q,v", show_default=True, help="Which projections: q, k, v, o."),
+    click.option("--layers", metavar="LIST", help="Only these layers, such as 0-3,8."),
+    click.option("--q-tensor", metavar="NAME", help="Name of W^Q, such as blocks.{layer}.attn.wq.weight."),
+    click.option("--v-tensor", metavar="NAME", help="Name of W^V, likewise."),
+)
+_output_options = _options(
+    click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else."),
+    click.option("--quiet", is_flag=True, help="No progress and no notices."),
+)
+
+
+def _guarded(verb: Command) -> Command:
+    """Turn the library's errors into one message and an exit code; a defect still shows its traceback."""
+
+    @wraps(verb)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            verb(*args, **kwargs)
+        except AiloraError as error:
+            console.show_error(error)
+            sys.exit(error.exit_code)
+        except KeyboardInterrupt:
+            console.show_interrupted()
+            sys.exit(_INTERRUPTED)
+
+    return run  # type: ignore[return-value]
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="ailora-tools", prog_name="ailora-tools")
+def main() -> None:
+    """Start LoRA adapters from the weights of the model, by function.
+
+    The adapter of W^Q gets the principal singular components, the adapter of W^V the minor ones
+    (AILoRA, arXiv 2510.08034); what went into the adapter is taken out of the frozen base.
+
+    \b
+    Example:
+      ailora-tools inspect path/to/model
+      ailora-tools init path/to/model --rank 8
+      ailora-tools verify model-ailora-r8
+    """
+
+
+@main.command()
+@click.argument("model", type=str)
+@_target_options
+@_output_options
+@_guarded
+def inspect(model: str, roles: tuple[str, ...], layers: str | None, q_tensor: str | None, v_tensor: str | None,
+            as_json: bool, quiet: bool) -> None:  # fmt: skip
+    """Show which tensors of MODEL are W^Q and W^V, reading headers only.
+
+    MODEL is a folder or one .safetensors file.
+
+    \b
+    Example:
+      ailora-tools inspect path/to/model
+    """
+    from .verbs.inspect import inspect_checkpoint
+
+    found = inspect_checkpoint(model, roles=roles, layers=layers, q_tensor=q_tensor, v_tensor=v_tensor)
+    _print_json(found.to_json()) if as_json else console.show_inspection(found, quiet)
+
+
+@main.command()
+@click.argument("model", type=str, default=".")
+@click.option("-r", "--rank", type=int, required=True, help="Rank of every adapter.")
+@click.option(
+    "--method", type=click.Choice(list(METHODS)), default="ailora", show_default=True,
+    help="; ".join(f"{row.name}: {row.summary}" for row in METHODS.values()) + ".",
+)
+@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="DIR",
+              help="Where to write.  [default: <model>-<method>-r<rank>]")
+@click.option("--alpha", type=int, help="lora_alpha.  [default: the rank, so that the scaling is 1]")
+@click.option("--rslora", is_flag=True, help="Scale by alpha / sqrt(rank) instead of alpha / rank.")
+@click.option("--adapter-dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32",
+              show_default=True, help="Storage of A and B.")
+@click.option("--base-dtype", type=click.Choice(["keep", "float32"]), default="keep", show_default=True,
+              help="Storage of the touched matrices of the base.")
+@click.option("--rounding", type=click.Choice(["auto", "nearest", "stochastic"]), default="auto", show_default=True,
+              help="How a 16-bit residual is rounded; auto: to nearest unless that undoes the surgery.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of everything random.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
+@_target_options
+@click.option("--overwrite", is_flag=True, help="Replace DIR if ailora-tools wrote it.")
+@click.option("--resume", is_flag=True, help="Go on with an interrupted run.")
+@click.option("--dry-run", is_flag=True, help="Check everything, say what would be written, write nothing.")
+@_output_options
+@_guarded
+def init(model: str, as_json: bool, quiet: bool, **options: Any) -> None:
+    """Write the adapter and the residual base of MODEL.
+
+    MODEL is a folder or one .safetensors file; default: the current folder. DIR becomes a complete
+    checkpoint, with the adapter in DIR/ailora_init for PEFT. The source is never changed.
+
+    \b
+    Example:
+      ailora-tools init path/to/model --rank 8
+      ailora-tools init path/to/model --rank 16 --method pissa -o model-pissa
+    """
+    from .verbs.initialize import initialize
+
+    with console.progress(quiet=quiet or as_json, verbose_notices=not quiet) as progress:
+        result = initialize(model, progress=progress, **options)
+    _print_json(result.to_json()) if as_json else console.show_initialization(result)
+
+
+@main.command()
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--source", metavar="MODEL", help="The original model.  [default: where the manifest says it was]")
+@_output_options
+@_guarded
+def verify(folder: Path, source: str | None, as_json: bool, quiet: bool) -> None:
+    """Check that base and adapter in DIR still make the original model.
+
+    Exit code 3 if they do not. Without the original at hand the hashes of the manifest decide.
+
+    \b
+    Example:
+      ailora-tools verify model-ailora-r8
+    """
+    from .verbs.verify import verify as check
+
+    with console.progress(quiet=quiet or as_json, verbose_notices=not quiet) as progress:
+        result = check(folder, source=source, progress=progress)
+    _print_json(result.to_json()) if as_json else console.show_verification(result)
+    sys.exit(0 if result.holds else 3)
+
+
+def _print_json(document: dict[str, Any]) -> None:
+    click.echo(json.dumps(document, indent=2, ensure_ascii=False))

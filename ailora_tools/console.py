@@ -1,0 +1,199 @@
+"""The only room that knows rich: tables on stdout, progress, notices and errors on stderr."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from .errors import AiloraError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+    from rich.progress import TaskID
+
+    from .output.manifest import ModuleRecord
+    from .targets.plan import Target
+    from .verbs.initialize import Initialization
+    from .verbs.inspect import Inspection
+    from .verbs.verify import Verification
+
+_out = Console(highlight=False, soft_wrap=False)
+_err = Console(stderr=True, highlight=False)
+_SIZES = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+
+
+def show_error(error: AiloraError) -> None:
+    """The problem in red, what to do below it."""
+    _err.print(Text("error: ", style="bold red") + Text(error.problem), soft_wrap=True)
+    if error.hint:
+        _err.print(Text(error.hint), soft_wrap=True)
+
+
+def show_interrupted() -> None:
+    _err.print("Interrupted. Run the same command with --resume to go on.", style="yellow")
+
+
+def size(nbytes: float) -> str:
+    """1_234_567_890 -> '1.23 GB' (GB = 10^9 bytes)."""
+    unit, name = next(((unit, name) for unit, name in _SIZES if nbytes >= unit), (1, "bytes"))
+    return f"{nbytes / unit:.3g} {name}" if unit > 1 else f"{int(nbytes)} bytes"
+
+
+def show_inspection(found: Inspection, quiet: bool) -> None:
+    """The plan as a table, layers of one kind in one row."""
+    plan, checkpoint = found.plan, found.checkpoint
+    if not quiet:
+        _notices(plan.notices)
+    share = plan.read_bytes / checkpoint.nbytes
+    _out.print(Text(checkpoint.location, style="bold"), soft_wrap=True)
+    shards = f"{len(checkpoint.headers)} file{'s' if len(checkpoint.headers) > 1 else ''}"
+    _out.print(f"{plan.family} (model type {plan.model_type or 'not stated'}), {shards}, {size(checkpoint.nbytes)}")
+    _out.print(_target_table(plan.targets))
+    _out.print(
+        f"To read: {size(plan.read_bytes)} of {size(checkpoint.nbytes)} ({share:.1%}). "
+        f"Working memory: about {size(found.working_memory)} beside Python and torch."
+    )
+
+
+def show_initialization(result: Initialization) -> None:
+    """What was moved and how well it holds, role by role; then what to do next."""
+    operation = result.operation
+    if result.manifest is None:
+        _out.print(_target_table(operation.plan.targets))
+        _out.print(f"Dry run: {size(operation.nbytes)} would be written to {result.folder}.", soft_wrap=True)
+        return
+    _out.print(_number_table(result.manifest.modules))
+    base = str(result.folder) if result.manifest.base else operation.checkpoint.location
+    where = Table.grid(padding=(0, 2))
+    where.add_row("base", Text(base, overflow="fold"))
+    where.add_row("adapter", Text(str(result.adapter), overflow="fold"))
+    where.add_row("check it", Text(f"ailora-tools verify {result.folder}", overflow="fold"))
+    where.add_row("load it", Text(f"PeftModel.from_pretrained(base, {str(result.adapter)!r}, is_trainable=True)", overflow="fold"))
+    _out.print(where)
+
+
+def show_verification(result: Verification) -> None:
+    """One row a check, then the verdict and what it rests on."""
+    table = _table("", "check", "found")
+    for check in result.checks:
+        sign = Text("✔", style="green") if check.holds else Text("✘", style="bold red")
+        table.add_row(sign, check.name, Text(check.detail, overflow="fold"))
+    _out.print(table)
+    basis = f"compared with the source at {result.source}" if result.source else "from hashes alone: no source at hand"
+    verdict = Text("holds", style="bold green") if result.holds else Text("does not hold", style="bold red")
+    _out.print(Text(f"{result.folder} ") + verdict + Text(f" ({basis})."), soft_wrap=True)
+
+
+@contextmanager
+def progress(*, quiet: bool, verbose_notices: bool) -> Iterator[_Progress]:
+    """A bar on stderr while a verb runs; only notices where stderr is not a terminal."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+               TextColumn("[dim]{task.fields[label]}"))  # fmt: skip
+    with Bar(*columns, console=_err, transient=True, disable=quiet or not _err.is_terminal) as bar:
+        yield _Progress(bar, verbose_notices)
+
+
+class _Progress:
+    """`progress.Progress` drawn by rich."""
+
+    def __init__(self, bar: Bar, verbose: bool) -> None:
+        self._bar, self._verbose = bar, verbose
+        self._task: TaskID | None = None
+
+    def start(self, stage: str, total: int, done: int) -> None:
+        if self._task is not None:
+            self._bar.remove_task(self._task)
+        self._task = self._bar.add_task(stage, total=total, completed=done, label="")
+
+    def advance(self, label: str) -> None:
+        if self._task is not None:
+            self._bar.update(self._task, advance=1, label=escape(label))
+
+    def notice(self, text: str) -> None:
+        if self._verbose:
+            _notices([text])
+
+
+def _notices(texts: Iterable[str]) -> None:
+    for text in texts:
+        _err.print(Text("note: ", style="cyan") + Text(text), soft_wrap=True)
+
+
+def _table(*headings: str) -> Table:
+    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0), pad_edge=False)
+    for heading in headings:
+        table.add_column(heading)
+    return table
+
+
+def _target_table(targets: Iterable[Target]) -> Padding:
+    table = _table("role", "layers", "tensor", "shape", "dtype", "size")
+    groups: dict[tuple[object, ...], list[Target]] = {}
+    for target in sorted(targets, key=lambda target: (target.stack, target.role != "q", target.role, target.layer)):
+        groups.setdefault((target.stack, target.role, _pattern(target), target.shape, target.dtype), []).append(target)
+    for members in groups.values():
+        first = members[0]
+        table.add_row(
+            f"W^{first.role.upper()}" + (f" {first.stack}" if first.stack else ""),
+            _ranges([target.layer for target in members]),
+            Text(_pattern(first), overflow="fold"),
+            f"{first.shape[0]} × {first.shape[1]}",
+            first.dtype,
+            size(sum(target.nbytes for target in members)),
+        )
+    return Padding(table, (1, 0))
+
+
+def _pattern(target: Target) -> str:
+    return target.tensor.replace(f".{target.layer}.", ".{layer}.", 1)
+
+
+def _ranges(numbers: Iterable[int]) -> str:
+    """[0, 1, 2, 5] -> '0-2, 5'."""
+    runs = []
+    for _, members in groupby(enumerate(sorted(numbers)), key=lambda pair: pair[1] - pair[0]):
+        run = [number for _, number in members]
+        runs.append(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}")
+    return ", ".join(runs)
+
+
+def _number_table(records: Iterable[ModuleRecord]) -> Padding:
+    table = _table("role", "matrices", "start", "rank", "singular values moved", "gap", "survival", "error", "rounding")
+    for role, members in groupby(sorted(records, key=lambda record: record.role), key=lambda record: record.role):
+        group = list(members)
+        table.add_row(
+            f"W^{role.upper()}",
+            str(len(group)),
+            group[0].rule,
+            _span({record.rank for record in group}),
+            _decimals([value for record in group for value in record.singular_values]),
+            _decimals([record.gap for record in group if record.gap is not None]),
+            _decimals([record.survival for record in group if record.survival is not None]),
+            _decimals([record.reconstruction_error for record in group]),
+            ", ".join(f"{kind} {sum(r.rounding == kind for r in group)}" for kind in sorted({r.rounding for r in group})),
+        )
+    return Padding(table, (1, 0))
+
+
+def _span(values: Iterable[int]) -> str:
+    ordered = sorted(values)
+    return str(ordered[0]) if len(ordered) == 1 else f"{ordered[0]}-{ordered[-1]}"
+
+
+def _decimals(values: list[float]) -> str:
+    """Smallest to largest, three digits."""
+    if not values:
+        return "-"
+    low, high = f"{min(values):.3g}", f"{max(values):.3g}"
+    return low if low == high else f"{low} … {high}"

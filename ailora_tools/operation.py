@@ -1,0 +1,235 @@
+"""One planned surgery: every decision is made here, before a weight is read, from the plan and the settings."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .checkpoint.header import tensor_bytes
+from .checkpoint.index import Checkpoint
+from .errors import OptionError
+from .methods import Method
+from .output.adapter import AdapterModule, adapter_config, write_json
+from .output.base import ShardLayout, companions, keep_layout, recast_layout
+from .output.card import CardFacts, model_card
+from .output.manifest import Manifest, ModuleRecord, fingerprint
+from .targets.plan import Plan, Target, target_modules
+
+if TYPE_CHECKING:
+    from .decompose import Numbers, Recipe
+
+ADAPTER_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+BASE_DTYPES = ("keep", "float32")
+ROUNDINGS = ("auto", "nearest", "stochastic")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything besides the source that the written numbers depend on."""
+
+    rank: int
+    method: str
+    roles: tuple[str, ...]
+    layers: str | None
+    alpha: int
+    rslora: bool
+    adapter_dtype: str
+    base_dtype: str
+    rounding: str
+    seed: int
+    device: str
+    q_tensor: str | None
+    v_tensor: str | None
+
+    @property
+    def scaling(self) -> float:
+        """alpha / r, or alpha / sqrt(r) with rsLoRA (arXiv 2312.03732)."""
+        return self.alpha / self.rank**0.5 if self.rslora else self.alpha / self.rank
+
+
+@dataclass(frozen=True)
+class Operation:
+    """A checkpoint, what to do with which of its tensors, and where the result will lie."""
+
+    checkpoint: Checkpoint
+    plan: Plan
+    method: Method
+    settings: Settings
+    folder: Path
+
+    def __post_init__(self) -> None:
+        """OptionError that names everything in the settings that does not fit the plan."""
+        settings = self.settings
+        wrong = [
+            f"{label} is {value!r}; it must be one of {', '.join(choices)}"
+            for label, value, choices in (
+                ("adapter dtype", settings.adapter_dtype, tuple(ADAPTER_DTYPES)),
+                ("base dtype", settings.base_dtype, BASE_DTYPES),
+                ("rounding", settings.rounding, ROUNDINGS),
+            )
+            if value not in choices
+        ]
+        if settings.rank < 1 or settings.alpha < 1:
+            wrong.append(f"rank {settings.rank} and alpha {settings.alpha} must both be at least 1")
+        smallest = min(self.plan.targets, key=lambda target: min(target.shape))
+        if settings.rank > min(smallest.shape):
+            wrong.append(
+                f"rank {settings.rank} is above {min(smallest.shape)}, the smaller side of "
+                f"{smallest.tensor} {list(smallest.shape)}"
+            )
+        if wrong:
+            raise OptionError(f"{'; '.join(wrong)}.", "See `ailora-tools init --help` for what each option takes.")
+
+    @cached_property
+    def modules(self) -> tuple[AdapterModule, ...]:
+        rank, alpha = self.settings.rank, self.settings.alpha
+        return tuple(AdapterModule(target.module, target.shape, rank, alpha) for target in self.plan.targets)
+
+    @cached_property
+    def layouts(self) -> Mapping[str, ShardLayout]:
+        """The shards of the residual base; none for a method that leaves the base alone."""
+        if not self.method.residual:
+            return {}
+        dtypes: dict[str, dict[str, str]] = {shard: {} for shard in self.checkpoint.headers}
+        for target in self.plan.targets:
+            dtypes[target.file][target.tensor] = self.base_dtype(target)
+        lay_out = keep_layout if self.settings.base_dtype == "keep" else recast_layout
+        return {shard: lay_out(header, dtypes[shard]) for shard, header in self.checkpoint.headers.items()}
+
+    @cached_property
+    def companions(self) -> list[str]:
+        """Files copied beside the shards."""
+        return companions(self.checkpoint) if self.layouts else []
+
+    @cached_property
+    def nbytes(self) -> int:
+        """Bytes that will be written, small text files aside."""
+        dtype = ADAPTER_DTYPES[self.settings.adapter_dtype]
+        factors = sum(tensor_bytes(dtype, (sum(item.shape), item.rank)) for item in self.modules)
+        copied = sum(self.checkpoint.files.size(name) for name in self.companions)
+        return factors + copied + sum(layout.size for layout in self.layouts.values())
+
+    def job(self) -> dict[str, Any]:
+        """What a resumed run must agree on, as JSON."""
+        return {"version": version("ailora-tools"), "source": self.source(), **asdict(self.settings)}
+
+    def source(self) -> dict[str, Any]:
+        """The source as the manifest names it: location, and size and header hash of every shard."""
+        location = str(Path(self.checkpoint.location).resolve())
+        return {"location": location, "revision": None, "shards": fingerprint(self.checkpoint)}
+
+    @property
+    def architectures(self) -> tuple[str, ...]:
+        """The classes that config.json names, if it does."""
+        named = self.checkpoint.config.get("architectures")
+        return tuple(str(name) for name in named) if isinstance(named, list) else ()
+
+    def note(self) -> dict[str, str]:
+        """Provenance for the adapter's own metadata, in case it is separated from the manifest."""
+        settings = self.settings
+        text = {"tool": "ailora-tools", "version": version("ailora-tools"), "method": settings.method}
+        return {**text, "rank": str(settings.rank), "seed": str(settings.seed)}
+
+    def recipe(self, target: Target) -> Recipe:
+        """What `decompose` is to do with one matrix."""
+        from .checkpoint.stream import DTYPES
+        from .decompose import Recipe
+
+        return Recipe(
+            rule=self.method.rules[target.role],
+            rank=self.settings.rank,
+            scaling=self.settings.scaling,
+            adapter_dtype=DTYPES[ADAPTER_DTYPES[self.settings.adapter_dtype]],
+            base_dtype=DTYPES[self.base_dtype(target)],
+            rounding=self.settings.rounding,
+            seed=self.settings.seed,
+            name=target.tensor,
+        )
+
+    def base_dtype(self, target: Target) -> str:
+        """The dtype of a target in the residual base; never narrower than in the source."""
+        widened = self.settings.base_dtype == "float32" and target.dtype in ("F16", "BF16")
+        return "F32" if widened else target.dtype
+
+    def record(self, target: Target, numbers: Numbers, before: str, after: str, adapter: str) -> ModuleRecord:
+        """The manifest's entry for one module; the last three are SHA-256 of W, W_res, and A and B."""
+        return ModuleRecord(
+            module=target.module,
+            tensor=target.tensor,
+            file=target.file,
+            role=target.role,
+            layer=target.layer,
+            stack=target.stack,
+            shape=target.shape,
+            dtype=target.dtype,
+            base_dtype=self.base_dtype(target),
+            rule=self.method.rules[target.role],
+            rank=self.settings.rank,
+            alpha=self.settings.alpha,
+            scaling=self.settings.scaling,
+            source_sha256=before,
+            base_sha256=after,
+            adapter_sha256=adapter,
+            **asdict(numbers),
+        )
+
+    def adapter_config(self) -> dict[str, Any]:
+        """PEFT's adapter_config.json; the base it names is the residual one, or the source if that is untouched."""
+        base = self.folder if self.layouts else Path(self.source()["location"])
+        return adapter_config(
+            self.modules,
+            target_modules(self.plan, self.checkpoint),
+            base=str(base),
+            revision=None,
+            architectures=self.architectures,
+            rslora=self.settings.rslora,
+        )
+
+    def card(self, records: Sequence[ModuleRecord]) -> str:
+        """README.md of the folder."""
+        settings = self.settings
+        return model_card(
+            CardFacts(
+                name=self.folder.name,
+                method=self.method,
+                rank=settings.rank,
+                alpha=settings.alpha,
+                seed=settings.seed,
+                source=self.checkpoint.location,
+                has_base=bool(self.layouts),
+                architectures=self.architectures,
+            ),
+            records,
+        )
+
+    def update_index(self, tree: Path) -> None:
+        """Wider tensors change the total that the index states; everything else in it stays."""
+        name = self.checkpoint.index_name
+        if name is None or self.settings.base_dtype == "keep" or not self.layouts:
+            return
+        index = json.loads((tree / name).read_text(encoding="utf-8"))
+        headers = self.checkpoint.headers
+        total = sum(info.nbytes for header in headers.values() for info in header.tensors.values())
+        for target in self.plan.targets:
+            total += tensor_bytes(self.base_dtype(target), target.shape) - target.nbytes
+        index["metadata"] = {**index.get("metadata", {}), "total_size": total}
+        write_json(tree / name, index)
+
+    def manifest(self, records: Sequence[ModuleRecord], files: Mapping[str, Mapping[str, Any]], device: str) -> Manifest:
+        """The proof: modules in reading order and the hash of every file."""
+        tool = {"ailora_tools": version("ailora-tools"), "torch": version("torch"), "python": platform.python_version()}
+        return Manifest(
+            tool={**tool, "device": device},
+            source=self.source(),
+            settings=asdict(self.settings),
+            base=bool(self.layouts),
+            modules=tuple(records),
+            files=files,
+            notices=self.plan.notices,
+        )

@@ -1,0 +1,113 @@
+"""The adapter as PEFT reads it: adapter_config.json and adapter_model.safetensors.
+
+Field names and key layout follow PEFT 0.21 (peft/utils/save_and_load.py, peft/tuners/lora/config.py); only
+fields that old releases know are written, because those refuse a config with unknown keys.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint.header import build_header
+from .spans import create, read_span, write_span
+
+FOLDER = "ailora_init"
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+PREFIX = "base_model.model."
+
+
+@dataclass(frozen=True)
+class AdapterModule:
+    """One adapted module: path in memory, shape (out, in) of its W, rank and alpha."""
+
+    module: str
+    shape: tuple[int, int]
+    rank: int
+    alpha: int
+
+
+def tensor_names(module: str) -> tuple[str, str]:
+    """Names of A and B in the file."""
+    return f"{PREFIX}{module}.lora_A.weight", f"{PREFIX}{module}.lora_B.weight"
+
+
+class AdapterWriter:
+    """Lays the file out from the plan and fills in the factors as they come."""
+
+    def __init__(self, folder: Path, modules: Sequence[AdapterModule], dtype: str, metadata: Mapping[str, str]) -> None:
+        entries: list[tuple[str, str, tuple[int, ...]]] = []
+        for item in modules:
+            name_a, name_b = tensor_names(item.module)
+            entries += [(name_a, dtype, (item.rank, item.shape[1])), (name_b, dtype, (item.shape[0], item.rank))]
+        raw, self._header = build_header(sorted(entries), {"format": "pt", **metadata}, WEIGHTS)
+        self.path = folder / WEIGHTS
+        if not self.path.exists():
+            create(self.path, self._header.file_size, raw)
+
+    @property
+    def nbytes(self) -> int:
+        return self._header.file_size
+
+    def read(self, module: str) -> tuple[bytes, bytes]:
+        """The bytes of A and B that are in the file."""
+        spans = (self._header.tensors[name] for name in tensor_names(module))
+        A, B = (read_span(self.path, info.start, info.stop) for info in spans)
+        return A, B
+
+    def write(self, module: str, A: memoryview, B: memoryview) -> None:
+        """A (r, in) and B (out, r) of one module, as bytes in the dtype of the file."""
+        for name, data in zip(tensor_names(module), (A, B), strict=True):
+            write_span(self.path, self._header.tensors[name].start, data)
+
+
+def adapter_config(
+    modules: Sequence[AdapterModule],
+    target_modules: Sequence[str],
+    *,
+    base: str,
+    revision: str | None,
+    architectures: Sequence[str],
+    rslora: bool,
+) -> dict[str, Any]:
+    """adapter_config.json of a LoRA that starts from stored factors.
+
+    `init_lora_weights` is true on purpose: any other tag makes loaders repeat a surgery on the base. A
+    rank_pattern always comes with an alpha_pattern, because PEFT looks the two up independently. Pattern keys
+    are whole, unescaped paths: old releases look them up as they are, new ones read them as expressions.
+    """
+    (rank, alpha), _ = Counter((item.rank, item.alpha) for item in modules).most_common(1)[0]
+    odd = [item for item in modules if (item.rank, item.alpha) != (rank, alpha)]
+    return {
+        "alpha_pattern": {item.module: item.alpha for item in odd},
+        "base_model_name_or_path": base,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "lora_alpha": alpha,
+        "lora_dropout": 0.0,
+        "modules_to_save": None,
+        "peft_type": "LORA",
+        "r": rank,
+        "rank_pattern": {item.module: item.rank for item in odd},
+        "revision": revision,
+        "target_modules": list(target_modules),
+        "task_type": _task_type(architectures),
+        "use_rslora": rslora,
+    }
+
+
+def write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _task_type(architectures: Sequence[str]) -> str | None:
+    """Only what is certain: other task types make PEFT add or expect further parts."""
+    causal = any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in architectures)
+    return "CAUSAL_LM" if causal else None

@@ -1,0 +1,127 @@
+"""Checks of a finished folder that need no arithmetic: its files, its adapter, what lies beside them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint.files import LocalFiles
+from ..checkpoint.header import Header
+from ..checkpoint.index import read_header
+from ..errors import CheckpointError, listed
+from .adapter import CONFIG, FOLDER, WEIGHTS, tensor_names
+from .manifest import NAME, Manifest, ModuleRecord
+from .spans import sha256_file
+
+
+@dataclass(frozen=True)
+class Check:
+    """One statement about the folder: whether it holds, and what was found."""
+
+    name: str
+    holds: bool
+    detail: str
+
+
+def check_files(folder: Path, manifest: Manifest) -> Check:
+    """Every file of the manifest is there, of the right size, and hashes as it did when written."""
+    faults, total = [], 0
+    for name, expected in manifest.files.items():
+        path = folder / name
+        if not path.is_file():
+            faults.append(f"{name} is missing")
+        elif (size := path.stat().st_size) != expected["size"]:
+            faults.append(f"{name} has {size:,} bytes, expected {expected['size']:,}")
+        elif sha256_file(path) != expected["sha256"]:
+            faults.append(f"{name} was changed")
+        total += expected["size"]
+    detail = f"{len(manifest.files)} files, {total / 1e9:.2f} GB: sizes and SHA-256 as written"
+    return Check("files", not faults, listed(faults, 5) or detail)
+
+
+def check_neighbours(folder: Path, manifest: Manifest) -> Check:
+    """Nothing beside the base that loaders would take for part of it."""
+    strangers = [
+        path.name
+        for path in folder.iterdir()
+        if path.name not in manifest.files
+        and path.name != NAME
+        and (path.suffix in (".safetensors", ".bin") or path.name == CONFIG)
+    ]
+    detail = "no foreign weights and no adapter_config.json beside config.json"
+    return Check("neighbours", not strangers, f"would be loaded with the base: {listed(strangers)}" if strangers else detail)
+
+
+def check_adapter_config(folder: Path, manifest: Manifest) -> Check:
+    """PEFT will load the stored factors, into exactly the modules of the manifest, with the right scaling."""
+    path = folder / FOLDER / CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        faults = list(_config_faults(config, manifest))
+    except (OSError, ValueError, TypeError, AttributeError, re.error) as error:
+        return Check("adapter config", False, f"{FOLDER}/{CONFIG} cannot be read: {error}")
+    detail = f"init_lora_weights is true; target_modules reach all {len(manifest.modules)} modules"
+    return Check("adapter config", not faults, "; ".join(faults[:4]) or detail)
+
+
+def check_adapter_tensors(folder: Path, manifest: Manifest) -> Check:
+    """The adapter file holds A and B of every module, in the right shape, and nothing else."""
+    try:
+        header = read_header(LocalFiles(folder / FOLDER), WEIGHTS)
+    except CheckpointError as error:
+        return Check("adapter tensors", False, error.problem)
+    faults = list(_tensor_faults(header, manifest.modules))
+    return Check("adapter tensors", not faults, listed(faults) or f"{len(header.tensors)} tensors, shapes as planned")
+
+
+def _config_faults(config: dict[str, Any], manifest: Manifest) -> Iterator[str]:
+    tag = config.get("init_lora_weights")
+    if tag is not True:
+        yield f"init_lora_weights is {tag!r}, not true: loaders would change the base or the factors again"
+    targets = config.get("target_modules")
+    wanted = [targets] if isinstance(targets, str) else list(targets or ())
+    modules = [record.module for record in manifest.modules]
+    idle = [target for target in wanted if not any(_hits(target, module) for module in modules)]
+    if idle:
+        yield f"target_modules entries that hit nothing: {listed(idle)}"
+    missed = [module for module in modules if not any(_hits(target, module) for target in wanted)]
+    if missed:
+        yield f"target_modules do not reach {listed(missed)}"
+    if config.get("peft_type") != "LORA":
+        yield f"peft_type is {config.get('peft_type')!r}, not 'LORA'"
+    for record in manifest.modules:
+        rank = _lookup(config.get("rank_pattern"), record.module, config.get("r"))
+        alpha = _lookup(config.get("alpha_pattern"), record.module, config.get("lora_alpha"))
+        found = (rank, alpha, bool(config.get("use_rslora")))
+        expected = (record.rank, record.alpha, bool(manifest.settings["rslora"]))
+        if found != expected:
+            yield f"{record.module} gets (rank, alpha, rslora) {found}, expected {expected}"
+
+
+def _tensor_faults(header: Header, modules: Sequence[ModuleRecord]) -> Iterator[str]:
+    expected = {}
+    for record in modules:
+        name_a, name_b = tensor_names(record.module)
+        expected[name_a] = (record.rank, record.shape[1])
+        expected[name_b] = (record.shape[0], record.rank)
+    for name, shape in expected.items():
+        if name not in header.tensors:
+            yield f"{name} is missing"
+        elif header.tensors[name].shape != shape:
+            yield f"{name} has shape {header.tensors[name].shape}, expected {shape}"
+    yield from (f"{name} belongs to no module" for name in header.tensors if name not in expected)
+
+
+def _hits(target: str, module: str) -> bool:
+    """PEFT's rule for a list of target_modules: the name itself, or a path that ends in it."""
+    return module == target or module.endswith("." + target)
+
+
+def _lookup(patterns: dict[str, int] | None, module: str, default: Any) -> Any:
+    """PEFT's rule for rank_pattern and alpha_pattern: the first key that matches."""
+    hits = (value for key, value in (patterns or {}).items() if re.match(rf"(.*\.)?({key})$", module))
+    return next(hits, default)

@@ -1,0 +1,101 @@
+"""README.md of an output folder: what it is, how to load it, and how to get back to the original."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..methods import Method
+from .adapter import FOLDER
+from .manifest import ModuleRecord
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What the card tells besides the numbers. `source` is the original model; `has_base` whether a base is here."""
+
+    name: str
+    method: Method
+    rank: int
+    alpha: int
+    seed: int
+    source: str
+    has_base: bool
+    architectures: Sequence[str]
+
+
+def model_card(facts: CardFacts, records: Sequence[ModuleRecord]) -> str:
+    """Markdown; states the measured numbers of this very folder."""
+    parts = [_summary(facts, records), _layout(facts), _numbers(records), _load(facts), _back(facts)]
+    return "\n".join(part for part in parts if part)
+
+
+def _summary(facts: CardFacts, records: Sequence[ModuleRecord]) -> str:
+    roles = sorted({record.role for record in records}, key=list(facts.method.rules).index)
+    rules = ", ".join(f"W^{role.upper()}: {facts.method.rules[role]}" for role in roles)
+    return (
+        f"# {facts.name}\n\nAdapter initialised by {facts.method.name} ({facts.method.paper}): {rules}. Rank "
+        f"{facts.rank}, alpha {facts.alpha}, seed {facts.seed}, {len(records)} matrices.\n"
+    )
+
+
+def _layout(facts: CardFacts) -> str:
+    if not facts.has_base:
+        return f"- `{FOLDER}/`: the adapter. The base is the untouched model.\n- `ailora.json`: what was done.\n"
+    return (
+        "- this folder: the base model **without** what went into the adapter. Alone it is not the original model.\n"
+        f"- `{FOLDER}/`: the adapter with what was taken out. Base + adapter compute what the original does.\n"
+        "- `ailora.json`: the source, every number, and a SHA-256 of every file (`ailora-tools verify` checks them).\n"
+    )
+
+
+def _numbers(records: Sequence[ModuleRecord]) -> str:
+    survivals = [record.survival for record in records if record.survival is not None]
+    if not survivals:
+        return ""
+    error, dead = max(record.reconstruction_error for record in records), sum(record.dead for record in records)
+    lines = [
+        "## Measured on what is stored\n",
+        f"- largest reconstruction error, norm(W - (W_res + s B A)) / norm(W): {error:.2e}",
+        f"- smallest survival of the surgery in the stored base: {min(survivals):.3f}",
+    ]
+    if dead:
+        lines.append(f"- {dead} components are numerically zero: their A and B start at zero and get no gradient")
+    return "\n".join(lines) + "\n"
+
+
+def _load(facts: CardFacts) -> str:
+    base = "FOLDER" if facts.has_base else facts.source
+    causal = any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in facts.architectures)
+    auto = "AutoModelForCausalLM" if causal else "AutoModel"
+    adapter = f"FOLDER/{FOLDER}"
+    return f"""## Load it and train
+
+In PEFT (FOLDER is this folder; use the Auto class of your task):
+
+```python
+from peft import PeftModel
+from transformers import {auto}
+
+base = {auto}.from_pretrained("{base}", dtype="auto")
+model = PeftModel.from_pretrained(base, "{adapter}", is_trainable=True)
+```
+
+- TRL: pass that `model` to `SFTTrainer` and no `peft_config`.
+- LLaMA-Factory: `model_name_or_path: {base}`, `adapter_name_or_path: {adapter}`, `finetuning_type: lora`; leave
+  `pissa_init` out.
+- Axolotl: `base_model: {base}`, `adapter: lora`, `lora_model_dir: {adapter}`.
+
+Save the trained adapter elsewhere and keep `{FOLDER}/` as it is. Do not change `init_lora_weights: true` in its
+config: any other tag makes loaders repeat the surgery on the base. Leave dropout at 0.
+"""
+
+
+def _back(facts: CardFacts) -> str:
+    if not facts.has_base:
+        return ""
+    return """## After training
+
+Load the trained adapter on **this** base, as above, or merge it into this base with PEFT's `merge_and_unload()`.
+It does not fit the original base: there, the part that was moved would count twice.
+"""

@@ -1,0 +1,66 @@
+"""The folder that `init` fills: residual base and adapter, module by module, with a journal to resume from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+from .adapter import AdapterWriter
+from .atomic import WorkFolder
+from .base import BaseWriter
+from .manifest import ModuleRecord, module_record
+from .spans import sha256, sha256_file
+
+
+class Package:
+    """Takes finished modules in any order; `records` holds them by module path, an earlier run's included."""
+
+    def __init__(self, work: WorkFolder, adapter: AdapterWriter, base: BaseWriter) -> None:
+        self._work, self._adapter, self._base = work, adapter, base
+        self._copied = set(work.finished("copied"))
+        self.records: dict[str, ModuleRecord] = {}
+        for entry in work.finished("module"):
+            self._take_over(module_record(entry))
+
+    def store(self, record: ModuleRecord, A: memoryview, B: memoryview, residual: memoryview | None) -> None:
+        """Write one module (A (r, in), B (out, r), W_res as bytes), then journal it."""
+        self._adapter.write(record.module, A, B)
+        if residual is not None:
+            self._base.write(record.file, record.tensor, residual)
+        self.records[record.module] = record
+        self._work.record({"module": asdict(record)})
+        self._journal_copies()
+
+    def seal(self) -> Iterator[str]:
+        """Wait for each shard to be complete and on disk; yields the shard's name."""
+        for shard in self._base.shards:
+            self._base.sha256(shard)
+            self._journal_copies()
+            yield shard
+
+    def file_hashes(self) -> dict[str, dict[str, Any]]:
+        """Size and SHA-256 of every file in the folder, by path."""
+        known = {shard: self._base.sha256(shard) for shard in self._base.shards}
+        tree = self._work.tree
+        names = sorted(path.relative_to(tree).as_posix() for path in tree.rglob("*") if path.is_file())
+        return {
+            name: {"size": (tree / name).stat().st_size, "sha256": known.get(name) or sha256_file(tree / name)}
+            for name in names
+        }
+
+    def _take_over(self, record: ModuleRecord) -> None:
+        """Accept a module of an earlier run if its bytes really are on disk: a power cut may have lost them."""
+        held = self._base.read(record.file, record.tensor)
+        if held is not None and sha256(held) != record.base_sha256:
+            return
+        if sha256(*self._adapter.read(record.module)) != record.adapter_sha256:
+            return
+        self.records[record.module] = record
+        if held is not None:
+            self._base.skip(record.file, record.tensor)
+
+    def _journal_copies(self) -> None:
+        for shard in set(self._base.copied()) - self._copied:
+            self._work.record({"copied": shard})
+            self._copied.add(shard)

@@ -1,0 +1,60 @@
+"""Files whose layout is known before their content: make them, fill byte spans in any order, hash them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+BLOCK = 4 << 20
+
+
+def write_span(path: Path, start: int, data: memoryview | bytes) -> None:
+    """Put `data` at byte `start` of an existing file."""
+    handle = os.open(path, os.O_WRONLY)
+    try:
+        view = memoryview(data)
+        while view:
+            count = os.pwrite(handle, view, start)
+            view, start = view[count:], start + count
+    finally:
+        os.close(handle)
+
+
+def read_span(path: Path, start: int, stop: int) -> bytes:
+    """Bytes [start, stop) of a file; fewer if it ends before."""
+    with open(path, "rb") as file:
+        file.seek(start)
+        return file.read(stop - start)
+
+
+def create(path: Path, size: int, first: bytes = b"") -> None:
+    """A new file of `size` bytes that starts with `first`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "wb") as file:
+        file.write(first)
+        file.truncate(size)
+
+
+def blocks(start: int, stop: int, step: int = BLOCK) -> Iterable[tuple[int, int]]:
+    """[start, stop) in pieces of at most `step` bytes."""
+    return ((low, min(low + step, stop)) for low in range(start, stop, step))
+
+
+def sha256(*parts: memoryview | bytes | bytearray) -> str:
+    """SHA-256 of the parts one after the other."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file."""
+    digest = hashlib.sha256()
+    buffer = memoryview(bytearray(BLOCK))
+    with open(path, "rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(buffer[:count])
+    return digest.hexdigest()

@@ -1,0 +1,34 @@
+"""What a verb tells while it works; the console draws it, scripts ignore it."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Progress(Protocol):
+    """Called from the thread that runs the verb."""
+
+    def start(self, stage: str, total: int, done: int) -> None:
+        """A stage of `total` steps begins, `done` of them already behind it."""
+        ...
+
+    def advance(self, label: str) -> None:
+        """One step of the stage is done."""
+        ...
+
+    def notice(self, text: str) -> None:
+        """Something the user should know although the work goes on."""
+        ...
+
+
+class Silent:
+    """Says nothing."""
+
+    def start(self, stage: str, total: int, done: int) -> None:
+        pass
+
+    def advance(self, label: str) -> None:
+        pass
+
+    def notice(self, text: str) -> None:
+        pass

@@ -1,0 +1,164 @@
+"""`init`: the surgery, from a checkpoint to a residual base and an adapter that together are the same model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..checkpoint.files import Files
+from ..checkpoint.index import open_checkpoint
+from ..methods import find_method
+from ..operation import ADAPTER_DTYPES, Operation, Settings
+from ..output.adapter import FOLDER, AdapterWriter, write_json
+from ..output.atomic import WorkFolder, building, require_outside, require_space
+from ..output.base import BaseWriter, copy_file
+from ..output.manifest import NAME, Manifest
+from ..output.package import Package
+from ..output.spans import sha256, sync_file
+from ..progress import Progress, Silent
+from ..targets.plan import Target, make_plan
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..decompose import Surgery
+
+
+@dataclass(frozen=True)
+class Initialization:
+    """The planned operation, where its results lie, and their manifest (None after a dry run)."""
+
+    operation: Operation
+    manifest: Manifest | None
+
+    @property
+    def folder(self) -> Path:
+        """What to load as the base model (with method `lora`, only the adapter and the manifest are in it)."""
+        return self.operation.folder
+
+    @property
+    def adapter(self) -> Path:
+        return self.folder / FOLDER
+
+    def to_json(self) -> dict[str, Any]:
+        """What `--json` prints: where things lie, the bytes, and every module with its numbers."""
+        modules = self.manifest.modules if self.manifest else ()
+        return {
+            "folder": str(self.folder),
+            "adapter": str(self.adapter),
+            "dry_run": self.manifest is None,
+            "bytes_to_write": self.operation.nbytes,
+            "settings": asdict(self.operation.settings),
+            "planned": [target.tensor for target in self.operation.plan.targets],
+            "modules": [asdict(record) for record in modules],
+            "notices": list(self.operation.plan.notices),
+        }
+
+
+def initialize(
+    model: str | Path = ".",
+    rank: int = 8,
+    *,
+    method: str = "ailora",
+    output: str | Path | None = None,
+    roles: Sequence[str] = ("q", "v"),
+    layers: str | None = None,
+    alpha: int | None = None,
+    rslora: bool = False,
+    adapter_dtype: str = "float32",
+    base_dtype: str = "keep",
+    rounding: str = "auto",
+    seed: int = 0,
+    device: str = "auto",
+    q_tensor: str | None = None,
+    v_tensor: str | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+) -> Initialization:
+    """Write an adapter that starts from the weights, and the base without what went into it.
+
+    `model` is a folder or one .safetensors file; `output` defaults to `<name>-<method>-r<rank>` here. `alpha`
+    defaults to `rank`, which makes the scaling 1 (with `rslora`, sqrt(rank)). The other options take the
+    values that `ailora-tools init --help` lists. Same source, options, device and thread count give the same
+    bytes.
+
+    Raises CheckpointError, TargetError, OptionError, NumericalError or OutputError. Then nothing stands under
+    the final name; the source is never written to.
+    """
+    progress = progress or Silent()
+    settings = Settings(
+        rank=rank, method=method, roles=tuple(roles), layers=layers, alpha=rank if alpha is None else alpha,
+        rslora=rslora, adapter_dtype=adapter_dtype, base_dtype=base_dtype, rounding=rounding, seed=seed,
+        device=device, q_tensor=q_tensor, v_tensor=v_tensor,
+    )  # fmt: skip
+    row = find_method(method, settings.roles)
+    checkpoint = open_checkpoint(model)
+    plan = make_plan(checkpoint, roles=settings.roles, layers=layers, q_tensor=q_tensor, v_tensor=v_tensor)
+    folder = Path(output or default_folder(model, method, rank)).expanduser().absolute()
+    require_outside(folder, Path(checkpoint.location))
+    operation = Operation(checkpoint, plan, row, settings, folder)
+    for text in plan.notices:
+        progress.notice(text)
+    if dry_run:
+        return Initialization(operation, None)
+    with building(folder, operation.job(), overwrite=overwrite, resume=resume) as work:
+        if not work.done:
+            require_space(folder, operation.nbytes)
+        manifest = _operate(operation, work, progress)
+    return Initialization(operation, manifest)
+
+
+def default_folder(model: str | Path, method: str, rank: int) -> Path:
+    """`<slug>-<method>-r<R>` in the current folder."""
+    path = Path(model).expanduser().resolve()
+    return Path(f"{path.stem if path.is_file() else path.name}-{method}-r{rank}")
+
+
+def _operate(operation: Operation, work: WorkFolder, progress: Progress) -> Manifest:
+    """The main path: start copying; read, decompose and store one matrix after the other; seal and describe."""
+    files, targets, settings = operation.checkpoint.files, operation.plan.targets, operation.settings
+    dtype = ADAPTER_DTYPES[settings.adapter_dtype]
+    adapter = AdapterWriter(work.tree / FOLDER, operation.modules, dtype, operation.note())
+    with BaseWriter(files, operation.layouts, work.tree, work.finished("copied")) as base:
+        # Imported here so that torch loads (about a second) while the shards are already being copied.
+        from ..checkpoint.stream import find_device, matrix_bytes, stream
+        from ..decompose import decompose
+
+        def operate(target: Target, W: Tensor) -> tuple[Surgery, str]:
+            return decompose(W, operation.recipe(target)).cpu(), sha256(matrix_bytes(W.cpu()))
+
+        device = find_device(settings.device)
+        package = Package(work, adapter, base)
+        progress.start("Decomposing", len(targets), len(package.records))
+        waiting = [target for target in targets if target.module not in package.records]
+        for target, (surgery, before) in stream(files, waiting, operate, device, progress.notice):
+            A, B = matrix_bytes(surgery.A), matrix_bytes(surgery.B)
+            residual = None if surgery.residual is None else matrix_bytes(surgery.residual)
+            after = before if residual is None else sha256(residual)
+            record = operation.record(target, surgery.numbers, before, after, sha256(A, B))
+            package.store(record, A, B, residual)
+            progress.advance(target.label)
+        progress.start("Hashing", len(base.shards), 0)
+        for shard in package.seal():
+            progress.advance(shard)
+        return _describe(operation, work.tree, package, str(device))
+
+
+def _describe(operation: Operation, tree: Path, package: Package, device: str) -> Manifest:
+    """Everything besides the weights: copied files, the adapter's config, the card, and last the manifest."""
+    for name in operation.companions:
+        copy_file(operation.checkpoint.files, name, tree / name)
+    operation.update_index(tree)
+    write_json(tree / FOLDER / "adapter_config.json", operation.adapter_config())
+    records = [package.records[target.module] for target in operation.plan.targets]
+    (tree / "README.md").write_text(operation.card(records), encoding="utf-8")
+    manifest = operation.manifest(records, package.file_hashes(), device)
+    (tree / NAME).write_text(manifest.to_json(), encoding="utf-8")
+    for path in tree.rglob("*"):
+        if path.is_file():
+            sync_file(path)
+    return manifest

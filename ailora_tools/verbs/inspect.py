@@ -1,0 +1,72 @@
+"""`inspect`: what is in a checkpoint and what the surgery would touch, from the headers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint.index import Checkpoint, open_checkpoint
+from ..targets.plan import Plan, make_plan
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A checkpoint and the plan for it; `working_memory` is in bytes, on top of Python and torch themselves."""
+
+    checkpoint: Checkpoint
+    plan: Plan
+
+    @property
+    def working_memory(self) -> int:
+        """Two workers, each with W, a float64 copy and a float64 Gram of the smaller side, and one read ahead."""
+        elements = sorted((target.shape[0] * target.shape[1] for target in self.plan.targets), reverse=True)
+        smaller = max(min(target.shape) for target in self.plan.targets)
+        return sum(24 * count for count in elements[:2]) + 2 * 16 * smaller**2 + 4 * elements[0]
+
+    def to_json(self) -> dict[str, Any]:
+        """What `--json` prints."""
+        plan = self.plan
+        return {
+            "model": self.checkpoint.location,
+            "model_type": plan.model_type,
+            "family": plan.family,
+            "shards": {name: header.file_size for name, header in self.checkpoint.headers.items()},
+            "bytes_total": self.checkpoint.nbytes,
+            "bytes_to_read": plan.read_bytes,
+            "working_memory": self.working_memory,
+            "targets": [
+                {
+                    "role": target.role,
+                    "layer": target.layer,
+                    "stack": target.stack,
+                    "tensor": target.tensor,
+                    "module": target.module,
+                    "file": target.file,
+                    "dtype": target.dtype,
+                    "shape": list(target.shape),
+                    "start": target.start,
+                    "stop": target.stop,
+                }
+                for target in plan.targets
+            ],
+            "notices": list(plan.notices),
+        }
+
+
+def inspect_checkpoint(
+    model: str | Path,
+    *,
+    roles: Sequence[str] = ("q", "v"),
+    layers: str | None = None,
+    q_tensor: str | None = None,
+    v_tensor: str | None = None,
+) -> Inspection:
+    """Find W^Q and W^V of `model` (a folder or one .safetensors file) without reading any weight.
+
+    Raises CheckpointError for damaged files and TargetError where the projections cannot be told.
+    """
+    checkpoint = open_checkpoint(model)
+    plan = make_plan(checkpoint, roles=tuple(roles), layers=layers, q_tensor=q_tensor, v_tensor=v_tensor)
+    return Inspection(checkpoint, plan)

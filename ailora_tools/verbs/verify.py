@@ -1,0 +1,210 @@
+"""`verify`: is this folder still what `init` wrote, and do base and adapter make the source again?
+
+With the source at hand every matrix is recombined and every untouched byte compared; without it the hashes
+of the manifest decide. The result says which of the two was done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..checkpoint.files import Files, LocalFiles
+from ..checkpoint.header import TensorInfo
+from ..checkpoint.index import Checkpoint, open_checkpoint, read_header
+from ..checkpoint.stream import load_matrix, matrix_bytes
+from ..errors import CheckpointError, listed
+from ..output.adapter import FOLDER, WEIGHTS, tensor_names
+from ..output.audit import Check, check_adapter_config, check_adapter_tensors, check_files, check_neighbours
+from ..output.manifest import Manifest, ModuleRecord, fingerprint, read_manifest
+from ..output.spans import blocks, sha256
+from ..progress import Progress, Silent
+from ..recombine import Recombination, recombine
+
+_SLACK = 1e-3  # float64 here, float32 in `init` where the recorded error was measured
+_FLOOR = 1e-9
+_NEAR = 0.25  # rounding moves `moved` by far less than this from 0, 1 or -1
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The checks in order; `source` is the checkpoint compared with, None if the hashes alone were used."""
+
+    folder: Path
+    source: str | None
+    checks: tuple[Check, ...]
+    manifest: Manifest
+
+    @property
+    def holds(self) -> bool:
+        return all(check.holds for check in self.checks)
+
+    def to_json(self) -> dict[str, Any]:
+        """What `--json` prints."""
+        return {
+            "folder": str(self.folder),
+            "holds": self.holds,
+            "compared_with": self.source or "hashes alone",
+            "checks": [asdict(check) for check in self.checks],
+        }
+
+
+def verify(folder: str | Path, *, source: str | Path | None = None, progress: Progress | None = None) -> Verification:
+    """Check a folder that `initialize` wrote against its manifest and, if it can be found, its source.
+
+    `source` defaults to the place that the manifest names; it is an error if one is given and cannot be
+    opened. Raises VerificationError for a manifest that is changed or not there; every other fault is a
+    check that does not hold.
+    """
+    progress = progress or Silent()
+    folder = Path(folder).expanduser()
+    manifest = read_manifest(folder)
+    original, strange = _find_source(manifest, source, progress)
+    progress.start("Checking", 2 + len(manifest.modules), 0)
+    checks = [check_files(folder, manifest), check_neighbours(folder, manifest)]
+    progress.advance("files")
+    checks += [check_adapter_config(folder, manifest), check_adapter_tensors(folder, manifest), *strange]
+    progress.advance("adapter")
+    checks += _check_matrices(folder, manifest, original, progress)
+    if original is not None and manifest.base:
+        checks.append(_check_untouched(folder, manifest, original))
+    return Verification(folder, original.location if original else None, tuple(checks), manifest)
+
+
+def _find_source(
+    manifest: Manifest, given: str | Path | None, progress: Progress
+) -> tuple[Checkpoint | None, list[Check]]:
+    """The source, if it is the one the manifest describes; a failed check if another was given by hand."""
+    location = given if given is not None else manifest.source["location"]
+    try:
+        checkpoint = open_checkpoint(location)
+    except CheckpointError:
+        if given is not None:
+            raise
+        return None, []
+    if fingerprint(checkpoint) == manifest.source["shards"]:
+        return checkpoint, []
+    if given is None:
+        progress.notice(f"The model at {location} is no longer the one this folder was made from: hashes alone decide.")
+        return None, []
+    return None, [Check("source", False, f"{location} is not the model this folder was made from")]
+
+
+def _check_matrices(
+    folder: Path, manifest: Manifest, original: Checkpoint | None, progress: Progress
+) -> Iterator[Check]:
+    """What is in the base, and whether base and adapter make the source again, module by module."""
+    found = []
+    for record in manifest.modules:
+        found.append(_look_at(folder, manifest, record, original))
+        progress.advance(record.module)
+    yield _base_check(found, manifest)
+    if original is None:
+        return
+    foreign = [look.record.tensor for look in found if look.source_sha256 != look.record.source_sha256]
+    if foreign:
+        yield Check("source", False, f"{original.location} was changed in {listed(foreign)}")
+    else:
+        yield _recombination_check(found)
+
+
+@dataclass(frozen=True)
+class _Look:
+    """One module as found: hashes of its stored bytes (None: unreadable) and how it recombines."""
+
+    record: ModuleRecord
+    base_sha256: str | None
+    source_sha256: str | None
+    numbers: Recombination | None
+
+
+def _look_at(folder: Path, manifest: Manifest, record: ModuleRecord, original: Checkpoint | None) -> _Look:
+    W = _read(original.files, record.file, record.tensor) if original else None
+    base = _read(LocalFiles(folder), record.file, record.tensor) if manifest.base else W
+    A, B = (_read(LocalFiles(folder / FOLDER), WEIGHTS, name) for name in tensor_names(record.module))
+    numbers = None
+    if base is not None and A is not None and B is not None and base.shape == (len(B), A.shape[1]):
+        numbers = recombine(base, A, B, record.scaling, W)
+    return _Look(record, _digest(base), _digest(W), numbers)
+
+
+def _read(files: Files, file: str, tensor: str) -> Tensor | None:
+    """A tensor as stored, None if it cannot be read: the file checks say why."""
+    try:
+        return load_matrix(files, file, read_header(files, file).tensors[tensor])
+    except (CheckpointError, KeyError):
+        return None
+
+
+def _digest(W: Tensor | None) -> str | None:
+    return None if W is None else sha256(matrix_bytes(W))
+
+
+def _base_check(found: Sequence[_Look], manifest: Manifest) -> Check:
+    """Every touched matrix is the residual that was written; if not, which mistake it looks like."""
+    if not manifest.base and all(look.base_sha256 is None for look in found):
+        return Check("base", True, "this method leaves the base alone; the source is not at hand")
+    wrong = [look for look in found if look.base_sha256 != look.record.base_sha256]
+    if not wrong:
+        return Check("base", True, f"{len(found)} matrices hash as written")
+    kinds: dict[str, list[str]] = {}
+    for look in wrong:
+        kinds.setdefault(_diagnose(look), []).append(look.record.tensor)
+    return Check("base", False, "; ".join(f"{len(names)} {kind}: {listed(names, 2)}" for kind, names in kinds.items()))
+
+
+def _diagnose(look: _Look) -> str:
+    if look.base_sha256 is None or look.numbers is None:
+        return "cannot be read"
+    if look.base_sha256 == look.record.source_sha256 or abs(look.numbers.moved - 1) < _NEAR:
+        return "of the original, not residualised (the adapter would count twice)"
+    if abs(look.numbers.moved + 1) < _NEAR:
+        return "residualised twice"
+    return "changed, or of another model"
+
+
+def _recombination_check(found: Sequence[_Look]) -> Check:
+    """norm(W - (W_res + s B A)) / norm(W) must be what the manifest recorded."""
+    errors = [(look, look.numbers.error) for look in found if look.numbers and look.numbers.error is not None]
+    wrong = [
+        f"{look.record.module}: {error:.2e}, recorded {look.record.reconstruction_error:.2e}"
+        for look, error in errors
+        if not error <= look.record.reconstruction_error * (1 + _SLACK) + _FLOOR
+    ]
+    if len(errors) < len(found):
+        wrong.append(f"{len(found) - len(errors)} matrices cannot be recombined")
+    largest = max((error for _, error in errors), default=0.0)
+    return Check("recombination", not wrong, listed(wrong) or f"largest error {largest:.2e}, as recorded")
+
+
+def _check_untouched(folder: Path, manifest: Manifest, original: Checkpoint) -> Check:
+    """Every tensor that the surgery did not touch has the source's bytes."""
+    touched = {record.tensor for record in manifest.modules}
+    files, changed, compared = LocalFiles(folder), [], 0
+    for shard, source in original.headers.items():
+        try:
+            here = read_header(files, shard)
+        except CheckpointError:
+            changed.append(f"{shard} (unreadable)")
+            continue
+        for name in source.tensors.keys() - touched:
+            if name in here.tensors and _same_bytes(original, shard, source.tensors[name], files, here.tensors[name]):
+                compared += source.tensors[name].nbytes
+            else:
+                changed.append(name)
+    detail = f"{compared / 1e9:.2f} GB of untouched tensors are the source's, byte for byte"
+    return Check("untouched bytes", not changed, f"changed: {listed(sorted(changed))}" if changed else detail)
+
+
+def _same_bytes(original: Checkpoint, shard: str, source: TensorInfo, files: LocalFiles, here: TensorInfo) -> bool:
+    if (source.nbytes, source.dtype, source.shape) != (here.nbytes, here.dtype, here.shape):
+        return False
+    return all(
+        original.files.read(shard, source.start + low, source.start + high)
+        == files.read(shard, here.start + low, here.start + high)
+        for low, high in blocks(0, source.nbytes)
+    )

@@ -1,0 +1,223 @@
+"""Writing: shard layouts, byte copies that never reach the source, folders that appear whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from ailora_tools.checkpoint.files import LocalFiles
+from ailora_tools.checkpoint.index import open_checkpoint, read_header
+from ailora_tools.errors import NumericalError, OutputError
+from ailora_tools.output import base as base_room
+from ailora_tools.output.adapter import AdapterModule, AdapterWriter, adapter_config
+from ailora_tools.output.atomic import building, require_outside, require_space
+from ailora_tools.output.base import BaseWriter, companions, copy_span, keep_layout, recast_layout
+from ailora_tools.output.spans import sha256_file
+
+JOB = {"rank": 8, "seed": 0}
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    folder = tmp_path / "source"
+    folder.mkdir()
+    tensors = {
+        "a.q": torch.randn(6, 5).bfloat16(),
+        "a.odd": torch.arange(7, dtype=torch.int8),
+        "b.q": torch.randn(4, 3).bfloat16(),
+        "c.norm": torch.randn(9),
+    }
+    save_file(tensors, folder / "model.safetensors", {"format": "pt", "note": "kept"})
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+def write_base(source: Path, out: Path, dtypes: dict[str, str], keep: bool) -> dict[str, torch.Tensor]:
+    header = read_header(LocalFiles(source), "model.safetensors")
+    layout = keep_layout(header, dtypes) if keep else recast_layout(header, dtypes)
+    out.mkdir()
+    new = {}
+    with BaseWriter(LocalFiles(source), {"model.safetensors": layout}, out, []) as writer:
+        for name in dtypes:
+            values = torch.full(header.tensors[name].shape, 3.0, dtype=torch.bfloat16 if keep else torch.float32)
+            writer.write("model.safetensors", name, memoryview(values.view(torch.uint8).numpy().reshape(-1)))
+            new[name] = values
+        assert writer.sha256("model.safetensors") == sha256_file(out / "model.safetensors")
+    return new
+
+
+def test_only_touched_bytes_change(source: Path, tmp_path: Path) -> None:
+    before = (source / "model.safetensors").read_bytes()
+    new = write_base(source, tmp_path / "out", {"a.q": "BF16", "b.q": "BF16"}, keep=True)
+    after = (tmp_path / "out" / "model.safetensors").read_bytes()
+    assert (source / "model.safetensors").read_bytes() == before
+    header = read_header(LocalFiles(source), "model.safetensors")
+    expected = bytearray(before)
+    for name, values in new.items():
+        info = header.tensors[name]
+        expected[info.start : info.stop] = values.view(torch.uint8).numpy().tobytes()
+    assert after == bytes(expected)
+
+
+def test_recast_keeps_every_other_tensor_and_the_metadata(source: Path, tmp_path: Path) -> None:
+    write_base(source, tmp_path / "out", {"a.q": "F32"}, keep=False)
+    old, new = load_file(source / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
+    assert new["a.q"].dtype == torch.float32 and bool((new["a.q"] == 3).all())
+    for name in ("a.odd", "b.q", "c.norm"):
+        assert torch.equal(old[name], new[name]) and old[name].dtype == new[name].dtype
+    with safe_open(tmp_path / "out" / "model.safetensors", "pt") as file:
+        assert file.metadata() == {"format": "pt", "note": "kept"}
+
+
+def test_output_shares_no_inode_with_the_source(source: Path, tmp_path: Path) -> None:
+    write_base(source, tmp_path / "out", {}, keep=True)
+    assert not os.path.samefile(source / "model.safetensors", tmp_path / "out" / "model.safetensors")
+    assert (tmp_path / "out" / "model.safetensors").stat().st_nlink == 1
+
+
+def test_copying_works_where_the_kernel_cannot_help(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(errno.EXDEV, "cross-device")
+
+    monkeypatch.setattr(os, "copy_file_range", refuse)
+    write_base(source, tmp_path / "out", {}, keep=True)
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (source / "model.safetensors").read_bytes()
+
+
+def test_a_cancelled_copy_stops(source: Path, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.write_bytes(b"\0" * 10)
+    cancel = threading.Event()
+    cancel.set()
+    copy_span(LocalFiles(source), "model.safetensors", 0, 10, target, 0, cancel)
+    assert target.read_bytes() == b"\0" * 10
+
+
+def test_a_full_disk_stops_the_run_and_is_named(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "copy_file_range", full)
+    monkeypatch.setattr(base_room, "_clone", lambda *_: False)
+    final = tmp_path / "final"
+    with pytest.raises(OutputError, match="the disk is full"), building(final, JOB, overwrite=False, resume=False):
+        write_base(source, tmp_path / "out", {}, keep=True)
+    assert not final.exists()
+
+
+def test_companions_leave_other_weights_and_adapters_behind(source: Path) -> None:
+    for name in ("tokenizer.json", "pytorch_model.bin", "model.gguf", "adapter_config.json", "adapter_model.safetensors",
+                 "pytorch_model.bin.index.json", "modeling_x.py", "onnx/model.onnx", "1_Pooling/config.json"):  # fmt: skip
+        (source / name).parent.mkdir(exist_ok=True)
+        (source / name).write_text("x")
+    assert companions(open_checkpoint(source)) == ["1_Pooling/config.json", "config.json", "modeling_x.py", "tokenizer.json"]
+
+
+def test_the_folder_appears_whole(tmp_path: Path) -> None:
+    final = tmp_path / "final"
+    with building(final, JOB, overwrite=False, resume=False) as work:
+        (work.tree / "file").write_text("x")
+        assert not final.exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["final"]
+    assert (final / "file").read_text() == "x"
+
+
+def test_bad_input_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(NumericalError), building(tmp_path / "final", JOB, overwrite=False, resume=False) as work:
+        (work.tree / "file").write_text("x")
+        raise NumericalError("NaN")
+    assert not list(tmp_path.iterdir())
+
+
+def interrupted(final: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), building(final, JOB, overwrite=False, resume=False) as work:
+        work.record({"copied": "a"})
+        raise KeyboardInterrupt
+
+
+def test_an_interruption_can_be_resumed_and_only_with_the_same_job(tmp_path: Path) -> None:
+    final = tmp_path / "final"
+    interrupted(final)
+    with pytest.raises(OutputError, match="unfinished"), building(final, JOB, overwrite=False, resume=False):
+        pass
+    other = {**JOB, "rank": 16}
+    with pytest.raises(OutputError, match="differs in rank"), building(final, other, overwrite=False, resume=True):
+        pass
+    with building(final, JOB, overwrite=False, resume=True) as work:
+        assert work.finished("copied") == ["a"]
+    assert final.is_dir() and not final.with_name("final.partial").exists()
+
+
+def test_a_cut_journal_line_is_ignored(tmp_path: Path) -> None:
+    final = tmp_path / "final"
+    interrupted(final)
+    with open(tmp_path / "final.partial" / "journal.jsonl", "a") as journal:
+        journal.write('{"copied": "b')
+    with building(final, JOB, overwrite=False, resume=True) as work:
+        assert work.finished("copied") == ["a"]
+        work.record({"copied": "c"})
+        lines = (tmp_path / "final.partial" / "journal.jsonl").read_text().splitlines()
+        assert lines[-1] == '{"copied": "c"}' and len(lines) == 3
+
+
+def test_only_our_own_folders_are_replaced(tmp_path: Path) -> None:
+    final = tmp_path / "final"
+    final.mkdir()
+    (final / "precious").write_text("x")
+    with pytest.raises(OutputError, match="already exists"), building(final, JOB, overwrite=False, resume=False):
+        pass
+    with pytest.raises(OutputError, match="not written by"), building(final, JOB, overwrite=True, resume=False):
+        pass
+    assert (final / "precious").read_text() == "x"
+    (final / "ailora.json").write_text("{}")
+    with building(final, JOB, overwrite=True, resume=False) as work:
+        (work.tree / "new").write_text("y")
+        assert (final / "precious").exists(), "the old folder stays until the new one is complete"
+    assert sorted(path.name for path in final.iterdir()) == ["new"]
+    assert [path.name for path in tmp_path.iterdir()] == ["final"]
+
+
+@pytest.mark.parametrize("place", ["source", "source/inside", "source/../source", "."])
+def test_the_output_stays_clear_of_the_source(source: Path, place: str) -> None:
+    with pytest.raises(OutputError, match="source"):
+        require_outside(source.parent / place, source)
+
+
+def test_a_link_to_the_source_is_the_source(source: Path) -> None:
+    (source.parent / "link").symlink_to(source)
+    with pytest.raises(OutputError, match="the source itself"):
+        require_outside(source.parent / "link", source)
+
+
+def test_too_little_room_is_said_before_writing(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="GB are needed"):
+        require_space(tmp_path / "not" / "there", 1 << 60)
+
+
+def test_the_adapter_file_is_what_safetensors_reads(tmp_path: Path) -> None:
+    modules = [AdapterModule("m.1.q", (4, 6), 2, 2), AdapterModule("m.1.v", (3, 6), 1, 1)]
+    writer = AdapterWriter(tmp_path / "ailora_init", modules, "F32", {"tool": "x"})
+    expected = {}
+    for item in modules:
+        A, B = torch.randn(item.rank, item.shape[1]), torch.randn(item.shape[0], item.rank)
+        writer.write(item.module, *(memoryview(M.contiguous().view(torch.uint8).numpy().reshape(-1)) for M in (A, B)))
+        expected[f"base_model.model.{item.module}.lora_A.weight"] = A
+        expected[f"base_model.model.{item.module}.lora_B.weight"] = B
+    found = load_file(writer.path)
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_mixed_ranks_write_both_patterns_with_the_same_keys() -> None:
+    modules = [AdapterModule("a.q", (8, 8), 4, 4), AdapterModule("b.q", (8, 8), 4, 4), AdapterModule("b.v", (8, 8), 2, 2)]
+    config = adapter_config(modules, ["q", "v"], base="x", revision=None, architectures=(), rslora=False)
+    assert (config["r"], config["lora_alpha"]) == (4, 4)
+    assert config["rank_pattern"] == config["alpha_pattern"] == {"b.v": 2}
