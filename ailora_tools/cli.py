@@ -19,14 +19,11 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 _INTERRUPTED = 130
 
 
-class _Roles(click.ParamType):
-    name = "roles"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
-        roles = tuple(value.split(",")) if isinstance(value, str) else value
-        if not roles or len(set(roles)) < len(roles) or not set(roles) <= set(ROLES):
-            self.fail(f"{value!r} is not a list such as q,v (roles: {', '.join(ROLES)})", param, ctx)
-        return tuple(roles)
+def _roles(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str, ...]:
+    roles = tuple(value.split(","))
+    if len(set(roles)) < len(roles) or not set(roles) <= set(ROLES):
+        raise click.BadParameter(f"{value!r} is not a list such as q,v (roles: {', '.join(ROLES)})", ctx, param)
+    return roles
 
 
 def _options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
@@ -39,7 +36,14 @@ def _options(*decorators: Callable[[Command], Command]) -> Callable[[Command], C
 
 
 _target_options = _options(
-    click.option("--roles", type=_Roles(), default="q,v", show_default=True, help="Which projections: q, k, v, o."),
+    click.option(
+        "--roles",
+        callback=_roles,
+        default="q,v",
+        metavar="LIST",
+        show_default=True,
+        help="Which projections: q, k, v, o.",
+    ),
     click.option("--layers", metavar="LIST", help="Only these layers, such as 0-3,8."),
     click.option("--q-tensor", metavar="NAME", help="Name of W^Q, such as blocks.{layer}.attn.wq.weight."),
     click.option("--v-tensor", metavar="NAME", help="Name of W^V, likewise."),
@@ -108,19 +112,42 @@ def inspect(model: str, roles: tuple[str, ...], layers: str | None, q_tensor: st
 @click.argument("model", type=str, default=".")
 @click.option("-r", "--rank", type=int, required=True, help="Rank of every adapter.")
 @click.option(
-    "--method", type=click.Choice(list(METHODS)), default="ailora", show_default=True,
+    "--method",
+    type=click.Choice(list(METHODS)),
+    default="ailora",
+    show_default=True,
     help="; ".join(f"{row.name}: {row.summary}" for row in METHODS.values()) + ".",
 )
-@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="DIR",
-              help="Where to write.  [default: <model>-<method>-r<rank>]")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Where to write.  [default: <model>-<method>-r<rank>]",
+)
 @click.option("--alpha", type=int, help="lora_alpha.  [default: the rank, so that the scaling is 1]")
 @click.option("--rslora", is_flag=True, help="Scale by alpha / sqrt(rank) instead of alpha / rank.")
-@click.option("--adapter-dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32",
-              show_default=True, help="Storage of A and B.")
-@click.option("--base-dtype", type=click.Choice(["keep", "float32"]), default="keep", show_default=True,
-              help="Storage of the touched matrices of the base.")
-@click.option("--rounding", type=click.Choice(["auto", "nearest", "stochastic"]), default="auto", show_default=True,
-              help="How a 16-bit residual is rounded; auto: to nearest unless that undoes the surgery.")
+@click.option(
+    "--adapter-dtype",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    default="float32",
+    show_default=True,
+    help="Storage of A and B.",
+)
+@click.option(
+    "--base-dtype",
+    type=click.Choice(["keep", "float32"]),
+    default="keep",
+    show_default=True,
+    help="Storage of the touched matrices of the base.",
+)
+@click.option(
+    "--rounding",
+    type=click.Choice(["auto", "nearest", "stochastic"]),
+    default="auto",
+    show_default=True,
+    help="How a 16-bit residual is rounded; auto: to nearest unless that undoes the surgery.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of everything random.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
 @_target_options

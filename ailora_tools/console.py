@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -25,8 +24,15 @@ if TYPE_CHECKING:
     from .verbs.inspect import Inspection
     from .verbs.verify import Verification
 
-_out = Console(highlight=False, soft_wrap=False)
-_err = Console(stderr=True, highlight=False)
+_PIPED_WIDTH = 200  # wide enough that no table folds where there is no terminal to fit
+
+
+def _console(stderr: bool) -> Console:
+    console = Console(stderr=stderr, highlight=False)
+    return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=_PIPED_WIDTH)
+
+
+_out, _err = _console(stderr=False), _console(stderr=True)
 _SIZES = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
@@ -56,7 +62,7 @@ def show_inspection(found: Inspection, quiet: bool) -> None:
     _out.print(Text(checkpoint.location, style="bold"), soft_wrap=True)
     shards = f"{len(checkpoint.headers)} file{'s' if len(checkpoint.headers) > 1 else ''}"
     _out.print(f"{plan.family} (model type {plan.model_type or 'not stated'}), {shards}, {size(checkpoint.nbytes)}")
-    _out.print(_target_table(plan.targets))
+    _print_block(_target_table(plan.targets))
     _out.print(
         f"To read: {size(plan.read_bytes)} of {size(checkpoint.nbytes)} ({share:.1%}). "
         f"Working memory: about {size(found.working_memory)} beside Python and torch."
@@ -67,16 +73,18 @@ def show_initialization(result: Initialization) -> None:
     """What was moved and how well it holds, role by role; then what to do next."""
     operation = result.operation
     if result.manifest is None:
-        _out.print(_target_table(operation.plan.targets))
+        _print_block(_target_table(operation.plan.targets))
         _out.print(f"Dry run: {size(operation.nbytes)} would be written to {result.folder}.", soft_wrap=True)
         return
-    _out.print(_number_table(result.manifest.modules))
+    _print_block(_number_table(result.manifest.modules))
     base = str(result.folder) if result.manifest.base else operation.checkpoint.location
     where = Table.grid(padding=(0, 2))
     where.add_row("base", Text(base, overflow="fold"))
     where.add_row("adapter", Text(str(result.adapter), overflow="fold"))
     where.add_row("check it", Text(f"ailora-tools verify {result.folder}", overflow="fold"))
-    where.add_row("load it", Text(f"PeftModel.from_pretrained(base, {str(result.adapter)!r}, is_trainable=True)", overflow="fold"))
+    where.add_row(
+        "load it", Text(f"PeftModel.from_pretrained(base, {str(result.adapter)!r}, is_trainable=True)", overflow="fold")
+    )
     _out.print(where)
 
 
@@ -130,6 +138,12 @@ def _notices(texts: Iterable[str]) -> None:
         _err.print(Text("note: ", style="cyan") + Text(text), soft_wrap=True)
 
 
+def _print_block(table: Table) -> None:
+    _out.print()
+    _out.print(table)
+    _out.print()
+
+
 def _table(*headings: str) -> Table:
     table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0), pad_edge=False)
     for heading in headings:
@@ -137,8 +151,8 @@ def _table(*headings: str) -> Table:
     return table
 
 
-def _target_table(targets: Iterable[Target]) -> Padding:
-    table = _table("role", "layers", "tensor", "shape", "dtype", "size")
+def _target_table(targets: Iterable[Target]) -> Table:
+    table = _table("role", "layers", "tensor", "shape", "dtype")
     groups: dict[tuple[object, ...], list[Target]] = {}
     for target in sorted(targets, key=lambda target: (target.stack, target.role != "q", target.role, target.layer)):
         groups.setdefault((target.stack, target.role, _pattern(target), target.shape, target.dtype), []).append(target)
@@ -150,9 +164,8 @@ def _target_table(targets: Iterable[Target]) -> Padding:
             Text(_pattern(first), overflow="fold"),
             f"{first.shape[0]} × {first.shape[1]}",
             first.dtype,
-            size(sum(target.nbytes for target in members)),
         )
-    return Padding(table, (1, 0))
+    return table
 
 
 def _pattern(target: Target) -> str:
@@ -168,22 +181,27 @@ def _ranges(numbers: Iterable[int]) -> str:
     return ", ".join(runs)
 
 
-def _number_table(records: Iterable[ModuleRecord]) -> Padding:
-    table = _table("role", "matrices", "start", "rank", "singular values moved", "gap", "survival", "error", "rounding")
-    for role, members in groupby(sorted(records, key=lambda record: record.role), key=lambda record: record.role):
-        group = list(members)
-        table.add_row(
-            f"W^{role.upper()}",
-            str(len(group)),
-            group[0].rule,
-            _span({record.rank for record in group}),
-            _decimals([value for record in group for value in record.singular_values]),
-            _decimals([record.gap for record in group if record.gap is not None]),
-            _decimals([record.survival for record in group if record.survival is not None]),
-            _decimals([record.reconstruction_error for record in group]),
-            ", ".join(f"{kind} {sum(r.rounding == kind for r in group)}" for kind in sorted({r.rounding for r in group})),
-        )
-    return Padding(table, (1, 0))
+def _number_table(records: Sequence[ModuleRecord]) -> Table:
+    """One column a role, one row a number; ranges run over all layers."""
+    roles = sorted({record.role for record in records}, key=lambda role: (role != "q", role))
+    table = _table("", *(f"W^{role.upper()}" for role in roles))
+    groups = [[record for record in records if record.role == role] for role in roles]
+    for name, tell in _NUMBER_ROWS.items():
+        table.add_row(name, *(tell(group) for group in groups))
+    return table
+
+
+_NUMBER_ROWS: dict[str, Callable[[list[ModuleRecord]], str]] = {
+    "starts from": lambda group: group[0].rule,
+    "matrices": lambda group: str(len(group)),
+    "rank": lambda group: _span({record.rank for record in group}),
+    "singular values moved": lambda group: _decimals([value for record in group for value in record.singular_values]),
+    "gap at the cut": lambda group: _decimals([record.gap for record in group]),
+    "survival in the base": lambda group: _decimals([record.survival for record in group]),
+    "reconstruction error": lambda group: _decimals([record.reconstruction_error for record in group]),
+    "dead components": lambda group: str(sum(record.dead for record in group)),
+    "rounding": lambda group: ", ".join(sorted({record.rounding for record in group})),
+}
 
 
 def _span(values: Iterable[int]) -> str:
@@ -191,9 +209,10 @@ def _span(values: Iterable[int]) -> str:
     return str(ordered[0]) if len(ordered) == 1 else f"{ordered[0]}-{ordered[-1]}"
 
 
-def _decimals(values: list[float]) -> str:
+def _decimals(values: Iterable[float | None]) -> str:
     """Smallest to largest, three digits."""
-    if not values:
+    known = [value for value in values if value is not None]
+    if not known:
         return "-"
-    low, high = f"{min(values):.3g}", f"{max(values):.3g}"
+    low, high = f"{min(known):.3g}", f"{max(known):.3g}"
     return low if low == high else f"{low} … {high}"

@@ -107,7 +107,7 @@ def decompose(W: Tensor, recipe: Recipe) -> Surgery:
         gap=parts.gap,
         sigma_max=parts.sigma_max,
         singular_values=tuple(parts.S.tolist()),
-        dead=int((parts.S <= floor).sum()),
+        dead=int((floor >= parts.S).sum()),
         residual_error=parts.error,
         route=parts.route,
         rounding=rounding,
@@ -185,7 +185,8 @@ def _stochastic(exact: Tensor, dtype: torch.dtype, generator: torch.Generator) -
 
 
 def _sum_squares(block: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(block, dtype=torch.float64).square()
+    norm: Tensor = torch.linalg.vector_norm(block, dtype=torch.float64)
+    return norm.square()
 
 
 def _generator(recipe: Recipe, purpose: str) -> torch.Generator:

@@ -1,12 +1,12 @@
 """The errors a user can meet, each with a way out.
 
-    AiloraError                 a named problem: one message, exit code 1
-    ├── CheckpointError         the files are not what safetensors or the Hub layout promises
-    ├── TargetError             W^Q or W^V cannot be found, or cannot be worked on
-    ├── OptionError             a value the user gave does not fit this model
-    ├── NumericalError          the numbers of a matrix forbid the operation
-    ├── OutputError             the result cannot be written where it was asked for
-    └── VerificationError       what is on disk is not what the manifest promises (exit code 3)
+AiloraError                 a named problem: one message, exit code 1
+├── CheckpointError         the files are not what safetensors or the Hub layout promises
+├── TargetError             W^Q or W^V cannot be found, or cannot be worked on
+├── OptionError             a value the user gave does not fit this model
+├── NumericalError          the numbers of a matrix forbid the operation
+├── OutputError             the result cannot be written where it was asked for
+└── VerificationError       what is on disk is not what the manifest promises (exit code 3)
 """
 
 from __future__ import annotations

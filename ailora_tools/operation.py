@@ -221,7 +221,9 @@ class Operation:
         index["metadata"] = {**index.get("metadata", {}), "total_size": total}
         write_json(tree / name, index)
 
-    def manifest(self, records: Sequence[ModuleRecord], files: Mapping[str, Mapping[str, Any]], device: str) -> Manifest:
+    def manifest(
+        self, records: Sequence[ModuleRecord], files: Mapping[str, Mapping[str, Any]], device: str
+    ) -> Manifest:
         """The proof: modules in reading order and the hash of every file."""
         tool = {"ailora_tools": version("ailora-tools"), "torch": version("torch"), "python": platform.python_version()}
         return Manifest(

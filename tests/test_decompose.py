@@ -125,9 +125,11 @@ def test_same_seed_same_bytes(rule: str) -> None:
 
 def test_other_seeds_and_names_draw_other_noise() -> None:
     W = noise(256, 256, BF16)
-    first = decompose(W, recipe(W, "minor")).residual
-    assert not torch.equal(first, decompose(W, recipe(W, "minor", seed=1)).residual)
-    assert not torch.equal(first, decompose(W, recipe(W, "minor", name="layer.1.weight")).residual)
+    first = decompose(W, recipe(W, "minor", rounding="stochastic")).residual
+    assert not torch.equal(first, decompose(W, recipe(W, "minor", rounding="stochastic", seed=1)).residual)
+    assert not torch.equal(
+        first, decompose(W, recipe(W, "minor", rounding="stochastic", name="layer.1.weight")).residual
+    )
 
 
 @pytest.mark.parametrize("rule", ["principal", "minor"])

@@ -231,7 +231,7 @@ REFUSED: dict[str, tuple[dict[str, bytes], str, str, str]] = {
     "shard missing": (
         sharded({"a": ONE, "b": ONE, "c": "model-00009-of-00002.safetensors"}),
         INDEX,
-        "names shards that are not there: model-00009-of-00002.safetensors.",
+        "names shards that are not there: 'model-00009-of-00002.safetensors'.",
         FETCH,
     ),
     "tensor missing": (
@@ -367,7 +367,7 @@ def test_a_dangling_shard_is_a_missing_one(tmp_path: Path) -> None:
     write(tmp_path, SHARDED)
     (tmp_path / TWO).unlink()
     (tmp_path / TWO).symlink_to("blobs/gone")
-    with pytest.raises(CheckpointError, match=f"names shards that are not there: {TWO}"):
+    with pytest.raises(CheckpointError, match=f"names shards that are not there: '{TWO}'"):
         open_checkpoint(tmp_path)
 
 
@@ -389,7 +389,6 @@ def bad_paths(folder: Path) -> Iterator[tuple[str, str]]:
     yield f"{folder}/absent", "no such file or folder.\nMODEL is a folder or a .safetensors file"
     yield f"{folder}/notes.txt/absent", "no such file or folder.\nMODEL is a folder or a .safetensors file"
     yield f"{folder}/dangling", "no such file or folder.\nMODEL is"
-    yield "", "no such file or folder."
     yield f"{folder}/notes.txt", "not a .safetensors file.\nGive the folder of the model, or one .safetensors file"
     yield f"{folder}/{INDEX}", "not a .safetensors file.\nGive the folder of the model"
     yield f"{folder}/pipe.safetensors", "not a .safetensors file.\nGive the folder of the model"
@@ -399,13 +398,19 @@ def bad_paths(folder: Path) -> Iterator[tuple[str, str]]:
     yield f"{folder}/nul\0", "cannot be opened: embedded null byte.\nCheck the path"
 
 
-@pytest.mark.parametrize("number", range(11))
+@pytest.mark.parametrize("number", range(10))
 def test_paths_that_cannot_be_opened(number: int, tmp_path: Path) -> None:
     path, message = list(bad_paths(tmp_path))[number]
     with pytest.raises(CheckpointError) as caught:
         open_checkpoint(path)
     assert str(caught.value).startswith(f"{path}: ")
     assert message in str(caught.value)
+
+
+def test_an_empty_path_is_not_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(write(tmp_path, SINGLE))
+    with pytest.raises(CheckpointError, match=r"MODEL is empty\.\nMODEL is a folder or a"):
+        open_checkpoint("")
 
 
 @pytest.mark.parametrize(
@@ -440,7 +445,8 @@ json_values = st.recursive(
     max_leaves=6,
 )
 json_files = st.binary(max_size=40) | json_values.map(lambda value: json.dumps(value).encode())
-maps = st.dictionaries(st.sampled_from(["a", "b", "c", "\ud800"]), st.sampled_from([ONE, TWO, "/x.safetensors", 3]))
+SHARDS = st.sampled_from([ONE, TWO, "/x.safetensors", "\ud800.safetensors", 3])
+maps = st.dictionaries(st.sampled_from(["a", "b", "c", "\ud800"]), SHARDS)
 
 
 @settings(deadline=None, derandomize=True, database=None, max_examples=400)

@@ -78,7 +78,7 @@ def test_recast_keeps_every_other_tensor_and_the_metadata(source: Path, tmp_path
 
 def test_output_shares_no_inode_with_the_source(source: Path, tmp_path: Path) -> None:
     write_base(source, tmp_path / "out", {}, keep=True)
-    assert not os.path.samefile(source / "model.safetensors", tmp_path / "out" / "model.safetensors")
+    assert not (source / "model.safetensors").samefile(tmp_path / "out" / "model.safetensors")
     assert (tmp_path / "out" / "model.safetensors").stat().st_nlink == 1
 
 
@@ -115,11 +115,13 @@ def test_a_full_disk_stops_the_run_and_is_named(source: Path, tmp_path: Path, mo
 
 
 def test_companions_leave_other_weights_and_adapters_behind(source: Path) -> None:
-    for name in ("tokenizer.json", "pytorch_model.bin", "model.gguf", "adapter_config.json", "adapter_model.safetensors",
-                 "pytorch_model.bin.index.json", "modeling_x.py", "onnx/model.onnx", "1_Pooling/config.json"):  # fmt: skip
+    left = ["pytorch_model.bin", "model.gguf", "adapter_config.json", "adapter_model.safetensors",
+            "pytorch_model.bin.index.json", "onnx/model.onnx"]  # fmt: skip
+    copied = ["1_Pooling/config.json", "config.json", "modeling_x.py", "tokenizer.json"]
+    for name in left + copied:
         (source / name).parent.mkdir(exist_ok=True)
         (source / name).write_text("x")
-    assert companions(open_checkpoint(source)) == ["1_Pooling/config.json", "config.json", "modeling_x.py", "tokenizer.json"]
+    assert companions(open_checkpoint(source)) == copied
 
 
 def test_the_folder_appears_whole(tmp_path: Path) -> None:
@@ -217,7 +219,8 @@ def test_the_adapter_file_is_what_safetensors_reads(tmp_path: Path) -> None:
 
 
 def test_mixed_ranks_write_both_patterns_with_the_same_keys() -> None:
-    modules = [AdapterModule("a.q", (8, 8), 4, 4), AdapterModule("b.q", (8, 8), 4, 4), AdapterModule("b.v", (8, 8), 2, 2)]
+    ranks = {"a.q": 4, "b.q": 4, "b.v": 2}
+    modules = [AdapterModule(name, (8, 8), rank, rank) for name, rank in ranks.items()]
     config = adapter_config(modules, ["q", "v"], base="x", revision=None, architectures=(), rslora=False)
     assert (config["r"], config["lora_alpha"]) == (4, 4)
     assert config["rank_pattern"] == config["alpha_pattern"] == {"b.v": 2}

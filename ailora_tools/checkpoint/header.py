@@ -120,6 +120,7 @@ def tensor_bytes(dtype: str, shape: Iterable[int]) -> int:
 
 
 _DAMAGED = "The file is truncated or damaged: download or copy it again."
+_NEWER = "The file is damaged, or newer than this ailora-tools: upgrade it."
 _LARGEST = 2**64 - 1  # sizes and shapes are u64 in the reference implementation
 
 _BRIEF = reprlib.Repr()
@@ -159,9 +160,10 @@ def _require_unicode(text: str) -> None:
 
 def _integer(text: str) -> int | float:
     """Like the reference: -0 and what u64 cannot hold are floats, so no check below meets a huge integer."""
-    if text == "-0" or len(text) > 20 or abs(int(text)) > _LARGEST:
+    if len(text) > 20 or text == "-0":
         return math.nan
-    return int(text)
+    number = int(text)
+    return number if number <= _LARGEST else math.nan
 
 
 def _metadata(value: Any, file: str) -> dict[str, str]:
@@ -178,31 +180,28 @@ def _metadata(value: Any, file: str) -> dict[str, str]:
 
 
 def _tensor(name: str, entry: Any, file: str, data_start: int) -> TensorInfo:
-    where = f"{file}: tensor {quoted(name)}"
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         found = quoted(sorted(entry)) if isinstance(entry, dict) else quoted(entry)
-        raise CheckpointError(f"{where} must have exactly dtype, shape and data_offsets, found {found}.", _DAMAGED)
+        raise _fault(file, name, f" must have exactly dtype, shape and data_offsets, found {found}.")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
-        raise CheckpointError(
-            f"{where} has the unknown dtype {quoted(dtype)}.",
-            "The file is damaged, or newer than this ailora-tools: upgrade it.",
-        )
+        raise _fault(file, name, f" has the unknown dtype {quoted(dtype)}.", _NEWER)
     if not _naturals(shape) or not _naturals(offsets) or len(offsets) != 2:
-        raise CheckpointError(
-            f"{where}: shape must be a list of whole numbers and data_offsets two of them, "
-            f"found {quoted(shape)} and {quoted(offsets)}.",
-            _DAMAGED,
+        found = f"{quoted(shape)} and {quoted(offsets)}"
+        raise _fault(
+            file, name, f": shape must be a list of whole numbers and data_offsets two of them, found {found}."
         )
     begin, end = offsets
     bits = _bits(dtype, shape)
-    if bits is None or begin > end or (end - begin) * 8 != bits:
+    if bits is None or (end - begin) * 8 != bits:
         needs = "more bytes than any file has" if bits is None else f"{bits / 8 if bits % 8 else bits // 8:,} bytes"
-        raise CheckpointError(
-            f"{where}: {dtype} of shape {quoted(shape)} needs {needs}, data_offsets {offsets} hold {end - begin:,}.",
-            _DAMAGED,
-        )
+        held = f"data_offsets {offsets} hold {end - begin:,}"
+        raise _fault(file, name, f": {dtype} of shape {quoted(shape)} needs {needs}, {held}.")
     return TensorInfo(name, dtype, tuple(shape), data_start + begin, data_start + end)
+
+
+def _fault(file: str, name: str, problem: str, hint: str = _DAMAGED) -> CheckpointError:
+    return CheckpointError(f"{file}: tensor {quoted(name)}{problem}", hint)
 
 
 def _naturals(value: Any) -> bool:
@@ -210,14 +209,13 @@ def _naturals(value: Any) -> bool:
 
 
 def _bits(dtype: str, shape: list[int]) -> int | None:
-    """Bits of a tensor, None on overflow of u64; step by step, so a long shape cannot grow a giant number."""
+    """Bits of a tensor, None where its elements overflow u64; step by step, so no shape grows a giant number."""
     count = 1
     for size in shape:
         count *= size
         if count > _LARGEST:
             return None
-    bits = count * DTYPE_BITS[dtype]
-    return bits if bits <= _LARGEST else None
+    return count * DTYPE_BITS[dtype]
 
 
 def _require_contiguous(found: list[TensorInfo], file: str, data_start: int, file_size: int) -> None:
@@ -225,14 +223,9 @@ def _require_contiguous(found: list[TensorInfo], file: str, data_start: int, fil
     for info in found:
         if info.start != position:
             kind = "overlaps the tensor before it" if info.start < position else "leaves a hole before it"
-            raise CheckpointError(
-                f"{file}: tensor {quoted(info.name)} starts at byte {info.start:,}, expected {position:,}: it {kind}.",
-                _DAMAGED,
-            )
+            raise _fault(file, info.name, f" starts at byte {info.start:,}, expected {position:,}: it {kind}.")
         if info.stop > file_size:
-            raise CheckpointError(
-                f"{file}: tensor {quoted(info.name)} ends at byte {info.stop:,}, the file at {file_size:,}.", _DAMAGED
-            )
+            raise _fault(file, info.name, f" ends at byte {info.stop:,}, the file at {file_size:,}.")
         position = info.stop
     if position != file_size:
         raise CheckpointError(

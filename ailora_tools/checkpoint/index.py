@@ -53,6 +53,8 @@ def open_checkpoint(model: str | Path) -> Checkpoint:
     Raises CheckpointError for a path that is not there, holds no safetensors weights, or whose index
     and shards disagree.
     """
+    if not str(model):  # an unset variable in a shell; Path("") would silently be the current folder
+        raise CheckpointError("MODEL is empty.", "MODEL is a folder or a .safetensors file.")
     try:
         path = Path(model).expanduser()
         mode = path.stat().st_mode
@@ -61,7 +63,7 @@ def open_checkpoint(model: str | Path) -> Checkpoint:
             f"{model}: no such file or folder.", "MODEL is a folder or a .safetensors file: check the spelling."
         ) from None
     except (OSError, RuntimeError, ValueError) as error:  # no permission, name too long, unknown ~user, a NUL
-        reason = getattr(error, "strerror", None) or error
+        reason = getattr(error, "strerror", None) or str(error).rstrip(".")
         raise CheckpointError(f"{model}: cannot be opened: {reason}.", "Check the path and its permissions.") from None
     if not stat.S_ISDIR(mode) and not (stat.S_ISREG(mode) and path.suffix == ".safetensors"):
         raise CheckpointError(
@@ -119,7 +121,7 @@ def _find_shards(files: Files, names: list[str]) -> tuple[list[str], str | None,
         index_name = f"{stem}.safetensors.index.json"
         if index_name in names:
             weight_map = _weight_map(files, index_name)
-            missing = sorted(set(weight_map.values()) - set(names))
+            missing = [quoted(shard) for shard in sorted(set(weight_map.values()) - set(names))]
             if missing:
                 raise CheckpointError(
                     f"{_where(files, index_name)} names shards that are not there: {_some(missing)}.",

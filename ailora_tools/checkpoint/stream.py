@@ -96,7 +96,7 @@ def load_matrix(files: Files, file: str, place: Span) -> Tensor:
 
 def matrix_bytes(W: Tensor) -> memoryview:
     """The bytes of a CPU tensor as safetensors stores them (little-endian, row by row)."""
-    return memoryview(W.contiguous().view(torch.uint8).numpy().reshape(-1))
+    return memoryview(W.contiguous().view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
 def find_device(name: str) -> torch.device:
@@ -132,9 +132,9 @@ def _load(files: Files, target: Source, device: torch.device) -> _Staged:
             return _Staged(host, host.to(device))
         # Pinned memory and a stream of its own let the copy run beside the work on the matrix before.
         host = host.pin_memory()
-        with torch.cuda.stream(torch.cuda.Stream(device)):
+        with torch.cuda.stream(torch.cuda.Stream(device)):  # type: ignore[no-untyped-call]
             there = host.to(device, non_blocking=True)
-            arrived = torch.cuda.Event()
+            arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             arrived.record()
         return _Staged(host, there, arrived)
     except torch.OutOfMemoryError:
@@ -154,7 +154,9 @@ def _work(
             return work(target, staged.there)
         except (torch.OutOfMemoryError, TypeError) as error:
             # MPS has no float64 and says so with a TypeError; anywhere else a TypeError is a defect.
-            if staged.there.device.type == "cpu" or (isinstance(error, TypeError) and staged.there.device.type != "mps"):
+            if staged.there.device.type == "cpu" or (
+                isinstance(error, TypeError) and staged.there.device.type != "mps"
+            ):
                 raise
             staged = _Staged(staged.host, None)
     told.append(f"{target.file}: a {target.shape} matrix was worked on by the CPU: the device could not take it.")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import AiloraError, OutputError
+from .spans import sync_file
 
 JOURNAL = "journal.jsonl"
 MARKER = "ailora.json"  # only folders with this file in them are ever replaced
@@ -33,7 +33,7 @@ class WorkFolder:
         # Written anew, because the interruption may have cut its last line.
         fresh = journal.with_suffix(".new")
         fresh.write_text("".join(json.dumps(step) + "\n" for step in [{"job": job}, *self.done]), encoding="utf-8")
-        os.replace(fresh, journal)
+        fresh.replace(journal)
         self._journal = open(journal, "a", encoding="utf-8")  # noqa: SIM115
 
     def record(self, step: Mapping[str, Any]) -> None:
@@ -102,15 +102,6 @@ def require_space(folder: Path, nbytes: int) -> None:
         )
 
 
-def sync_file(path: Path) -> None:
-    """Wait until the disk has the file."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _require_free(final: Path, partial: Path, overwrite: bool, resume: bool) -> None:
     if final.exists() or final.is_symlink():
         if not overwrite:
@@ -146,8 +137,8 @@ def _publish(tree: Path, final: Path) -> None:
     """Swap the finished tree in; an old folder of ours is set aside first and removed last."""
     old = final.with_name(final.name + ".old")
     if final.exists():
-        os.rename(final, old)
-    os.rename(tree, final)
+        final.rename(old)
+    tree.rename(final)
     sync_file(final.parent)
     if old.exists():
         shutil.rmtree(old)

@@ -52,8 +52,9 @@ def check_neighbours(folder: Path, manifest: Manifest) -> Check:
         and path.name != NAME
         and (path.suffix in (".safetensors", ".bin") or path.name == CONFIG)
     ]
-    detail = "no foreign weights and no adapter_config.json beside config.json"
-    return Check("neighbours", not strangers, f"would be loaded with the base: {listed(strangers)}" if strangers else detail)
+    if strangers:
+        return Check("neighbours", False, f"would be loaded with the base: {listed(strangers)}")
+    return Check("neighbours", True, "no foreign weights and no adapter_config.json beside config.json")
 
 
 def check_adapter_config(folder: Path, manifest: Manifest) -> Check:

@@ -14,13 +14,11 @@ from collections.abc import Container, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 from ..checkpoint.files import Files, LocalFiles
 from ..checkpoint.header import DTYPE_BITS, Header, build_header
 from ..checkpoint.index import OTHER_WEIGHTS, Checkpoint
-from .atomic import sync_file
-from .spans import BLOCK, blocks, create, read_span, sha256_file, write_span
+from .spans import BLOCK, blocks, create, read_span, sha256_file, sync_file, write_span
 
 _FICLONE = 0x40049409  # linux/fs.h: share all extents of one file with another (btrfs, xfs, bcachefs)
 _CANNOT = {errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EBADF}
@@ -67,6 +65,7 @@ def companions(checkpoint: Checkpoint) -> list[str]:
 
     A stale copy of the weights in another format beside patched shards would be loaded by some programs.
     """
+
     def wanted(name: str) -> bool:
         weights = name.endswith((".safetensors", *OTHER_WEIGHTS))
         foreign_index = name.endswith(".index.json") and name != checkpoint.index_name
@@ -90,8 +89,7 @@ class BaseWriter:
         self._hashes: dict[str, Future[str]] = {}
         already = set(copied)
         self._copies = {
-            shard: self._copier.submit(self._copy, shard, self._prepare(shard) or shard in already)
-            for shard in layouts
+            shard: self._copier.submit(self._copy, shard, self._prepare(shard) or shard in already) for shard in layouts
         }
         for shard, missing in self._missing.items():
             if not missing:
@@ -100,7 +98,7 @@ class BaseWriter:
     def __enter__(self) -> BaseWriter:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stop.set()
         for executor in (self._copier, self._hasher):
             executor.shutdown(wait=True, cancel_futures=True)

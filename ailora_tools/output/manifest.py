@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint.index import Checkpoint
-from ..errors import VerificationError
+from ..errors import CheckpointError, VerificationError
 from .spans import sha256
 
 NAME = "ailora.json"
@@ -77,7 +77,8 @@ class Manifest:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Parse and check `ailora.json`; VerificationError if it is absent, changed or of another version."""
+    """Parse and check `ailora.json`; CheckpointError if there is none,
+    VerificationError if it was changed or is of another version."""
     path = folder / NAME
     try:
         text = path.read_text(encoding="utf-8")
@@ -93,9 +94,7 @@ def read_manifest(folder: Path) -> Manifest:
             raise VerificationError(f"{path}: was changed after it was written: its own hash does not fit.", _RESTORE)
         return _from_json(body)
     except OSError as error:
-        raise VerificationError(
-            f"{path}: {error.strerror}.", "Give a folder that `ailora-tools init` wrote."
-        ) from None
+        raise CheckpointError(f"{path}: {error.strerror}.", "Give a folder that `ailora-tools init` wrote.") from None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise VerificationError(f"{path}: cannot be read ({error}).", _RESTORE) from None
 

@@ -10,7 +10,7 @@ from pathlib import Path
 BLOCK = 4 << 20
 
 
-def write_span(path: Path, start: int, data: memoryview | bytes) -> None:
+def write_span(path: Path, start: int, data: memoryview | bytes | bytearray) -> None:
     """Put `data` at byte `start` of an existing file."""
     handle = os.open(path, os.O_WRONLY)
     try:
@@ -40,6 +40,15 @@ def create(path: Path, size: int, first: bytes = b"") -> None:
 def blocks(start: int, stop: int, step: int = BLOCK) -> Iterable[tuple[int, int]]:
     """[start, stop) in pieces of at most `step` bytes."""
     return ((low, min(low + step, stop)) for low in range(start, stop, step))
+
+
+def sync_file(path: Path) -> None:
+    """Wait until the disk has the file."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def sha256(*parts: memoryview | bytes | bytearray) -> str:

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..checkpoint.files import Files
 from ..checkpoint.index import open_checkpoint
 from ..methods import find_method
 from ..operation import ADAPTER_DTYPES, Operation, Settings

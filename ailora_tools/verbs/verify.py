@@ -127,9 +127,14 @@ def _look_at(folder: Path, manifest: Manifest, record: ModuleRecord, original: C
     base = _read(LocalFiles(folder), record.file, record.tensor) if manifest.base else W
     A, B = (_read(LocalFiles(folder / FOLDER), WEIGHTS, name) for name in tensor_names(record.module))
     numbers = None
-    if base is not None and A is not None and B is not None and base.shape == (len(B), A.shape[1]):
+    if base is not None and A is not None and B is not None and _fit(record, base, A, B):
         numbers = recombine(base, A, B, record.scaling, W)
     return _Look(record, _digest(base), _digest(W), numbers)
+
+
+def _fit(record: ModuleRecord, base: Tensor, A: Tensor, B: Tensor) -> bool:
+    rows, columns = record.shape
+    return (base.shape, A.shape, B.shape) == ((rows, columns), (record.rank, columns), (rows, record.rank))
 
 
 def _read(files: Files, file: str, tensor: str) -> Tensor | None:
