@@ -156,7 +156,7 @@ def _residual(
 
     W - (W_res + s B A) is minus the rounding error E of the residual, so E gives both numbers.
     """
-    wide = torch.float32 if W.element_size() == 2 else torch.float64
+    wide = torch.float32 if recipe.base_dtype.itemsize == 2 else torch.float64
     A_wide = A.to(wide) * recipe.scaling  # (r, in)
     V = parts.Vh.T.to(wide)  # (in, r)
     U = parts.U.to(wide)  # (out, r)

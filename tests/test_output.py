@@ -120,7 +120,7 @@ def test_companions_leave_other_weights_and_adapters_behind(source: Path) -> Non
     copied = ["1_Pooling/config.json", "config.json", "modeling_x.py", "tokenizer.json"]
     for name in left + copied:
         (source / name).parent.mkdir(exist_ok=True)
-        (source / name).write_text("x")
+        (source / name).write_text("{}")
     assert companions(open_checkpoint(source)) == copied
 
 

@@ -1,0 +1,94 @@
+"""Chosen singular triplets of a matrix, with what is known about their quality."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import OptionError
+
+
+@dataclass(frozen=True)
+class Components:
+    """U (m, r), S (r,) descending and Vh (r, n), all float64 on W's device: W (m, n) has them as triplets.
+
+    gap: (s_k - s_k+1) / s_k at the cut that separates them from the rest of the spectrum, 1.0 if there is no
+        rest, 0.0 if both are zero. Near 0 the chosen subspace is arbitrary.
+    sigma_max: the largest singular value of W.
+    error: max over the triplets of norm(W v - s u) and norm(W^T u - s v), divided by sigma_max.
+    route: the algorithm that gave them.
+    """
+
+    U: Tensor
+    S: Tensor
+    Vh: Tensor
+    gap: float
+    sigma_max: float
+    error: float
+    route: str
+
+
+def require_rank(W: Tensor, rank: int) -> None:
+    """OptionError unless W is a matrix and 1 <= rank <= min(m, n)."""
+    if W.ndim != 2 or not 1 <= rank <= min(W.shape):
+        raise OptionError(f"rank {rank} does not fit a matrix of shape {tuple(W.shape)}: 1 to min(m, n) are possible.")
+
+
+def triplets(W: Tensor, V: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Rayleigh-Ritz: the singular triplets of W (m, n) within the span of orthonormal V (n, r), in float64.
+
+    The QR of W V and the SVD of its small factor give small singular values a relative accuracy that their
+    squares in a Gram matrix do not have (Golub and Van Loan, Matrix Computations, 4th ed., section 8.6.3).
+    """
+    Q, R = torch.linalg.qr(product(W, V))  # (m, r), (r, r)
+    P, S, Zh = torch.linalg.svd(R)
+    return Q @ P, S, Zh @ V.T  # (m, r), (r,), (r, n)
+
+
+def assemble(W: Tensor, U: Tensor, S: Tensor, Vh: Tensor, gap: float, sigma_max: float, route: str) -> Components:
+    """Fix the signs (the largest entry of every left vector is positive) and measure the residuals on W."""
+    peak = U.gather(0, U.abs().argmax(0, keepdim=True)).squeeze(0)
+    sign = torch.where(peak < 0, -1.0, 1.0).to(U.dtype)
+    U, Vh = U * sign, Vh * sign[:, None]
+    left = (product(W, Vh.T) - U * S).norm(dim=0).max()
+    right = (product(W.T, U) - Vh.T * S).norm(dim=0).max()
+    worst = float(torch.maximum(left, right))
+    return Components(U, S, Vh, gap, sigma_max, worst / sigma_max if sigma_max > 0 else worst, route)
+
+
+def relative_gap(above: float, below: float) -> float:
+    """(s_k - s_k+1) / s_k, 0.0 for 0/0."""
+    return max(0.0, (above - below) / above) if above > 0 else 0.0
+
+
+_BLOCK_ELEMENTS = 1 << 21  # rows are converted to float64 in blocks of this many elements
+
+
+def product(W: Tensor, X: Tensor) -> Tensor:
+    """W (m, n) times X (n, r) in float64, without a float64 copy of all of W."""
+    step = max(1, _BLOCK_ELEMENTS // max(1, W.shape[1]))
+    return torch.cat([W[low : low + step].double() @ X for low in range(0, len(W), step)])
+
+
+def gram(W: Tensor) -> Tensor:
+    """W W^T (m, m) in float64 for W (m, n) with m <= n, summed over blocks of columns.
+
+    Only the blocks on and above the diagonal are computed: half of a symmetric product is enough.
+    """
+    m, n = W.shape
+    G = torch.zeros(m, m, dtype=torch.float64, device=W.device)
+    cuts = [0, *range(_GRAM_BLOCK, m, _GRAM_BLOCK), m]
+    step = max(_GRAM_BLOCK, _BLOCK_ELEMENTS // m)
+    for low in range(0, n, step):
+        part = W[:, low : low + step].double()  # (m, step)
+        for top, bottom in itertools.pairwise(cuts):
+            G[top:bottom, top:].addmm_(part[top:bottom], part[top:].T)
+    for top, bottom in itertools.pairwise(cuts):
+        G[bottom:, top:bottom] = G[top:bottom, bottom:].T
+    return G
+
+
+_GRAM_BLOCK = 512

@@ -1,0 +1,263 @@
+"""Where W^Q and W^V lie, by `model_type`: one row per family of checkpoints with separate projections.
+
+A slot is a path inside the base model with `{layer}` for the layer's number; together with a leaf name and
+`.weight` it is the name of a tensor. The base prefix (`model.`, `bert.`, ...) may stand before it or not.
+A new architecture is a row, or a name in one. Sources: transformers 5.23, `modeling_<model_type>.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One kind of attention in a model; `stack` tells several apart ("encoder", "decoder cross", "text")."""
+
+    path: str
+    stack: str = ""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One family.
+
+    model_types: model_type -> base prefix of its head classes, "" where there is none.
+    leaves: role -> possible last parts of the module's name in the checkpoint.
+    prefixes: further prefixes under which checkpoints keep the same tower (multimodal models).
+    renames: (expression, replacement, first transformers major) from checkpoint path to module path.
+    """
+
+    family: str
+    model_types: Mapping[str, str]
+    slots: tuple[Slot, ...]
+    leaves: Mapping[str, tuple[str, ...]]
+    prefixes: tuple[str, ...] = ()
+    renames: tuple[tuple[str, str, int], ...] = ()
+
+
+def _types(prefix: str, names: str) -> dict[str, str]:
+    return dict.fromkeys(names.split(), prefix)
+
+
+def _leaves(q: str, k: str, v: str, *o: str) -> dict[str, tuple[str, ...]]:
+    return {"q": (q,), "k": (k,), "v": (v,), "o": o}
+
+
+_QKV_PROJ = _leaves("q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "dense")
+_QUERY = _leaves("query", "key", "value")
+_T5 = _leaves("q", "k", "v", "o")
+
+_DECODER = (Slot("layers.{layer}.self_attn"),)
+_ENCODER_DECODER = (
+    Slot("encoder.layers.{layer}.self_attn", "encoder"),
+    Slot("decoder.layers.{layer}.self_attn", "decoder"),
+    Slot("decoder.layers.{layer}.encoder_attn", "decoder cross"),
+)
+
+_TWO_TOWERS = (
+    Slot("text_model.encoder.layers.{layer}.self_attn", "text"),
+    Slot("vision_model.encoder.layers.{layer}.self_attn", "vision"),
+)
+
+# transformers 5 unites names that its version 4 models had, and reads old files through a conversion table.
+_VIT_LEAVES = tuple(
+    (rf"attention\.attention\.{old}$", f"attention.{new}", 5)
+    for old, new in (("query", "q_proj"), ("key", "k_proj"), ("value", "v_proj"))
+)
+_VIT_LAYERS = ((r"(^|\.)encoder\.layer\.", r"\1layers.", 5),)
+
+ARCHITECTURES: tuple[Architecture, ...] = (
+    Architecture(
+        "Llama-like decoder",
+        _types(
+            "model",
+            "llama mistral mixtral ministral ministral3 qwen2 qwen2_moe qwen3 qwen3_moe gemma gemma2 gemma3_text "
+            "embedding_gemma2 vaultgemma olmo olmo2 olmo3 olmoe flex_olmo granite granitemoe granitemoeshared cohere "
+            "cohere2 starcoder2 stablelm smollm3 nemotron exaone4 apertus arcee ernie4_5 ernie4_5_moe glm glm4 glm4_moe "
+            "phi phimoe gpt_oss llama4_text helium seed_oss hunyuan_v1_dense hunyuan_v1_moe dots1 minimax_m2 bitnet "
+            "diffllama doge cwm persimmon_split solar_open hy_v3 mellum jais2 afmoe nanochat",
+        ),
+        _DECODER,
+        _QKV_PROJ,
+    ),
+    Architecture(
+        "Hybrid decoder",
+        _types(
+            "model",
+            "jamba zamba bamba falcon_h1 granitemoehybrid lfm2 lfm2_moe olmo_hybrid gemma3n_text gemma4_text",
+        ),
+        _DECODER,
+        _QKV_PROJ,
+    ),
+    Architecture(
+        "Multimodal, text tower",
+        _types(
+            "model",
+            "llava llava_next llava_next_video llava_onevision vipllava video_llava mistral3 gemma3 gemma3n gemma4 "
+            "paligemma qwen2_vl qwen2_5_vl qwen3_vl qwen3_vl_moe internvl aya_vision glm4v cohere2_vision got_ocr2",
+        ),
+        (Slot("layers.{layer}.self_attn", "text"),),
+        _QKV_PROJ,
+        ("language_model.model.", "model.language_model.", "model.language_model.model."),
+        (
+            (r"^language_model\.model\.layers\.", "model.language_model.layers.", 4),
+            (r"^model\.layers\.", "model.language_model.layers.", 4),
+        ),
+    ),
+    Architecture(
+        "Multimodal, text tower (Idefics)",
+        _types("model", "idefics2 idefics3 smolvlm"),
+        (Slot("text_model.layers.{layer}.self_attn", "text"),),
+        _QKV_PROJ,
+    ),
+    Architecture(
+        "Llama-4 multimodal, text tower",
+        _types("language_model.model", "llama4"),
+        (Slot("layers.{layer}.self_attn", "text"),),
+        _QKV_PROJ,
+    ),
+    Architecture(
+        "OPT-like decoder",
+        _types("model", "opt xglm biogpt") | {"biogpt": "biogpt"},
+        (Slot("decoder.layers.{layer}.self_attn"), Slot("layers.{layer}.self_attn")),
+        _QKV_PROJ,
+    ),
+    Architecture(
+        "BART-like encoder-decoder",
+        _types("model", "bart mbart pegasus pegasus_x marian blenderbot blenderbot-small m2m_100 plbart mvp nllb-moe whisper"
+               " speech_to_text trocr"),
+        _ENCODER_DECODER,
+        _QKV_PROJ,
+    ),
+    Architecture(
+        "T5-like",
+        _types("", "t5 mt5 umt5 longt5 switch_transformers udop pop2piano"),
+        (
+            Slot("encoder.block.{layer}.layer.0.SelfAttention", "encoder"),
+            Slot("encoder.block.{layer}.layer.0.LocalSelfAttention", "encoder"),
+            Slot("encoder.block.{layer}.layer.0.TransientGlobalSelfAttention", "encoder"),
+            Slot("decoder.block.{layer}.layer.0.SelfAttention", "decoder"),
+            Slot("decoder.block.{layer}.layer.1.EncDecAttention", "decoder cross"),
+        ),
+        _T5,
+        ("transformer.",),
+    ),
+    Architecture(
+        "BERT-like encoder",
+        {
+            "bert": "bert", "roberta": "roberta", "xlm-roberta": "roberta", "xlm-roberta-xl": "roberta",
+            "camembert": "roberta", "electra": "electra", "esm": "esm", "ernie": "ernie", "layoutlm": "layoutlm",
+            "layoutlmv2": "layoutlmv2", "layoutlmv3": "layoutlmv3", "lilt": "lilt", "luke": "luke", "markuplm": "markuplm", "megatron-bert": "bert", "mobilebert": "mobilebert", "nystromformer": "nystromformer",
+            "rembert": "rembert", "roberta-prelayernorm": "roberta_prelayernorm", "roc_bert": "roc_bert",
+            "splinter": "splinter", "big_bird": "bert", "data2vec-text": "data2vec_text", "convbert": "convbert",
+            "ibert": "ibert", "xmod": "roberta", "yoso": "yoso", "mra": "mra", "visual_bert": "visual_bert",
+            "bert-generation": "bert", "bros": "bros", "tapas": "tapas",
+        },
+        (Slot("encoder.layer.{layer}.attention.self"),),
+        _QUERY,
+    ),
+    Architecture("MPNet", {"mpnet": "mpnet"}, (Slot("encoder.layer.{layer}.attention.attn"),), _T5),
+    Architecture(
+        "ALBERT (one tensor serves every layer of a group)",
+        {"albert": "albert"},
+        (Slot("encoder.albert_layer_groups.{layer}.albert_layers.{inner}.attention", "shared"),),
+        _leaves("query", "key", "value", "dense"),
+    ),
+    Architecture(
+        "DistilBERT",
+        {"distilbert": "distilbert"},
+        (Slot("transformer.layer.{layer}.attention"),),
+        _leaves("q_lin", "k_lin", "v_lin", "out_lin"),
+    ),
+    Architecture(
+        "XLM",
+        {"xlm": "transformer", "flaubert": "transformer"},
+        (Slot("attentions.{layer}"),),
+        _leaves("q_lin", "k_lin", "v_lin", "out_lin"),
+    ),
+    Architecture(
+        "DeBERTa-v2",
+        {"deberta-v2": "deberta", "sew-d": "sew_d"},
+        (Slot("encoder.layer.{layer}.attention.self"), Slot("encoder.encoder.layer.{layer}.attention.self")),
+        _leaves("query_proj", "key_proj", "value_proj"),
+    ),
+    Architecture("GPT-J", {"gptj": "transformer"}, (Slot("h.{layer}.attn"),), _QKV_PROJ),
+    Architecture("GPT-Neo", {"gpt_neo": "transformer"}, (Slot("h.{layer}.attn.attention"),), _QKV_PROJ),
+    Architecture(
+        "CLIP-like, two towers",
+        _types("", "clip siglip siglip2 metaclip_2 owlvit owlv2 clipseg"),
+        _TWO_TOWERS,
+        _QKV_PROJ,
+        ("owlvit.", "owlv2.", "clip."),
+    ),
+    Architecture(
+        "CLIP-like, one tower",
+        _types("", "clip_text_model clip_vision_model siglip_text_model siglip_vision_model siglip2_vision_model"),
+        (Slot("encoder.layers.{layer}.self_attn"),),
+        _QKV_PROJ,
+        ("text_model.", "vision_model."),
+        ((r"^(text|vision)_model\.(?=encoder\.)", "", 5),),
+    ),
+    Architecture(
+        "ViT-like",
+        {
+            "vit": "vit", "deit": "deit", "beit": "beit", "vit_mae": "vit", "vit_msn": "vit", "ijepa": "ijepa",
+            "audio-spectrogram-transformer": "audio_spectrogram_transformer",
+        },
+        (Slot("encoder.layer.{layer}.attention.attention"),),
+        _QUERY,
+        renames=(*_VIT_LEAVES, *_VIT_LAYERS),
+    ),
+    Architecture(
+        "DINOv2",
+        {"dinov2": "dinov2", "dinov2_with_registers": "dinov2_with_registers"},
+        (Slot("encoder.layer.{layer}.attention.attention"),),
+        _QUERY,
+        renames=_VIT_LEAVES,
+    ),
+    Architecture(
+        "Wav2Vec2-like",
+        {
+            "wav2vec2": "wav2vec2", "hubert": "hubert", "wavlm": "wavlm", "unispeech": "unispeech",
+            "unispeech-sat": "unispeech_sat", "sew": "sew", "data2vec-audio": "data2vec_audio",
+        },
+        (Slot("encoder.layers.{layer}.attention"),),
+        _QKV_PROJ,
+    ),
+)  # fmt: skip
+
+BY_MODEL_TYPE: Mapping[str, Architecture] = {name: row for row in ARCHITECTURES for name in row.model_types}
+
+# For a model_type that no row knows: (q, v) leaf names that leave no doubt under a numbered layer.
+LEAF_PAIRS = (
+    ("q_proj", "k_proj", "v_proj", "o_proj"),
+    ("query", "key", "value", "dense"),
+    ("query_proj", "key_proj", "value_proj", "out_proj"),
+    ("q_lin", "k_lin", "v_lin", "out_lin"),
+    ("to_q", "to_k", "to_v", "to_out.0"),
+    ("wq", "wk", "wv", "wo"),
+    ("Wq", "Wk", "Wv", "out_proj"),
+    ("q", "k", "v", "o"),
+)
+
+# Leaf of a tensor that holds more than one projection -> what it is.
+FUSED = {
+    "c_attn": "W^Q, W^K and W^V side by side",
+    "query_key_value": "W^Q, W^K and W^V, in most models interleaved by head",
+    "qkv_proj": "W^Q, W^K and W^V",
+    "Wqkv": "W^Q, W^K and W^V",
+    "wqkv": "W^Q, W^K and W^V, interleaved by group",
+    "W_pack": "W^Q, W^K and W^V",
+    "att_proj": "W^Q, W^K and W^V",
+    "qkv": "W^Q, W^K and W^V",
+    "in_proj": "W^Q, W^K and W^V",
+    "in_proj_weight": "W^Q, W^K and W^V",
+    "to_qkv": "W^Q, W^K and W^V",
+    "kv_b_proj": "W^K and W^V behind a latent (multi-head latent attention)",
+    "kv_proj": "keys and values in one",
+}
+
+# Their q_proj is twice as wide: queries and an output gate, interleaved by head.
+GATED = frozenset(["qwen3_next", "qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text", "qwen4_exp", "qwen4_exp_text"])

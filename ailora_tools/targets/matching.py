@@ -1,0 +1,80 @@
+"""Tensor names against the table, against well-known leaf names, or against templates given by the user."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from .architectures import LEAF_PAIRS, Architecture
+
+_ROLE_ORDER = ("q", "k", "v", "o")
+
+
+@dataclass(frozen=True)
+class Match:
+    """One tensor recognised as a projection; `prefix` is what stood before the path that the table knows."""
+
+    role: str
+    layer: int
+    stack: str
+    tensor: str
+    prefix: str = ""
+
+
+def match_table(row: Architecture, base: str, names: Iterable[str], roles: Sequence[str]) -> list[Match]:
+    """All tensors that a slot of the row describes, under any prefix that its checkpoints use."""
+    prefixes = sorted({"", *row.prefixes, *([f"{base}."] if base else [])}, key=len, reverse=True)
+    head = "|".join(re.escape(prefix) for prefix in prefixes)
+    patterns = [
+        (role, slot.stack, re.compile(rf"(?P<prefix>{head}){_expression(slot.path)}\.{re.escape(leaf)}\.weight"))
+        for slot in row.slots
+        for role in roles
+        for leaf in row.leaves[role]
+    ]
+    found = []
+    for name in names:
+        for role, stack, pattern in patterns:
+            if hit := pattern.fullmatch(name):
+                inner = int(hit.groupdict().get("inner") or 0)
+                label = f"{stack} {inner}" if inner else stack
+                found.append(Match(role, int(hit["layer"]), label, name, hit["prefix"]))
+                break
+    return found
+
+
+def match_leaves(names: Sequence[str], roles: Sequence[str]) -> list[Match]:
+    """For a model that no row describes: the first set of leaf names that is there for every role."""
+    for leaves in LEAF_PAIRS:
+        found = [match for role in roles for match in _by_leaf(names, role, leaves[_ROLE_ORDER.index(role)])]
+        if {match.role for match in found} == set(roles):
+            return _labelled(found)
+    return []
+
+
+def match_template(template: str, role: str, names: Iterable[str]) -> list[Match]:
+    """Tensors named by a template such as `blocks.{layer}.attn.wq.weight`; without `{layer}`, layer 0."""
+    pattern = re.compile(_expression(template))
+    hits = ((name, pattern.fullmatch(name)) for name in names)
+    return [Match(role, int(hit.groupdict().get("layer") or 0), "", name) for name, hit in hits if hit]
+
+
+def _expression(path: str) -> str:
+    """The path as an expression, `{layer}` and `{inner}` standing for whole numbers."""
+    text = re.escape(path)
+    for field in ("layer", "inner"):
+        text = text.replace(rf"\{{{field}\}}", rf"(?P<{field}>\d+)", 1)
+    return text
+
+
+def _by_leaf(names: Iterable[str], role: str, leaf: str) -> list[Match]:
+    """Tensors `<head><number>.<tail><leaf>.weight`; head and tail make the provisional stack."""
+    pattern = re.compile(rf"(?P<head>(?:.*\.)?)(?P<layer>\d+)\.(?P<tail>(?:[A-Za-z_]\w*\.)*){re.escape(leaf)}\.weight")
+    hits = ((name, pattern.fullmatch(name)) for name in names)
+    return [Match(role, int(hit["layer"]), f"{hit['head']}{hit['tail']}".strip("."), name) for name, hit in hits if hit]
+
+
+def _labelled(found: list[Match]) -> list[Match]:
+    """One stack needs no label."""
+    single = len({match.stack for match in found}) == 1
+    return [replace(match, stack="") for match in found] if single else found

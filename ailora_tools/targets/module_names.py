@@ -1,0 +1,46 @@
+"""From the name of a tensor in a checkpoint to the path of its module in memory; they are not always the same."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+
+from .architectures import Architecture
+from .matching import Match
+
+_LATEST_MAJOR = 5
+
+
+def module_path(match: Match, row: Architecture | None, base: str, architectures: Sequence[str], major: int) -> str:
+    """The module path in the class that `architectures` (of config.json) names, under that transformers major.
+
+    A checkpoint of the bare body lacks the base prefix that its modules have in a model with a head, and the
+    reverse. If no class is named, the file's own names stand.
+    """
+    path = match.tensor.removesuffix(".weight")
+    if row is None:
+        return path
+    if base and architectures:
+        bare = all(_is_bare(name) for name in architectures)
+        if not bare and match.prefix == "":
+            path = f"{base}.{path}"
+        elif bare and match.prefix == f"{base}.":
+            path = path.removeprefix(f"{base}.")
+    for expression, replacement, first in row.renames:
+        if major >= first:
+            path = re.sub(expression, replacement, path)
+    return path
+
+
+def installed_transformers_major() -> int:
+    """Of the transformers that is installed here; the latest known if there is none."""
+    try:
+        return int(version("transformers").split(".")[0])
+    except PackageNotFoundError:
+        return _LATEST_MAJOR
+
+
+def _is_bare(architecture: str) -> bool:
+    """BertModel and ViTModel are bodies; GPT2LMHeadModel is not."""
+    return architecture.endswith("Model") and not architecture.endswith(("HeadModel", "HeadsModel"))

@@ -1,0 +1,277 @@
+"""Which tensors will be worked on, decided from names and headers before any weight is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from ..checkpoint.header import TensorInfo
+from ..checkpoint.index import Checkpoint
+from ..errors import OptionError, TargetError, listed
+from .architectures import BY_MODEL_TYPE, FUSED, GATED, Architecture
+from .matching import Match, match_leaves, match_table, match_template
+from .module_names import installed_transformers_major, module_path
+
+SUPPORTED_DTYPES = ("F64", "F32", "F16", "BF16")
+_PACKED_SUFFIXES = (".qweight", ".weight_packed", ".weight.absmax", ".weight_scale_inv", ".SCB", "_blocks")
+
+
+@dataclass(frozen=True)
+class Target:
+    """One projection: what it is, where its bytes lie (absolute offsets), and its module's path in memory."""
+
+    role: str
+    layer: int
+    stack: str
+    tensor: str
+    module: str
+    file: str
+    dtype: str
+    shape: tuple[int, int]
+    start: int
+    stop: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.stop - self.start
+
+    @property
+    def label(self) -> str:
+        """Such as "q 3" or "v decoder cross 3"."""
+        return " ".join(part for part in (self.role, self.stack, str(self.layer)) if part)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The targets in reading order (file, offset), and what the user should know about their choice."""
+
+    model_type: str | None
+    family: str
+    targets: tuple[Target, ...]
+    notices: tuple[str, ...]
+
+    @property
+    def read_bytes(self) -> int:
+        return sum(target.nbytes for target in self.targets)
+
+
+def make_plan(
+    checkpoint: Checkpoint,
+    *,
+    roles: Sequence[str] = ("q", "v"),
+    layers: str | None = None,
+    q_tensor: str | None = None,
+    v_tensor: str | None = None,
+    transformers_major: int | None = None,
+) -> Plan:
+    """Find the projections of `roles` ("q", "k", "v", "o").
+
+    `layers` is a list such as "0-3,8". `q_tensor` and `v_tensor` are tensor names with `{layer}` that replace
+    what the table says. Raises TargetError, with everything that is wrong at once, where projections cannot be
+    found, are fused, quantised or of an unsupported dtype; OptionError for layers that are not there.
+    """
+    model_type = _model_type(checkpoint.config)
+    row = BY_MODEL_TYPE.get(model_type or "")
+    base = row.model_types[model_type] if row and model_type else ""
+    templates = {role: text for role, text in (("q", q_tensor), ("v", v_tensor)) if text and role in roles}
+    matches, notices = _find(checkpoint, model_type, row, base, roles, templates)
+    if layers is not None:
+        matches = _select(matches, parse_layers(layers))
+    major = transformers_major or installed_transformers_major()
+    architectures = _architectures(checkpoint.config)
+    targets = []
+    for match in matches:
+        file, info = checkpoint.tensors[match.tensor]
+        module = module_path(match, None if match.role in templates else row, base, architectures, major)
+        targets.append((match, module, file, info))
+    _require_usable(targets)
+    ordered = sorted(
+        (
+            Target(m.role, m.layer, m.stack, m.tensor, module, file, info.dtype, _pair(info), info.start, info.stop)
+            for m, module, file, info in targets
+        ),
+        key=lambda target: (target.file, target.start),
+    )
+    family = row.family if row else "Recognised by names"
+    return Plan(model_type, family, tuple(ordered), (*notices, *_incomplete(matches, roles)))
+
+
+def parse_layers(text: str) -> frozenset[int]:
+    """ "0-3,8" -> {0, 1, 2, 3, 8}; OptionError if it is not such a list."""
+    numbers: set[int] = set()
+    for part in text.split(","):
+        low, dash, high = part.strip().partition("-")
+        if not low.isdecimal() or (dash and not high.isdecimal()) or (dash and int(high) < int(low)):
+            raise OptionError(f"--layers {text!r}: {part.strip()!r} is neither a number nor a range.", "Such as 0-3,8.")
+        if dash and int(high) - int(low) > 100_000:
+            raise OptionError(f"--layers {text!r}: the range {part.strip()!r} is too long.", "Such as 0-3,8.")
+        numbers.update(range(int(low), int(high or low) + 1))
+    return frozenset(numbers)
+
+
+def target_modules(plan: Plan, checkpoint: Checkpoint) -> list[str]:
+    """PEFT's target_modules for exactly these modules: last names where they hit nothing else, else full paths.
+
+    PEFT takes an entry of the list as a whole path or as its end behind a dot.
+    """
+    modules = {target.module for target in plan.targets}
+    short = sorted({module.rsplit(".", 1)[-1] for module in modules})
+    tensors = {target.tensor for target in plan.targets}
+    others = {name.removesuffix(".weight") for name in checkpoint.tensors if name not in tensors}
+    hit = any(other.rsplit(".", 1)[-1] in short for other in others)
+    return sorted(modules) if hit else short
+
+
+def _find(
+    checkpoint: Checkpoint,
+    model_type: str | None,
+    row: Architecture | None,
+    base: str,
+    roles: Sequence[str],
+    templates: Mapping[str, str],
+) -> tuple[list[Match], list[str]]:
+    """Matches and notices; TargetError if a role is nowhere."""
+    names = list(checkpoint.tensors)
+    matches = [match for role, text in templates.items() for match in _by_template(text, role, names)]
+    rest = [role for role in roles if role not in templates]
+    if model_type in GATED and "q" in rest:
+        raise _gated(model_type or "", checkpoint)
+    notices = []
+    if row is not None:
+        found = match_table(row, base, names, rest)
+        notices += _left_alone(row, names, found, rest)
+    else:
+        found = match_leaves(names, rest)
+        if found:
+            notices.append(
+                f"model type {model_type!r} is not in the table: W^{'/'.join(rest).upper()} recognised by names such as "
+                f"{found[0].tensor}; check them with `inspect`"
+            )
+    lacking = [role for role in rest if role not in {match.role for match in found}]
+    if lacking:
+        raise _not_found(checkpoint, model_type, row, lacking)
+    return matches + found, notices
+
+
+def _by_template(template: str, role: str, names: list[str]) -> list[Match]:
+    found = match_template(template, role, names)
+    if not found:
+        near = get_close_matches(template.replace("{layer}", "0"), names, 3, 0.3)
+        raise TargetError(
+            f"--{role}-tensor {template!r} names no tensor of the checkpoint.",
+            f"Similar names: {', '.join(near) or 'none'}. Write {{layer}} for the number of the layer.",
+        )
+    return found
+
+
+def _select(matches: list[Match], wanted: frozenset[int]) -> list[Match]:
+    there = {match.layer for match in matches}
+    missing = sorted(wanted - there)
+    if missing:
+        raise OptionError(
+            f"--layers: there is no layer {listed([str(number) for number in missing])}.",
+            f"The layers with these projections are {min(there)} to {max(there)}.",
+        )
+    return [match for match in matches if match.layer in wanted]
+
+
+def _require_usable(found: Sequence[tuple[Match, str, str, TensorInfo]]) -> None:
+    """Two dimensions, a float dtype, and one tensor for one place: all faults at once."""
+    faults, modules, places = [], set(), set()
+    for match, module, _, info in found:
+        if info.dtype not in SUPPORTED_DTYPES:
+            faults.append(f"{info.name} is stored as {info.dtype}, not as one of {', '.join(SUPPORTED_DTYPES)}")
+        elif len(info.shape) != 2 or 0 in info.shape:
+            faults.append(f"{info.name} has shape {list(info.shape)}, not that of a matrix")
+        place = (match.stack, match.layer, match.role)
+        if module in modules or place in places:
+            faults.append(f"{info.name} is a second tensor for {' '.join(map(str, place)).strip()}")
+        modules.add(module)
+        places.add(place)
+    if faults:
+        raise TargetError(
+            f"{len(faults)} of {len(found)} projections cannot be worked on: {listed(faults, 5)}.",
+            "Quantised checkpoints are not supported yet: start from the 16-bit or 32-bit original of the model.",
+        )
+
+
+def _pair(info: TensorInfo) -> tuple[int, int]:
+    rows, columns = info.shape
+    return rows, columns
+
+
+def _incomplete(matches: Sequence[Match], roles: Sequence[str]) -> list[str]:
+    """Layers that have one of the roles and not another, such as shared keys and values."""
+    places: dict[tuple[str, int], set[str]] = {}
+    for match in matches:
+        places.setdefault((match.stack, match.layer), set()).add(match.role)
+    notices = []
+    for role in roles:
+        lacking = sorted(place for place, found in places.items() if role not in found)
+        if lacking:
+            shown = listed([f"{stack} {layer}".strip() for stack, layer in lacking], 8)
+            notices.append(
+                f"no W^{role.upper()} of their own in layers {shown}: only their other projections are taken"
+            )
+    return notices
+
+
+def _left_alone(row: Architecture, names: Sequence[str], found: Sequence[Match], roles: Sequence[str]) -> list[str]:
+    """Tensors that are named like targets but lie in another tower."""
+    taken = {match.tensor for match in found}
+    ends = tuple(f".{leaf}.weight" for role in roles for leaf in row.leaves[role])
+    others = [name for name in names if name.endswith(ends) and name not in taken]
+    if not others or not found:
+        return []
+    return [f"{len(others)} tensors of other parts of the model are left alone, such as {others[0]}"]
+
+
+def _gated(model_type: str, checkpoint: Checkpoint) -> TargetError:
+    return TargetError(
+        f"{checkpoint.location}: in a {model_type} model q_proj holds queries and an output gate, interleaved by head.",
+        "This version works on projections that have a tensor of their own; --roles v leaves W^Q alone.",
+    )
+
+
+def _not_found(
+    checkpoint: Checkpoint, model_type: str | None, row: Architecture | None, lacking: Sequence[str]
+) -> TargetError:
+    """Say why: fused, quantised, or unknown; with the names that look like attention."""
+    what = " and ".join(f"W^{role.upper()}" for role in lacking)
+    where = f"{checkpoint.location} (model type {model_type or 'not stated'})"
+    for name, (_, info) in checkpoint.tensors.items():
+        leaf = name.removesuffix(".weight").rsplit(".", 1)[-1]
+        if leaf in FUSED and len(info.shape) == 2:
+            return TargetError(
+                f"{where}: no tensor of its own for {what}: {name} {list(info.shape)} holds {FUSED[leaf]}.",
+                "This version works on projections that have a tensor of their own.",
+            )
+    packed = [name for name in checkpoint.tensors if name.endswith(_PACKED_SUFFIXES)]
+    if packed:
+        return TargetError(
+            f"{where}: the weights are quantised ({listed(packed, 2)}).",
+            "Start from the 16-bit or 32-bit original of the model.",
+        )
+    near = [name for name, (_, info) in checkpoint.tensors.items() if len(info.shape) == 2 and _looks_like(name)]
+    known = f"a {row.family} checkpoint should have them" if row else "the model type is not in the table"
+    return TargetError(
+        f"{where}: {what} not found; {known}. Attention-looking tensors: {listed(near, 6) or 'none'}.",
+        "Name them: --q-tensor 'blocks.{layer}.attn.wq.weight' --v-tensor 'blocks.{layer}.attn.wv.weight'.",
+    )
+
+
+def _looks_like(name: str) -> bool:
+    return any(part in name.lower() for part in ("attn", "attention", "query", "value", "qkv", ".q.", ".v."))
+
+
+def _model_type(config: Mapping[str, Any]) -> str | None:
+    """transformers writes model_type; diffusers _class_name."""
+    value = config.get("model_type", config.get("_class_name"))
+    return value if isinstance(value, str) else None
+
+
+def _architectures(config: Mapping[str, Any]) -> tuple[str, ...]:
+    named = config.get("architectures")
+    return tuple(name for name in named if isinstance(name, str)) if isinstance(named, list) else ()
