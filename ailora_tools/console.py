@@ -152,7 +152,7 @@ def _table(*headings: str) -> Table:
 
 
 def _target_table(targets: Iterable[Target]) -> Table:
-    table = _table("role", "layers", "tensor", "shape", "dtype")
+    table = _table("role", "layers", "tensor", "stored as")
     groups: dict[tuple[object, ...], list[Target]] = {}
     for target in sorted(targets, key=lambda target: (target.stack, target.role != "q", target.role, target.layer)):
         groups.setdefault((target.stack, target.role, _pattern(target), target.shape, target.dtype), []).append(target)
@@ -162,8 +162,7 @@ def _target_table(targets: Iterable[Target]) -> Table:
             f"W^{first.role.upper()}" + (f" {first.stack}" if first.stack else ""),
             _ranges([target.layer for target in members]),
             Text(_pattern(first), overflow="fold"),
-            f"{first.shape[0]} × {first.shape[1]}",
-            first.dtype,
+            f"{first.shape[0]} × {first.shape[1]} {first.dtype}",
         )
     return table
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ class Components:
     gap: (s_k - s_k+1) / s_k at the cut that separates them from the rest of the spectrum, 1.0 if there is no
         rest, 0.0 if both are zero. Near 0 the chosen subspace is arbitrary.
     sigma_max: the largest singular value of W.
-    error: max over the triplets of norm(W v - s u) and norm(W^T u - s v), divided by sigma_max.
+    error: max over the triplets of norm(W^T u - s v), divided by sigma_max; W v = s u by construction.
     route: the algorithm that gave them.
     """
 
@@ -49,14 +49,22 @@ def triplets(W: Tensor, V: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def assemble(W: Tensor, U: Tensor, S: Tensor, Vh: Tensor, gap: float, sigma_max: float, route: str) -> Components:
-    """Fix the signs (the largest entry of every left vector is positive) and measure the residuals on W."""
-    peak = U.gather(0, U.abs().argmax(0, keepdim=True)).squeeze(0)
-    sign = torch.where(peak < 0, -1.0, 1.0).to(U.dtype)
-    U, Vh = U * sign, Vh * sign[:, None]
-    left = (product(W, Vh.T) - U * S).norm(dim=0).max()
-    right = (product(W.T, U) - Vh.T * S).norm(dim=0).max()
-    worst = float(torch.maximum(left, right))
-    return Components(U, S, Vh, gap, sigma_max, worst / sigma_max if sigma_max > 0 else worst, route)
+    """Measure the residuals on W and fix the signs; W v = s u holds to rounding for what `triplets` gives."""
+    worst = float((product(W.T, U) - Vh.T * S).norm(dim=0).max())
+    error = worst / sigma_max if sigma_max > 0 else worst
+    return _signed(Components(U, S, Vh, gap, sigma_max, error, route))
+
+
+def transposed(found: Components) -> Components:
+    """The triplets of W from those of W^T."""
+    return _signed(replace(found, U=found.Vh.T, Vh=found.U.T))
+
+
+def _signed(found: Components) -> Components:
+    """The largest entry of every left vector is positive."""
+    peak = found.U.gather(0, found.U.abs().argmax(0, keepdim=True)).squeeze(0)
+    sign = torch.where(peak < 0, -1.0, 1.0).to(found.U.dtype)
+    return replace(found, U=found.U * sign, Vh=found.Vh * sign[:, None])
 
 
 def relative_gap(above: float, below: float) -> float:
@@ -68,9 +76,19 @@ _BLOCK_ELEMENTS = 1 << 21  # rows are converted to float64 in blocks of this man
 
 
 def product(W: Tensor, X: Tensor) -> Tensor:
-    """W (m, n) times X (n, r) in float64, without a float64 copy of all of W."""
-    step = max(1, _BLOCK_ELEMENTS // max(1, W.shape[1]))
-    return torch.cat([W[low : low + step].double() @ X for low in range(0, len(W), step)])
+    """W (m, n) times X (n, r) in float64, without a float64 copy of all of W.
+
+    Blocks follow the memory: rows of a matrix, columns of a transposed view.
+    """
+    m, n = W.shape
+    if W.stride(0) < W.stride(1):
+        step = max(1, _BLOCK_ELEMENTS // m)
+        total = X.new_zeros(m, X.shape[1])
+        for low in range(0, n, step):
+            total += W[:, low : low + step].double() @ X[low : low + step]
+        return total
+    step = max(1, _BLOCK_ELEMENTS // n)
+    return torch.cat([W[low : low + step].double() @ X for low in range(0, m, step)])
 
 
 def gram(W: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .components import Components, assemble, gram, relative_gap, triplets
+from .components import Components, assemble, gram, relative_gap, transposed, triplets
 
 _TALL = 1.6  # beyond this aspect ratio a QR first is cheaper (Chan, ACM TOMS 8(1), 1982)
 # A Gram matrix resolves squares: a singular value is known to eps * (s_1 / s)^2, relative. Below this ratio
@@ -16,7 +16,7 @@ RESOLVED = 1e-6
 def svd(W: Tensor, part: slice) -> Components:
     """The triplets `part` (of min(m, n), descending) by LAPACK's full thin SVD in float64."""
     if W.shape[1] > W.shape[0]:
-        return transposed(svd(W.T, part), W)
+        return transposed(svd(W.T, part))
     X = W.double()
     if W.shape[0] > _TALL * W.shape[1]:
         Q, R = torch.linalg.qr(X)
@@ -34,7 +34,7 @@ def gram_eigh(W: Tensor, part: slice) -> Components | None:
     """
     if W.shape[1] > W.shape[0]:
         found = gram_eigh(W.T, part)
-        return None if found is None else transposed(found, W)
+        return None if found is None else transposed(found)
     values, vectors = torch.linalg.eigh(gram(W.T))  # ascending
     S_all = values.flip(0).clamp_min(0).sqrt()
     if float(S_all[part][-1]) <= RESOLVED * float(S_all[0]):
@@ -48,8 +48,3 @@ def cut_gap(S: Tensor, part: slice) -> float:
     start, stop, _ = part.indices(len(S))
     cut = stop if start == 0 else start
     return relative_gap(float(S[cut - 1]), float(S[cut])) if 0 < cut < len(S) else 1.0
-
-
-def transposed(found: Components, W: Tensor) -> Components:
-    """The triplets of W from those of W^T, with the sign rule applied anew."""
-    return assemble(W, found.Vh.T, found.S, found.U.T, found.gap, found.sigma_max, found.route)

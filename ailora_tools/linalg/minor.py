@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import exact
-from .components import Components, assemble, gram, relative_gap, require_rank, triplets
+from .components import Components, assemble, gram, relative_gap, require_rank, transposed, triplets
 
 _DIRECT_SIDE = 1024  # up to here `eigh` of the Gram matrix is as fast as iterating (measured on two cores)
 _SQUARE = 1.25  # beyond this aspect ratio the smallest singular values are not small, and inverse steps stall
@@ -32,7 +32,7 @@ def minor(W: Tensor, rank: int, generator: torch.Generator) -> Components:
     """
     require_rank(W, rank)
     if W.shape[1] > W.shape[0]:
-        return exact.transposed(minor(W.T, rank, generator), W)
+        return transposed(minor(W.T, rank, generator))
     side = W.shape[1]
     found = None
     if side > max(_DIRECT_SIDE, _STEPS * (rank + _OVERSAMPLING)) and W.shape[0] <= _SQUARE * side:

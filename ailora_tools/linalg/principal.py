@@ -12,10 +12,10 @@ from .components import Components, assemble, relative_gap, require_rank, triple
 
 _DIRECT_SIDE = 640  # up to here `eigh` of the Gram matrix is faster than iterating (measured on two cores)
 _OVERSAMPLING = 8
-_GROWTH = 1.25  # the projected SVD is repeated each time the basis has grown by this factor
+_GROWTH = 1.1  # the projected SVD is repeated each time the basis has grown by this factor
 _FIRST_TEST = 5  # blocks
 _BASIS_SHARE = 2  # give up when the basis fills this fraction of the smaller side
-_WANTED_SINE = 5e-4  # of the largest principal angle, by Wedin's bound; the cosine is then 1 - 1.3e-7
+_WANTED_SINE = 1e-3  # of the largest principal angle, by Wedin's bound; the cosine is then 1 - 5e-7
 _SMALLEST_GAP = 1e-3  # relative gaps below this are not worth iterating for: the subspace is near arbitrary
 
 
@@ -24,7 +24,7 @@ def principal(W: Tensor, rank: int, generator: torch.Generator) -> Components:
 
     Large matrices: block Lanczos bidiagonalisation with full reorthogonalisation from a random start, which
     builds the block Krylov space of Musco and Musco (arXiv 1504.05477, algorithm 2), in float32 (float64 for
-    float64 input), until Wedin's bound (BIT 12, 1972) on the angle to the true subspace is below 5e-4. The
+    float64 input), until Wedin's bound (BIT 12, 1972) on the angle to the true subspace is below 1e-3. The
     result is refined on W in float64. If the basis grows too large, or for small matrices: the exact routes.
 
     Raises OptionError if rank is not within 1 and min(m, n).
@@ -63,7 +63,7 @@ def _block_krylov(W: Tensor, rank: int, generator: torch.Generator) -> Component
         following, row = _orthonormal(X.T @ block, V)
         coupling = row[-width:]  # W^T U_j = V B^T + V_next coupling E_j^T
         if U.shape[1] >= test_at:
-            test_at = int(U.shape[1] * _GROWTH) + width
+            test_at = int(U.shape[1] * _GROWTH)
             ritz = _ritz(B, coupling, rank)
             if _converged(ritz, rank, X):
                 return _refined(W, V @ ritz.Z[:, :rank], ritz, rank)

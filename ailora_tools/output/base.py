@@ -22,7 +22,7 @@ from .spans import BLOCK, blocks, create, read_span, sha256_file, sync_file, wri
 
 _FICLONE = 0x40049409  # linux/fs.h: share all extents of one file with another (btrfs, xfs, bcachefs)
 _CANNOT = {errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EBADF}
-_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+_OWN_FILES = ("adapter_config.json", "adapter_model.safetensors", "ailora.json", "README.md")
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def recast_layout(source: Header, dtypes: Mapping[str, str]) -> ShardLayout:
 
 
 def companions(checkpoint: Checkpoint) -> list[str]:
-    """Files copied along unchanged: config, tokenizer, code, the index. No other weights, no adapter.
+    """Files copied along unchanged: config, tokenizer, code, the index. No other weights, no adapter, no card.
 
     A stale copy of the weights in another format beside patched shards would be loaded by some programs.
     """
@@ -69,7 +69,7 @@ def companions(checkpoint: Checkpoint) -> list[str]:
     def wanted(name: str) -> bool:
         weights = name.endswith((".safetensors", *OTHER_WEIGHTS))
         foreign_index = name.endswith(".index.json") and name != checkpoint.index_name
-        return not (weights or foreign_index or name.rsplit("/", 1)[-1] in _ADAPTER_FILES)
+        return not (weights or foreign_index or name.rsplit("/", 1)[-1] in _OWN_FILES)
 
     return [name for name in checkpoint.files.names() if wanted(name)]
 

