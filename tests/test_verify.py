@@ -130,7 +130,9 @@ def test_an_untouched_tensor_of_the_source_that_differs(written: Path, tmp_path:
     tensors = llama_tensors()
     tensors["model.norm.weight"][0] += 1
     write_checkpoint(tmp_path / "near", tensors, shards=2)
-    assert failed(verify(written / "out", source=tmp_path / "near")) == {"untouched bytes": "changed: model.norm.weight"}
+    assert failed(verify(written / "out", source=tmp_path / "near")) == {
+        "untouched bytes": "changed: model.norm.weight"
+    }
 
 
 @pytest.mark.parametrize("tag", ["pissa", "pissa_niter_4", "olora", False, None, "gaussian", 1])
@@ -146,7 +148,9 @@ def test_target_modules_that_hit_nothing_or_miss_something(folder: Path) -> None
     assert "do not reach model.layers" in failed(verify(folder))["adapter config"]
 
 
-@pytest.mark.parametrize("change", [{"lora_alpha": 8}, {"r": 2}, {"use_rslora": True}, {"alpha_pattern": {"v_proj": 1}}])
+@pytest.mark.parametrize(
+    "change", [{"lora_alpha": 8}, {"r": 2}, {"use_rslora": True}, {"alpha_pattern": {"v_proj": 1}}]
+)
 def test_a_scaling_that_differs(folder: Path, change: dict[str, object]) -> None:
     edit_config(folder, **change)
     assert "expected (4, 4, False)" in failed(verify(folder))["adapter config"]

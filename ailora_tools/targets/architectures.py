@@ -77,7 +77,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
             "embedding_gemma2 vaultgemma olmo olmo2 olmo3 olmoe flex_olmo granite granitemoe granitemoeshared cohere "
             "cohere2 starcoder2 stablelm smollm3 nemotron exaone4 apertus arcee ernie4_5 ernie4_5_moe glm glm4 glm4_moe "
             "phi phimoe gpt_oss llama4_text helium seed_oss hunyuan_v1_dense hunyuan_v1_moe dots1 minimax_m2 bitnet "
-            "diffllama doge cwm persimmon_split solar_open hy_v3 mellum jais2 afmoe nanochat",
+            "diffllama doge cwm solar_open hy_v3 mellum jais2 afmoe nanochat",
         ),
         _DECODER,
         _QKV_PROJ,

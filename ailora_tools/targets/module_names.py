@@ -42,5 +42,5 @@ def installed_transformers_major() -> int:
 
 
 def _is_bare(architecture: str) -> bool:
-    """BertModel and ViTModel are bodies; GPT2LMHeadModel is not."""
-    return architecture.endswith("Model") and not architecture.endswith(("HeadModel", "HeadsModel"))
+    """BertModel and ViTModel are bodies; GPT2LMHeadModel and MarianMTModel are not."""
+    return architecture.endswith("Model") and not architecture.endswith(("HeadModel", "HeadsModel", "MTModel"))
