@@ -18,7 +18,7 @@ class Components:
     gap: (s_k - s_k+1) / s_k at the cut that separates them from the rest of the spectrum, 1.0 if there is no
         rest, 0.0 if both are zero. Near 0 the chosen subspace is arbitrary.
     sigma_max: the largest singular value of W.
-    error: max over the triplets of norm(W^T u - s v), divided by sigma_max; W v = s u by construction.
+    error: max over the triplets of norm(W v - s u) and norm(W^T u - s v), divided by sigma_max.
     route: the algorithm that gave them.
     """
 
@@ -49,7 +49,7 @@ def triplets(W: Tensor, V: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def assemble(W: Tensor, U: Tensor, S: Tensor, Vh: Tensor, gap: float, sigma_max: float, route: str) -> Components:
-    """Measure the residuals on W and fix the signs; W v = s u holds to rounding for what `triplets` gives."""
+    """Measure the residuals of W^T u = s v and fix the signs; W v = s u holds to rounding by construction."""
     worst = float((product(W.T, U) - Vh.T * S).norm(dim=0).max())
     error = worst / sigma_max if sigma_max > 0 else worst
     return _signed(Components(U, S, Vh, gap, sigma_max, error, route))

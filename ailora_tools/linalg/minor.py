@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -69,20 +67,27 @@ def _inverse_krylov(
     block = torch.linalg.qr(start)[0]
     basis, images = block[:, :0], block[:, :0]
     for _step in range(_STEPS):
-        image = torch.linalg.solve_triangular(R.T, block, upper=False)
-        image = torch.linalg.solve_triangular(R, image, upper=True)
+        image = _inverse(R, block)
         basis, images = torch.cat([basis, block], 1), torch.cat([images, image], 1)
         values, Y = _wanted(basis, images, rank)  # of the inverse, ascending: one more than wanted
         if not float(values[-1]) > 0 or float(values[-1]) ** -0.5 <= resolved * sigma_max:
             return None
         if float(values[0]) > 0 and _converged(basis, images, values, Y):
-            U, S, Vh = triplets(W, torch.linalg.qr(basis @ Y)[0])
+            # One more step takes out what rounding left of the large singular directions.
+            U, S, Vh = triplets(W, torch.linalg.qr(_inverse(R, basis @ Y))[0])
             gap = relative_gap(float(values[0]) ** -0.5, float(S[0]))
             return assemble(W, U, S, Vh, gap, sigma_max, route)
         for _ in range(2):
             image = image - basis @ (basis.T @ image)
         block = torch.linalg.qr(image)[0]
     return None
+
+
+def _inverse(R: Tensor, X: Tensor) -> Tensor:
+    """(R^T R)^-1 X (n, width)."""
+    half: Tensor = torch.linalg.solve_triangular(R.T, X, upper=False)
+    whole: Tensor = torch.linalg.solve_triangular(R, half, upper=True)
+    return whole
 
 
 def _wanted(basis: Tensor, images: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -101,9 +106,10 @@ def _converged(basis: Tensor, images: Tensor, values: Tensor, Y: Tensor) -> bool
 
 
 def _largest(R: Tensor, generator: torch.Generator) -> float:
-    """The largest singular value of R by block power steps: two digits are enough here."""
+    """The largest singular value of R, to two digits or better, from a small block Krylov space."""
     X = torch.randn(len(R), 4, generator=generator, dtype=torch.float64).to(R.device)
+    basis = torch.linalg.qr(X)[0]
     for _ in range(8):
-        X = R.T @ (R @ torch.linalg.qr(X)[0])
-    norm = float(torch.linalg.matrix_norm(X, 2))
-    return math.sqrt(norm)
+        X = R.T @ (R @ basis[:, -4:])
+        basis = torch.linalg.qr(torch.cat([basis, X], 1))[0]
+    return float(torch.linalg.matrix_norm(R @ basis, 2))

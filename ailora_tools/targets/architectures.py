@@ -75,8 +75,9 @@ ARCHITECTURES: tuple[Architecture, ...] = (
             "model",
             "llama mistral mixtral ministral ministral3 qwen2 qwen2_moe qwen3 qwen3_moe gemma gemma2 gemma3_text "
             "embedding_gemma2 vaultgemma olmo olmo2 olmo3 olmoe flex_olmo granite granitemoe granitemoeshared cohere "
-            "cohere2 starcoder2 stablelm smollm3 nemotron exaone4 apertus arcee ernie4_5 ernie4_5_moe glm glm4 glm4_moe "
-            "phi phimoe gpt_oss llama4_text helium seed_oss hunyuan_v1_dense hunyuan_v1_moe dots1 minimax_m2 bitnet "
+            "cohere2 starcoder2 stablelm smollm3 nemotron exaone4 apertus arcee ernie4_5 ernie4_5_moe glm glm4 "
+            "glm4_moe phi phimoe gpt_oss llama4_text helium "
+            "seed_oss hunyuan_v1_dense hunyuan_v1_moe dots1 minimax_m2 bitnet "
             "diffllama doge cwm solar_open hy_v3 mellum jais2 afmoe nanochat",
         ),
         _DECODER,
@@ -126,8 +127,11 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     ),
     Architecture(
         "BART-like encoder-decoder",
-        _types("model", "bart mbart pegasus pegasus_x marian blenderbot blenderbot-small m2m_100 plbart mvp nllb-moe whisper"
-               " speech_to_text trocr"),
+        _types(
+            "model",
+            "bart mbart pegasus pegasus_x marian blenderbot blenderbot-small m2m_100 plbart mvp nllb-moe whisper "
+            "speech_to_text trocr",
+        ),
         _ENCODER_DECODER,
         _QKV_PROJ,
     ),
@@ -149,7 +153,9 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         {
             "bert": "bert", "roberta": "roberta", "xlm-roberta": "roberta", "xlm-roberta-xl": "roberta",
             "camembert": "roberta", "electra": "electra", "esm": "esm", "ernie": "ernie", "layoutlm": "layoutlm",
-            "layoutlmv2": "layoutlmv2", "layoutlmv3": "layoutlmv3", "lilt": "lilt", "luke": "luke", "markuplm": "markuplm", "megatron-bert": "bert", "mobilebert": "mobilebert", "nystromformer": "nystromformer",
+            "layoutlmv2": "layoutlmv2", "layoutlmv3": "layoutlmv3", "lilt": "lilt", "luke": "luke",
+            "markuplm": "markuplm", "megatron-bert": "bert", "mobilebert": "mobilebert",
+            "nystromformer": "nystromformer",
             "rembert": "rembert", "roberta-prelayernorm": "roberta_prelayernorm", "roc_bert": "roc_bert",
             "splinter": "splinter", "big_bird": "bert", "data2vec-text": "data2vec_text", "convbert": "convbert",
             "ibert": "ibert", "xmod": "roberta", "yoso": "yoso", "mra": "mra", "visual_bert": "visual_bert",
@@ -260,4 +266,6 @@ FUSED = {
 }
 
 # Their q_proj is twice as wide: queries and an output gate, interleaved by head.
-GATED = frozenset(["qwen3_next", "qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text", "qwen4_exp", "qwen4_exp_text"])
+GATED = frozenset(
+    ["qwen3_next", "qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text", "qwen4_exp", "qwen4_exp_text"]
+)

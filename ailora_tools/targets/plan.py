@@ -146,8 +146,8 @@ def _find(
         found = match_leaves(names, rest)
         if found:
             notices.append(
-                f"model type {model_type!r} is not in the table: W^{'/'.join(rest).upper()} recognised by names such as "
-                f"{found[0].tensor}; check them with `inspect`"
+                f"model type {model_type!r} is not in the table: recognised by names such as {found[0].tensor}; "
+                "check them with `inspect`"
             )
     lacking = [role for role in rest if role not in {match.role for match in found}]
     if lacking:
