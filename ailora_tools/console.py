@@ -44,6 +44,7 @@ def show_error(error: AiloraError) -> None:
 
 
 def show_interrupted() -> None:
+    """How to go on after Ctrl-C."""
     _err.print("Interrupted. Run the same command with --resume to go on.", style="yellow")
 
 

@@ -104,6 +104,7 @@ def adapter_config(
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Indented JSON with a newline at the end."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
