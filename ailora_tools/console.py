@@ -38,7 +38,7 @@ _SIZES = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 def show_error(error: AiloraError) -> None:
     """The problem in red, what to do below it."""
-    _err.print(Text("error: ", style="bold red") + Text(error.problem), soft_wrap=True)
+    _err.print(Text.assemble(("error: ", "bold red"), error.problem), soft_wrap=True)
     if error.hint:
         _err.print(Text(error.hint), soft_wrap=True)
 
@@ -136,7 +136,7 @@ class _Progress:
 
 def _notices(texts: Iterable[str]) -> None:
     for text in texts:
-        _err.print(Text("note: ", style="cyan") + Text(text), soft_wrap=True)
+        _err.print(Text.assemble(("note: ", "cyan"), text), soft_wrap=True)
 
 
 def _print_block(table: Table) -> None:

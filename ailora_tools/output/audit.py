@@ -54,7 +54,7 @@ def check_neighbours(folder: Path, manifest: Manifest) -> Check:
     ]
     if strangers:
         return Check("neighbours", False, f"would be loaded with the base: {listed(strangers)}")
-    return Check("neighbours", True, "no foreign weights and no adapter_config.json beside config.json")
+    return Check("neighbours", True, "no foreign weights or adapter beside config.json")
 
 
 def check_adapter_config(folder: Path, manifest: Manifest) -> Check:
@@ -65,7 +65,7 @@ def check_adapter_config(folder: Path, manifest: Manifest) -> Check:
         faults = list(_config_faults(config, manifest))
     except (OSError, ValueError, TypeError, AttributeError, re.error) as error:
         return Check("adapter config", False, f"{FOLDER}/{CONFIG} cannot be read: {error}")
-    detail = f"init_lora_weights is true; target_modules reach all {len(manifest.modules)} modules"
+    detail = f"init_lora_weights is true; targets reach all {len(manifest.modules)} modules"
     return Check("adapter config", not faults, "; ".join(faults[:4]) or detail)
 
 
