@@ -1,51 +1,80 @@
-"""Matrices with a prescribed spectrum, and the comparison of subspaces."""
+"""Matrices with a prescribed spectrum, and the angle between subspaces."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+Spectrum = Callable[[int], Tensor]
+
 
 def orthonormal(rows: int, columns: int, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.linalg.qr(torch.randn(rows, columns, generator=generator, dtype=torch.float64))[0]
+    """Q (rows, columns) float64, from the QR of a Gaussian matrix."""
+    draw = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.linalg.qr(draw)[0]
 
 
-def matrix(rows: int, columns: int, S: Tensor, seed: int = 0) -> Tensor:
-    """(rows, columns) float64 with singular values S, one for each of min(rows, columns)."""
-    return orthonormal(rows, len(S), seed) * S @ orthonormal(columns, len(S), seed + 1).T
+def matrix(shape: tuple[int, int], S: Tensor, seed: int = 0) -> Tensor:
+    """W (m, n) float64 with the singular values S (min(m, n),)."""
+    m, n = shape
+    return (orthonormal(m, len(S), 2 * seed) * S) @ orthonormal(n, len(S), 2 * seed + 1).T
 
 
-def worst_cosine(X: Tensor, Y: Tensor) -> float:
-    """Smallest cosine of a principal angle between the spans of orthonormal columns."""
-    return float(torch.linalg.svdvals(X.T @ Y).min())
+def index(k: int) -> Tensor:
+    return torch.arange(1, k + 1, dtype=torch.float64)
 
 
-def _index(count: int) -> Tensor:
-    return torch.arange(1, count + 1, dtype=torch.float64)
+def power(exponent: float) -> Spectrum:
+    return lambda k: index(k) ** -exponent
 
 
-def _noise(count: int) -> Tensor:
-    generator = torch.Generator().manual_seed(7)
-    return torch.linalg.svdvals(torch.randn(count, count, generator=generator, dtype=torch.float64)).clamp_min(1e-3)
+def geometric(condition: float) -> Spectrum:
+    """From 1 down to 1 / condition."""
+    return lambda k: condition ** -((index(k) - 1) / max(1, k - 1))
 
 
-def _clustered(count: int) -> Tensor:
-    """Pairs of values 1e-9 apart: any even cut is well posed, any odd one is not."""
-    return (1.5 - ((_index(count) - 1) // 2) / count) * (1 - 1e-9 * ((_index(count) - 1) % 2))
+def quarter_circle(k: int) -> Tensor:
+    """About what square Gaussian noise has: the quarter-circle density's quantiles, down to O(1 / k)."""
+    return 2 * torch.cos((index(k) - 0.5) / k * torch.pi / 2)
 
 
-SPECTRA: Mapping[str, Callable[[int], Tensor]] = {
-    "flat": lambda count: torch.ones(count, dtype=torch.float64),
-    "noise": _noise,
-    "i^-0.1": lambda count: _index(count) ** -0.1,
-    "i^-0.5": lambda count: _index(count) ** -0.5,
-    "i^-1": lambda count: _index(count) ** -1.0,
-    "spikes and bulk": lambda count: torch.cat([20 - _index(8), torch.linspace(2, 0.01, count - 8).double()]),
-    "clustered": _clustered,
-    "condition 1e8": lambda count: torch.logspace(0, -8, count, dtype=torch.float64),
-    "rank-deficient": lambda count: _index(count) ** -0.5 * (_index(count) <= count - 12),
-    "zero": lambda count: torch.zeros(count, dtype=torch.float64),
+def spikes(k: int) -> Tensor:
+    """Eight spikes on a bulk from 1 to 0.05."""
+    S = torch.linspace(1, 0.05, k, dtype=torch.float64)
+    count = min(8, k)
+    S[:count] += torch.linspace(4, 1, count, dtype=torch.float64)
+    return S
+
+
+def clustered(k: int) -> Tensor:
+    """Pairs of values that agree to 1e-7: a cut through a pair has no gap, one between pairs has."""
+    return 0.9 ** ((index(k) - 1) // 2) * (1 - 1e-7 * (index(k) % 2 == 0))
+
+
+def deficient(k: int) -> Tensor:
+    """Rank k // 3, with zeros beyond."""
+    S = index(k) ** -0.5
+    S[max(1, k // 3) :] = 0
+    return S
+
+
+SPECTRA: dict[str, Spectrum] = {
+    "flat": lambda k: torch.ones(k, dtype=torch.float64),
+    "quarter circle": quarter_circle,
+    "power 0.1": power(0.1),
+    "power 0.5": power(0.5),
+    "power 1.5": power(1.5),
+    "spikes": spikes,
+    "clustered": clustered,
+    "condition 1e3": geometric(1e3),
+    "condition 1e8": geometric(1e8),
+    "deficient": deficient,
+    "zero": lambda k: torch.zeros(k, dtype=torch.float64),
 }
+
+
+def worst_cosine(U1: Tensor, U2: Tensor) -> float:
+    """Of the principal angles between the spans of U1 and U2 (n, r), both orthonormal (Bjoerck and Golub, 1973)."""
+    return float(torch.linalg.svdvals(U1.T @ U2)[-1])

@@ -31,6 +31,11 @@ class Components:
     route: str
 
 
+SMALLEST_GAP = 1e-3  # relative gaps below this are not worth iterating for
+_LARGEST_SINE = 4e-3  # the cosine is then above 1 - 1e-5
+_ROUNDING = 1e-14  # about 50 eps
+
+
 def require_rank(W: Tensor, rank: int) -> None:
     """OptionError unless W is a matrix and 1 <= rank <= min(m, n)."""
     if W.ndim != 2 or not 1 <= rank <= min(W.shape):
@@ -53,6 +58,17 @@ def assemble(W: Tensor, U: Tensor, S: Tensor, Vh: Tensor, gap: float, sigma_max:
     worst = float((product(W.T, U) - Vh.T * S).norm(dim=0).max())
     error = worst / sigma_max if sigma_max > 0 else worst
     return _signed(Components(U, S, Vh, gap, sigma_max, error, route))
+
+
+def believable(found: Components, above: float, below: float) -> bool:
+    """Whether the chosen subspaces are within 1 - 1e-5 of the true ones, by their measured residual on W.
+
+    Wedin (BIT 12, 1972): the sine of the largest angle is at most the residual over the distance between
+    `above` and `below`, the singular values at the cut. A cut closer than 1e-3 of `above` is near arbitrary:
+    there only as much is asked as for that distance. No float64 route can do better than its own rounding.
+    """
+    distance = max(above - below, SMALLEST_GAP * above)
+    return found.error * found.sigma_max <= _LARGEST_SINE * distance + _ROUNDING * found.sigma_max
 
 
 def transposed(found: Components) -> Components:

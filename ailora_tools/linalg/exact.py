@@ -5,32 +5,36 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .components import Components, assemble, gram, relative_gap, transposed, triplets
+from .components import Components, assemble, believable, gram, relative_gap, transposed, triplets
 
 _TALL = 1.6  # beyond this aspect ratio a QR first is cheaper (Chan, ACM TOMS 8(1), 1982)
 # A Gram matrix resolves squares: a singular value is known to eps * (s_1 / s)^2, relative. Below this ratio
 # to s_1 that leaves less than five digits.
 RESOLVED = 1e-6
+TINY = torch.finfo(torch.float64).tiny
 
 
 def svd(W: Tensor, part: slice) -> Components:
-    """The triplets `part` (of min(m, n), descending) by LAPACK's full thin SVD in float64."""
+    """The triplets `part` (of min(m, n), descending) of W (m, n) by LAPACK's full thin SVD in float64."""
     if W.shape[1] > W.shape[0]:
         return transposed(svd(W.T, part))
     X = W.double()
     if W.shape[0] > _TALL * W.shape[1]:
         Q, R = torch.linalg.qr(X)
         P, S, Vh = torch.linalg.svd(R)
-        U = Q @ P
+        U, route = Q @ P, "qr-svd"
     else:
         U, S, Vh = torch.linalg.svd(X, full_matrices=False)
-    return assemble(W, U[:, part], S[part], Vh[part], cut_gap(S, part), float(S[0]), "svd")
+        route = "svd"
+    gap = relative_gap(*cut(S, part))
+    return assemble(W, U[:, part], S[part], Vh[part], gap, float(S[0]), route)
 
 
 def gram_eigh(W: Tensor, part: slice) -> Components | None:
-    """The triplets `part` by `eigh` of the float64 Gram matrix of the smaller side, refined on W itself.
+    """The triplets `part` of W (m, n) by `eigh` of the float64 Gram matrix of the smaller side, refined on W.
 
-    None where a wanted singular value lies below what the Gram matrix resolves.
+    None where a wanted singular value lies below what the Gram matrix resolves, or the residual is too large
+    for the gap at the cut.
     """
     if W.shape[1] > W.shape[0]:
         found = gram_eigh(W.T, part)
@@ -40,11 +44,18 @@ def gram_eigh(W: Tensor, part: slice) -> Components | None:
     if float(S_all[part][-1]) <= RESOLVED * float(S_all[0]):
         return None
     U, S, Vh = triplets(W, vectors.flip(1)[:, part])
-    return assemble(W, U, S, Vh, cut_gap(S_all, part), float(S_all[0]), "gram-eigh")
+    above, below = cut(S_all, part)
+    found = assemble(W, U, S, Vh, relative_gap(above, below), float(S_all[0]), "gram-eigh")
+    return found if believable(found, above, below) else None
 
 
-def cut_gap(S: Tensor, part: slice) -> float:
-    """The relative gap at the cut between `part` and the rest of the whole spectrum S (descending)."""
+def cut(S: Tensor, part: slice) -> tuple[float, float]:
+    """The values on both sides of the cut between `part` and the rest of the whole spectrum S (descending).
+
+    Where there is no rest, the smallest value and 0: a gap of 1, by definition.
+    """
     start, stop, _ = part.indices(len(S))
-    cut = stop if start == 0 else start
-    return relative_gap(float(S[cut - 1]), float(S[cut])) if 0 < cut < len(S) else 1.0
+    at = stop if start == 0 else start
+    if at == len(S):
+        return max(float(S[-1]), TINY), 0.0
+    return float(S[at - 1]), float(S[at])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import exact
-from .components import Components, assemble, relative_gap, require_rank, triplets
+from .components import SMALLEST_GAP, Components, assemble, believable, relative_gap, require_rank, triplets
 
 _DIRECT_SIDE = 640  # up to here `eigh` of the Gram matrix is faster than iterating (measured on two cores)
 _OVERSAMPLING = 8
@@ -16,7 +16,7 @@ _GROWTH = 1.1  # the projected SVD is repeated each time the basis has grown by 
 _FIRST_TEST = 5  # blocks
 _BASIS_SHARE = 2  # give up when the basis fills this fraction of the smaller side
 _WANTED_SINE = 1e-3  # of the largest principal angle, by Wedin's bound; the cosine is then 1 - 5e-7
-_SMALLEST_GAP = 1e-3  # relative gaps below this are not worth iterating for: the subspace is near arbitrary
+_FLOOR = 4  # residuals below this many eps of sigma_1 are rounding: the precision can show no more
 
 
 def principal(W: Tensor, rank: int, generator: torch.Generator) -> Components:
@@ -24,8 +24,10 @@ def principal(W: Tensor, rank: int, generator: torch.Generator) -> Components:
 
     Large matrices: block Lanczos bidiagonalisation with full reorthogonalisation from a random start, which
     builds the block Krylov space of Musco and Musco (arXiv 1504.05477, algorithm 2), in float32 (float64 for
-    float64 input), until Wedin's bound (BIT 12, 1972) on the angle to the true subspace is below 1e-3. The
-    result is refined on W in float64. If the basis grows too large, or for small matrices: the exact routes.
+    float64 input), until Wedin's bound (BIT 12, 1972) on the angle to the true subspace is below 1e-3. Where
+    float32 cannot show that (wanted values far below the largest), it goes on in float64 from what it has.
+    The result is refined and measured on W in float64. If the basis grows too large, the measure does not
+    hold, or for small matrices: the exact routes.
 
     Raises OptionError if rank is not within 1 and min(m, n).
     """
@@ -33,7 +35,8 @@ def principal(W: Tensor, rank: int, generator: torch.Generator) -> Components:
     part = slice(0, rank)
     found = None
     if min(W.shape) > max(_DIRECT_SIDE, 2 * _BASIS_SHARE * (rank + _OVERSAMPLING)):
-        found = _block_krylov(W, rank, generator)
+        start = torch.randn(W.shape[1], rank + _OVERSAMPLING, generator=generator, dtype=torch.float64).to(W.device)
+        found = _block_krylov(W, rank, start, torch.float64 if W.dtype == torch.float64 else torch.float32)
     return found or exact.gram_eigh(W, part) or exact.svd(W, part)
 
 
@@ -46,13 +49,12 @@ class _Ritz:
     residuals: Tensor
 
 
-def _block_krylov(W: Tensor, rank: int, generator: torch.Generator) -> Components | None:
-    """None if the basis outgrew its share of the smaller side before the test held."""
-    X = W if W.dtype == torch.float64 else W.float()
-    width = rank + _OVERSAMPLING
+def _block_krylov(W: Tensor, rank: int, start: Tensor, dtype: torch.dtype) -> Components | None:
+    """From `start` (n, width), in `dtype`. None if the basis outgrew its share before the test held."""
+    X = W.to(dtype)
+    width = start.shape[1]
     limit = min(W.shape) // _BASIS_SHARE
-    start = torch.randn(W.shape[1], width, generator=generator, dtype=torch.float64).to(X)
-    V, B = torch.linalg.qr(start)[0], X.new_zeros(0, 0)  # (n, width), upper block bidiagonal (basis, basis)
+    V, B = torch.linalg.qr(start.to(dtype))[0], X.new_zeros(0, 0)  # (n, width), upper block bidiagonal (basis, basis)
     U = X.new_zeros(W.shape[0], 0)
     test_at = _FIRST_TEST * width
     while U.shape[1] + width <= limit:
@@ -65,8 +67,13 @@ def _block_krylov(W: Tensor, rank: int, generator: torch.Generator) -> Component
         if U.shape[1] >= test_at:
             test_at = int(U.shape[1] * _GROWTH)
             ritz = _ritz(B, coupling, rank)
-            if _converged(ritz, rank, X):
+            residual, wanted = float(ritz.residuals.norm()), _wanted_residual(ritz.S, rank)
+            # W V = U B itself holds only to rounding, which no residual computed from B can show.
+            floor = _FLOOR * torch.finfo(dtype).eps * float(ritz.S[0])
+            if max(residual, floor) <= wanted or (residual <= floor and dtype == torch.float64):
                 return _refined(W, V @ ritz.Z[:, :rank], ritz, rank)
+            if residual <= floor:
+                return _block_krylov(W, rank, (V @ ritz.Z[:, :width]).double(), torch.float64)
         V = torch.cat([V, following], 1)
     return None
 
@@ -90,16 +97,14 @@ def _ritz(B: Tensor, coupling: Tensor, rank: int) -> _Ritz:
     return _Ritz(S, Zh.T.to(B.dtype), leaving.norm(dim=0))
 
 
-def _converged(ritz: _Ritz, rank: int, X: Tensor) -> bool:
-    """Wedin: sin(angle) <= residual / (s_r - s_r+1). The projected s_r+1 is below the true one, hence the margin."""
-    S, worst = ritz.S, float(ritz.residuals.norm())
-    floor = 4 * torch.finfo(X.dtype).eps * float(S[0])  # what the working precision can show
-    gap = max(float(S[rank - 1] - S[rank]), _SMALLEST_GAP * float(S[rank - 1]))
-    return worst <= max(_WANTED_SINE * gap, floor)
+def _wanted_residual(S: Tensor, rank: int) -> float:
+    """Wedin: sin(angle) <= residual / (s_r - s_r+1). The projected s_r+1 is below the true one, hence a margin."""
+    return _WANTED_SINE * max(float(S[rank - 1] - S[rank]), SMALLEST_GAP * float(S[rank - 1]))
 
 
-def _refined(W: Tensor, V: Tensor, ritz: _Ritz, rank: int) -> Components:
-    """Orthonormalise in float64 and let W itself give the triplets."""
+def _refined(W: Tensor, V: Tensor, ritz: _Ritz, rank: int) -> Components | None:
+    """Orthonormalise in float64, let W itself give the triplets, and measure them."""
     U, S, Vh = triplets(W, torch.linalg.qr(V.double())[0])
-    gap = relative_gap(float(S[-1]), float(ritz.S[rank]))
-    return assemble(W, U, S, Vh, gap, float(S[0]), "block-krylov")
+    above, below = float(S[-1]), float(ritz.S[rank])
+    found = assemble(W, U, S, Vh, relative_gap(above, below), float(S[0]), "block-krylov")
+    return found if believable(found, above, below) else None
