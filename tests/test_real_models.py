@@ -135,7 +135,8 @@ def test_pissa_is_what_peft_calls_pissa(bert: Path, tmp_path: Path) -> None:
         key = f"base_model.model.{record.module}"
         product = ours[f"{key}.lora_B.weight"].double() @ ours[f"{key}.lora_A.weight"].double()
         expected = (layer.lora_B["default"].weight @ layer.lora_A["default"].weight).detach().double()
-        assert off(product, expected) < 2e-5
+        # Its float32 SVD knows these directions to about eps / gap.
+        assert off(product, expected) < 1e-6 / record.gap
 
 
 def test_training_moves_only_the_adapter(bert: Path, tmp_path: Path) -> None:
@@ -152,5 +153,5 @@ def test_training_moves_only_the_adapter(bert: Path, tmp_path: Path) -> None:
         assert all(value.grad is not None and value.grad.any() for value in model.parameters() if value.requires_grad)
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     assert losses[-1] < losses[0]
