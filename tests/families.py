@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import transformers as hf
 from torch import Tensor, nn
+from transformers.models.auto import modeling_auto
 
 Inputs = dict[str, Tensor]
 _WORDS, _HIDDEN = 61, 36
@@ -40,7 +41,7 @@ def build(name: str) -> nn.Module:
 def output(model: nn.Module, inputs: Inputs) -> Tensor:
     """One float tensor that depends on everything the model does."""
     result = model(**inputs)
-    names = ("logits", "last_hidden_state", "image_embeds", "text_embeds", "logits_per_text")
+    names = ("logits", "last_hidden_state", "image_embeds", "text_embeds", "logits_per_text", "start_logits")
     found = [result[name].flatten().double() for name in names if name in result and result[name] is not None]
     return torch.cat(found)
 
@@ -88,24 +89,34 @@ def _vision(model: type, config: type, **changes: Any) -> Family:
     return Family(lambda: model(config(**{**_VISION, **changes})), _image, None)
 
 
-def _whisper() -> nn.Module:
-    return hf.WhisperForConditionalGeneration(
+def _whisper(model: type) -> nn.Module:
+    return model(
         hf.WhisperConfig(**{**_BART, "num_mel_bins": 8, "max_source_positions": 16, "max_target_positions": 16})
     )
 
 
+def _mel() -> Tensor:
+    return torch.randn(2, 8, 32, generator=torch.Generator().manual_seed(1))
+
+
 def _whisper_inputs() -> Inputs:
-    sound = torch.randn(2, 8, 32, generator=torch.Generator().manual_seed(1))
-    return {"input_features": sound, "decoder_input_ids": _words(5)["input_ids"]}
+    return {"input_features": _mel(), "decoder_input_ids": _words(5)["input_ids"]}
 
 
 def _clip(model: type, config: type) -> nn.Module:
     return model(config(text_config={**_TEXT, "eos_token_id": 2}, vision_config=_VISION, projection_dim=20))
 
 
-def _llava() -> nn.Module:
+def _llava(model: type) -> nn.Module:
     text, vision = hf.LlamaConfig(**_GROUPED), hf.CLIPVisionConfig(**_VISION)
-    return hf.LlavaForConditionalGeneration(hf.LlavaConfig(text_config=text, vision_config=vision))
+    return model(hf.LlavaConfig(text_config=text, vision_config=vision))
+
+
+def _idefics3() -> nn.Module:
+    text, vision = hf.LlamaConfig(**_GROUPED), {**_VISION, "patch_size": 4}
+    return hf.Idefics3ForConditionalGeneration(
+        hf.Idefics3Config(text_config=text, vision_config=vision, vocab_size=_WORDS, pad_token_id=0, image_token_id=1)
+    )
 
 
 def _gemma3() -> nn.Module:
@@ -115,10 +126,21 @@ def _gemma3() -> nn.Module:
     )
 
 
-def _qwen2_vl() -> nn.Module:
+def _qwen2_vl(model: type) -> nn.Module:
     text = {**_GROUPED, "rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 1]}}
     vision = {"depth": 1, "embed_dim": 32, "num_heads": 4, "hidden_size": _HIDDEN}
-    return hf.Qwen2VLForConditionalGeneration(hf.Qwen2VLConfig(text_config=text, vision_config=vision))
+    return model(hf.Qwen2VLConfig(text_config=text, vision_config=vision))
+
+
+def _gemma3n() -> nn.Module:
+    """Layers 2 and 3 use the keys and values of layers before them."""
+    return hf.Gemma3nForCausalLM(
+        hf.Gemma3nTextConfig(
+            **{**_GROUPED, "num_hidden_layers": 4, "head_dim": 10}, num_kv_shared_layers=2, laurel_rank=4,
+            vocab_size_per_layer_input=_WORDS, hidden_size_per_layer_input=8,
+            layer_types=["sliding_attention", "full_attention"] * 2,
+        )
+    )  # fmt: skip
 
 
 _SOUND_SIZES = {
@@ -203,7 +225,7 @@ FAMILIES: Mapping[str, Family] = {
         lambda: hf.PegasusForConditionalGeneration(hf.PegasusConfig(**_BART)), _pair, lambda: _pair(1, 1)
     ),
     "marian": Family(lambda: hf.MarianMTModel(hf.MarianConfig(**_BART)), _pair, lambda: _pair(1, 1)),
-    "whisper": Family(_whisper, _whisper_inputs, None),
+    "whisper": Family(lambda: _whisper(hf.WhisperForConditionalGeneration), _whisper_inputs, None),
     "clip": Family(lambda: _clip(hf.CLIPModel, hf.CLIPConfig), lambda: {**_words(), **_image()}, None),
     "siglip": Family(
         lambda: hf.SiglipModel(hf.SiglipConfig(text_config=_TEXT, vision_config=_VISION)),
@@ -211,6 +233,7 @@ FAMILIES: Mapping[str, Family] = {
         None,
     ),
     "clip text": _encoder(hf.CLIPTextModel, hf.CLIPTextConfig, eos_token_id=2),
+    "siglip text": _encoder(hf.SiglipTextModel, hf.SiglipTextConfig),
     "clip vision": _vision(hf.CLIPVisionModel, hf.CLIPVisionConfig),
     "vit": _vision(hf.ViTForImageClassification, hf.ViTConfig),
     "deit": _vision(hf.DeiTForImageClassification, hf.DeiTConfig),
@@ -218,7 +241,125 @@ FAMILIES: Mapping[str, Family] = {
     "dinov2": _vision(hf.Dinov2ForImageClassification, hf.Dinov2Config),
     "wav2vec2": Family(lambda: hf.Wav2Vec2ForCTC(hf.Wav2Vec2Config(**_SOUND_SIZES)), _sound, None),
     "hubert": Family(lambda: hf.HubertForCTC(hf.HubertConfig(**_SOUND_SIZES)), _sound, None),
-    "llava, text tower": Family(_llava, _words, _word),
+    "llava, text tower": Family(lambda: _llava(hf.LlavaForConditionalGeneration), _words, _word),
+    "llava body, text tower": Family(lambda: _llava(hf.LlavaModel), _words, _word),
     "gemma3, text tower": Family(_gemma3, _words, _word),
-    "qwen2-vl, text tower": Family(_qwen2_vl, _words, _word),
+    "qwen2-vl, text tower": Family(lambda: _qwen2_vl(hf.Qwen2VLForConditionalGeneration), _words, _word),
+    "qwen2-vl body, text tower": Family(lambda: _qwen2_vl(hf.Qwen2VLModel), _words, _word),
+    "idefics3, text tower": Family(_idefics3, _words, _word),
+    "gemma3n text, shared keys and values": Family(_gemma3n, _words, _word),
+    "lfm2, one layer of two is attention": _decoder(
+        hf.Lfm2ForCausalLM, hf.Lfm2Config, layer_types=["conv", "full_attention"], block_ff_dim=50
+    ),
+    "helium": _decoder(hf.HeliumForCausalLM, hf.HeliumConfig, head_dim=6),
+    "llama answering questions": _decoder(hf.LlamaForQuestionAnswering, hf.LlamaConfig),
+    "bert generation body": _encoder(hf.BertGenerationEncoder, hf.BertGenerationConfig),
+    "esm": _encoder(hf.EsmForMaskedLM, hf.EsmConfig, mask_token_id=2, token_dropout=False),
+    "mobilebert": _encoder(
+        hf.MobileBertForMaskedLM, hf.MobileBertConfig, embedding_size=24, intra_bottleneck_size=18,
+        true_hidden_size=18, num_feedforward_networks=1,
+    ),
+    "nllb-moe": Family(
+        lambda: hf.NllbMoeForConditionalGeneration(hf.NllbMoeConfig(**_BART, num_experts=2)), _pair, lambda: _pair(1, 1)
+    ),
+    "whisper for audio classification": Family(
+        lambda: _whisper(hf.WhisperForAudioClassification), lambda: {"input_features": _mel()}, None
+    ),
+    "unispeech": Family(lambda: hf.UniSpeechForCTC(hf.UniSpeechConfig(**_SOUND_SIZES)), _sound, None),
+    "owlvit": Family(lambda: _clip(hf.OwlViTModel, hf.OwlViTConfig), lambda: {**_words(), **_image()}, None),
+    "switch transformers": Family(
+        lambda: hf.SwitchTransformersForConditionalGeneration(
+            hf.SwitchTransformersConfig(**_T5, num_experts=2, expert_capacity=64)
+        ),
+        _pair,
+        lambda: _pair(1, 1),
+    ),
 }  # fmt: skip
+
+
+_CLASSES = (
+    "MODEL", "MODEL_FOR_CAUSAL_LM", "MODEL_FOR_MASKED_LM", "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM", "MODEL_FOR_CTC",
+    "MODEL_FOR_IMAGE_TEXT_TO_TEXT", "MODEL_FOR_IMAGE_CLASSIFICATION", "MODEL_FOR_QUESTION_ANSWERING",
+    "MODEL_FOR_AUDIO_CLASSIFICATION", "MODEL_FOR_SEQUENCE_CLASSIFICATION",
+)  # fmt: skip
+
+
+def classes_of(model_type: str) -> list[str]:
+    """The classes that transformers' auto classes choose for it, the body first; those of its towers left out."""
+    found: dict[str, None] = {}
+    for mapping in _CLASSES:
+        names = getattr(modeling_auto, f"{mapping}_MAPPING_NAMES").get(model_type, ())
+        found.update(dict.fromkeys([names] if isinstance(names, str) else names))
+    config = type(hf.AutoConfig.for_model(model_type))
+    return [name for name in found if getattr(hf, name).config_class in (None, config)]
+
+
+# Every size that a config may have, and what single types need besides; None leaves a field to its default.
+_SHRUNKEN = {
+    **dict.fromkeys(("hidden_size", "d_model", "n_embd", "dim", "emb_dim", "embedding_size", "embed_dim"), 48),
+    **dict.fromkeys(("word_embed_proj_dim", "original_embedding_size"), 48),
+    **dict.fromkeys(("num_hidden_layers", "n_layers", "n_layer", "num_layers", "encoder_layers", "decoder_layers"), 2),
+    **dict.fromkeys(("num_decoder_layers", "depth", "num_key_value_heads", "num_kv_heads"), 2),
+    **dict.fromkeys(("num_global_key_value_heads", "num_experts_per_tok", "moe_k", "num_feat_extract_layers"), 2),
+    **dict.fromkeys(("num_attention_heads", "n_heads", "n_head", "num_heads", "num_experts", "num_local_experts"), 4),
+    **dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads", "n_routed_experts", "moe_num_experts"), 4),
+    **dict.fromkeys(("laurel_rank", "mamba_d_state", "num_conv_pos_embeddings"), 4),
+    **dict.fromkeys(("intermediate_size", "ffn_dim", "encoder_ffn_dim", "decoder_ffn_dim", "hidden_dim", "d_ff"), 64),
+    **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size", "image_size"), 32),
+    **dict.fromkeys(("max_position_embeddings", "n_positions", "max_2d_position_embeddings"), 64),
+    **dict.fromkeys(("head_dim", "global_head_dim", "entity_emb_size"), 16),
+    **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input", "entity_vocab_size"), 99),
+    **dict.fromkeys(("patch_size", "rotary_dim", "hidden_size_per_layer_input", "expert_capacity"), 8),
+    **dict.fromkeys(("n_group", "topk_group", "mamba_n_groups", "bos_token_id", "decoder_start_token_id"), 1),
+    "d_kv": 12, "mamba_n_heads": 8, "mamba_d_head": 12, "mamba_d_ssm": 96, "xpath_unit_hidden_size": 8,
+    "num_conv_pos_embedding_groups": 2, "conv_dim": (16, 16), "conv_stride": (4, 4), "conv_kernel": (5, 5),
+    "pad_token_id": 0, "eos_token_id": 2, "num_kv_shared_layers": 0,
+}  # fmt: skip
+_NO_STAGES = dict.fromkeys(("out_features", "stage_names", "out_indices", "_out_features", "_out_indices"))
+_FOUR = {
+    "num_hidden_layers": 4, "num_kv_shared_layers": 2, "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "activation_sparsity_pattern": None, "per_layer_config": None,
+}  # fmt: skip
+_NEEDS: Mapping[str, Mapping[str, Any]] = {
+    "ministral": {"head_dim": 16},
+    "nemotron": {"head_dim": 16, "num_key_value_heads": 2},
+    "hunyuan_v1_dense": {"head_dim": 16},
+    "hunyuan_v1_moe": {"head_dim": 16},
+    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
+    "esm": {"vocab_size": 99, "pad_token_id": 0, "mask_token_id": 3},
+    "beit": _NO_STAGES,
+    "dinov2": _NO_STAGES,
+    "dinov2_with_registers": _NO_STAGES,
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "layer_types": None},
+    "bamba": {"attn_layer_indices": [1], "layer_types": None},
+    "granitemoehybrid": {"layer_types": ["mamba", "attention"]},
+    "gemma3n_text": _FOUR,
+    "gemma4_text": _FOUR,
+    "embedding_gemma2_text": {**_FOUR, "num_kv_shared_layers": 0},
+    "gemma4": {"audio_config": None},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]], "attention_layers": None},
+}
+
+
+def shrunken(model_type: str) -> hf.PretrainedConfig:
+    """The default config of a type with every size made small."""
+    kind = type(hf.AutoConfig.for_model(model_type))
+    fields = _shrink(kind().to_dict(), model_type)
+    fields.pop("model_type", None)
+    return kind(**fields)
+
+
+def _shrink(fields: Mapping[str, Any], model_type: str) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for name, value in fields.items():
+        if isinstance(value, dict) and name.endswith("config") and "model_type" in value:
+            result[name] = _shrink(value, value["model_type"])
+        elif name in _SHRUNKEN and value is not None and not isinstance(value, bool):
+            result[name] = _SHRUNKEN[name]
+        elif name in ("layer_types", "mlp_layer_types") and value:
+            result[name] = [value[0], value[-1]]
+        elif name != "transformers_version":
+            result[name] = value
+    needs = _NEEDS.get(model_type, {})
+    return {name: value for name, value in {**result, **needs}.items() if name not in needs or value is not None}

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import transformers
 from checkpoints import llama_tensors, write_checkpoint
-from families import FAMILIES, build, output
-from hypothesis import given
+from families import FAMILIES, build, classes_of, output, shrunken
+from hypothesis import example, given
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from torch import nn
@@ -20,11 +21,12 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from ailora_tools.checkpoint.index import Checkpoint, open_checkpoint
 from ailora_tools.checkpoint.stream import load_matrix
 from ailora_tools.errors import OptionError, TargetError
-from ailora_tools.targets.architectures import ARCHITECTURES, BY_MODEL_TYPE
+from ailora_tools.targets.architectures import ARCHITECTURES, BY_MODEL_TYPE, GATED, UNREACHABLE
 from ailora_tools.targets.plan import Plan, Target, make_plan, parse_layers, target_modules
 
 # Last parts of the names of W^Q and W^V in memory, over all families.
 Q_LEAVES = ("q_proj", "query", "q", "q_lin", "query_proj")
+Q_V_PROJ = ("q_proj", "v_proj")
 V_LEAVES = ("v_proj", "value", "v", "v_lin", "value_proj")
 
 
@@ -57,7 +59,7 @@ def test_no_projection_is_missed_and_none_is_taken_twice(name: str, tmp_path: Pa
         there = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
         there = [path for path in there if path.rsplit(".", 1)[-1] in leaves]
         if "text tower" in name:
-            there = [path for path in there if "language_model" in path]
+            there = [path for path in there if "language_model" in path or "text_model" in path]
         assert sorted(target.module for target in plan.targets if target.role == role) == sorted(there)
 
 
@@ -72,27 +74,25 @@ def test_q_and_v_are_not_swapped(name: str, tmp_path: Path) -> None:
             assert differ_by_a_scale(model, name, target) == (target.role == "v")
         else:
             before = output(model, one_key())
-            assert moved(model, target, 1.5, lambda before=before: distance(model, one_key(), before)) == (
-                target.role == "v"
-            )
+            # Another factor for every row, lest a normalisation of the values undoes it.
+            with scaled(model, target, torch.linspace(0.5, 2, target.shape[0])):
+                after = output(model, one_key())
+            differs = bool((after - before).abs().max() > 1e-6 * before.abs().max())
+            assert differs == (target.role == "v")
 
 
-def distance(model: nn.Module, inputs: Any, before: torch.Tensor) -> bool:
-    return bool((output(model, inputs) - before).abs().max() > 1e-6 * before.abs().max())
-
-
-def moved(model: nn.Module, target: Target, factor: float, look: Any) -> bool:
-    """What `look` says while W (and its bias) of the target is `factor` times itself."""
-    module = model.get_submodule(target.module)
-    parameters = [module.weight] + ([module.bias] if module.bias is not None else [])
+@contextmanager
+def scaled(model: nn.Module, target: Target, factors: torch.Tensor) -> Iterator[None]:
+    """Meanwhile the rows of the target's W (and the entries of its bias) are `factors` times themselves."""
+    saved = [(parameter, parameter.detach().clone()) for parameter in model.get_submodule(target.module).parameters()]
     with torch.no_grad():
-        for parameter in parameters:
-            parameter.mul_(factor)
+        for parameter, old in saved:
+            parameter.copy_(factors[:, None] * old if old.ndim == 2 else factors * old)
         try:
-            return bool(look())
+            yield
         finally:
-            for parameter in parameters:
-                parameter.div_(factor)
+            for parameter, old in saved:
+                parameter.copy_(old)
 
 
 def differ_by_a_scale(model: nn.Module, name: str, target: Target) -> bool:
@@ -106,7 +106,8 @@ def differ_by_a_scale(model: nn.Module, name: str, target: Target) -> bool:
     hook = last.register_forward_pre_hook(lambda _, inputs: outputs.append(inputs[0].detach().clone()))
     try:
         output(model, FAMILIES[name].inputs())
-        moved(model, target, 2.0, lambda: output(model, FAMILIES[name].inputs()) is not None)
+        with scaled(model, target, torch.full((target.shape[0],), 2.0)):
+            output(model, FAMILIES[name].inputs())
     finally:
         hook.remove()
     once, twice = outputs
@@ -158,7 +159,8 @@ def hand_made(folder: Path, rename: dict[str, str] | None = None, **config: obje
 
 def test_an_unknown_model_type_with_plain_names_is_accepted_with_a_notice(tmp_path: Path) -> None:
     plan = make_plan(hand_made(tmp_path, {"q_proj": "wq", "v_proj": "wv"}, model_type="brand_new"))
-    assert [target.label for target in plan.targets] == ["q 0", "v 0", "q 1", "v 1"] or len(plan.targets) == 4
+    assert sorted(target.label for target in plan.targets) == ["q 0", "q 1", "v 0", "v 1"]
+    assert all(target.module.rsplit(".", 1)[-1] == f"w{target.role}" for target in plan.targets)
     assert any("'brand_new' is not in the table" in text for text in plan.notices)
 
 
@@ -181,7 +183,7 @@ def test_templates_name_what_the_table_does_not_know(tmp_path: Path) -> None:
     assert "model.layers.0.self_attn.ask.weight" in caught.value.hint
 
 
-FUSED = {
+FUSED: dict[str, Callable[[], nn.Module]] = {
     "gpt2": lambda: transformers.GPT2LMHeadModel(
         transformers.GPT2Config(vocab_size=31, n_embd=24, n_layer=1, n_head=2)
     ),
@@ -214,8 +216,36 @@ def test_fused_projections_are_refused_by_name_and_shape(name: str, tmp_path: Pa
 
 def test_gated_queries_are_refused(tmp_path: Path) -> None:
     checkpoint = hand_made(tmp_path, model_type="qwen3_next")
-    with pytest.raises(TargetError, match="output gate"):
+    with pytest.raises(TargetError, match="output gate") as caught:
         make_plan(checkpoint)
+    assert "--roles v" in caught.value.hint
+    assert {target.role for target in make_plan(checkpoint, roles=("v",)).targets} == {"v"}
+
+
+@pytest.mark.parametrize("model_type", UNREACHABLE)
+def test_types_that_no_adapter_can_reach_are_refused(model_type: str, tmp_path: Path) -> None:
+    with pytest.raises(TargetError, match=f"{model_type} models cannot be worked on"):
+        make_plan(hand_made(tmp_path, model_type=model_type))
+
+
+def test_wavlm_does_not_hear_an_adapter() -> None:
+    """Why it is refused: it computes the same whatever the adapter holds."""
+    sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    sound = {"conv_dim": (8, 8), "conv_stride": (4, 4), "conv_kernel": (5, 5), "num_conv_pos_embeddings": 4}
+    model = transformers.WavLMModel(
+        transformers.WavLMConfig(**sizes, **sound, num_feat_extract_layers=2, num_conv_pos_embedding_groups=2)
+    ).eval()
+    inputs = {"input_values": torch.randn(1, 400)}
+    before = output(model, inputs)
+    config = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    assert torch.equal(output(get_peft_model(model, config), inputs), before)
+
+
+def test_mamba_layers_are_not_taken_for_fused_attention(tmp_path: Path) -> None:
+    tensors = {"model.layers.0.mamba.in_proj.weight": torch.ones(8, 4)}
+    with pytest.raises(TargetError, match="not found") as caught:
+        make_plan(open_checkpoint(write_checkpoint(tmp_path, tensors, model_type="jamba")))
+    assert "holds" not in caught.value.problem
 
 
 def test_layers_without_their_own_v_are_named(tmp_path: Path) -> None:
@@ -231,8 +261,29 @@ def test_tensors_of_another_tower_are_left_alone_and_said_so(tmp_path: Path) -> 
     tensors["vision_tower.layers.0.self_attn.q_proj.weight"] = torch.ones(4, 4)
     plan = make_plan(open_checkpoint(write_checkpoint(tmp_path, tensors)))
     assert len(plan.targets) == 4
-    assert "1 tensors of other parts of the model are left alone" in plan.notices[0]
+    assert plan.notices == (
+        "vision_tower.layers.0.self_attn.q_proj.weight, of another part of the model, is left alone",
+    )
     assert target_modules(plan, open_checkpoint(tmp_path)) == sorted(target.module for target in plan.targets)
+
+
+def test_a_vision_tower_is_left_alone_and_said_so(tmp_path: Path) -> None:
+    _, plan = planned(build("llava, text tower"), tmp_path)
+    assert len(plan.targets) == 4
+    assert plan.notices[0].startswith("4 tensors of other parts of the model are left alone, such as vision_tower.")
+
+
+def test_a_second_tower_that_is_renamed_on_loading_stays_out_of_peft(tmp_path: Path) -> None:
+    """The file calls the decoder's projections `query`, the module calls them `q_proj`, as the encoder's."""
+    sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    decoder = {"decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2}
+    config = transformers.ViTMAEConfig(**sizes, **decoder, image_size=16, patch_size=8)
+    model = transformers.ViTMAEForPreTraining(config)
+    checkpoint, plan = planned(model, tmp_path)
+    assert {target.module.split(".")[0] for target in plan.targets} == {"vit"}
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=target_modules(plan, checkpoint))).base_model.model
+    found = {path for path, module in adapted.named_modules() if hasattr(module, "lora_A")}
+    assert found == {target.module for target in plan.targets}
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8, torch.uint8])
@@ -280,7 +331,10 @@ def test_reading_order_is_file_and_offset(tmp_path: Path) -> None:
     assert order == sorted(order) and len({file for file, _ in order}) > 1
 
 
-@given(st.text("0123456789,- x", max_size=12))
+@given(st.text("0123456789,- x", max_size=12) | st.text(max_size=12))
+@example("9" * 5000)
+@example("0-" + "9" * 5000)
+@example("٣-٥")
 def test_any_text_is_a_list_of_layers_or_a_clear_error(text: str) -> None:
     try:
         assert parse_layers(text)
@@ -296,8 +350,48 @@ def test_transformers_4_keeps_the_names_of_the_file(tmp_path: Path) -> None:
     assert "vit.layers.0.attention.q_proj" in new
 
 
+@pytest.mark.parametrize("tower", ["text", "vision"])
+def test_one_tower_of_clip_loses_its_prefix_in_transformers_5(tower: str, tmp_path: Path) -> None:
+    tensors = {f"{tower}_model.encoder.layers.0.self_attn.{leaf}.weight": torch.ones(4, 4) for leaf in Q_V_PROJ}
+    config = {"model_type": f"clip_{tower}_model", "architectures": [f"CLIP{tower.title()}Model"]}
+    checkpoint = open_checkpoint(write_checkpoint(tmp_path, tensors, **config))
+    for major, prefix in ((4, f"{tower}_model."), (5, "")):
+        modules = {target.module for target in make_plan(checkpoint, transformers_major=major).targets}
+        assert modules == {f"{prefix}encoder.layers.0.self_attn.{leaf}" for leaf in Q_V_PROJ}
+
+
+@pytest.mark.parametrize("model_type", BY_MODEL_TYPE)
+def test_the_base_prefix_is_that_of_the_classes(model_type: str) -> None:
+    """Where the table names one; towers and T5 have a base_model_prefix that stands in no name."""
+    wanted = BY_MODEL_TYPE[model_type].model_types[model_type]
+    classes = classes_of(model_type)
+    prefixes = {getattr(transformers, name).base_model_prefix for name in classes}
+    assert wanted.split(".")[-1] in prefixes or wanted == ""
+    if wanted == "":
+        family = BY_MODEL_TYPE[model_type].family
+        assert family == "T5-like" or family.startswith("CLIP-like")
+
+
+# Not built here: two need libraries that the tests do without, the third has no auto class (it is in `families`).
+UNBUILT = {"gemma3n", "layoutlmv2", "siglip_text_model"}
+
+
+@pytest.mark.parametrize("model_type", sorted(BY_MODEL_TYPE.keys() - UNBUILT))
+def test_every_model_type_of_the_table_has_its_projections_there(model_type: str, tmp_path: Path) -> None:
+    """As a body and with a head, shrunken from its default config: every tensor is the weight of its module."""
+    for name in classes_of(model_type)[:2]:
+        torch.manual_seed(0)
+        model = getattr(transformers, name)(shrunken(model_type))
+        checkpoint, plan = planned(model, tmp_path / name)
+        assert {target.role for target in plan.targets} == {"q", "v"}
+        for target in plan.targets:
+            module = model.get_submodule(target.module)
+            assert isinstance(module, nn.Linear)
+            assert torch.equal(load_matrix(checkpoint.files, target.file, target), module.weight.detach())
+
+
 def test_every_model_type_of_the_table_is_one_that_transformers_knows() -> None:
-    unknown = set(BY_MODEL_TYPE) - set(CONFIG_MAPPING_NAMES)
+    unknown = (set(BY_MODEL_TYPE) | UNREACHABLE.keys() | GATED) - set(CONFIG_MAPPING_NAMES)
     assert not unknown
     assert len(BY_MODEL_TYPE) == sum(len(row.model_types) for row in ARCHITECTURES), "a type stands in two rows"
 

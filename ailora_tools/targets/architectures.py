@@ -54,6 +54,7 @@ _ENCODER_DECODER = (
     Slot("encoder.layers.{layer}.self_attn", "encoder"),
     Slot("decoder.layers.{layer}.self_attn", "decoder"),
     Slot("decoder.layers.{layer}.encoder_attn", "decoder cross"),
+    Slot("decoder.layers.{layer}.cross_attention", "decoder cross"),  # NLLB-MoE
 )
 
 _TWO_TOWERS = (
@@ -74,20 +75,21 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         _types(
             "model",
             "llama mistral mixtral ministral ministral3 qwen2 qwen2_moe qwen3 qwen3_moe gemma gemma2 gemma3_text "
-            "embedding_gemma2 vaultgemma olmo olmo2 olmo3 olmoe flex_olmo granite granitemoe granitemoeshared cohere "
-            "cohere2 starcoder2 stablelm smollm3 nemotron exaone4 apertus arcee ernie4_5 ernie4_5_moe glm glm4 "
+            "embedding_gemma2_text vaultgemma olmo olmo2 olmo3 olmoe flex_olmo granite granitemoe granitemoeshared "
+            "cohere cohere2 starcoder2 stablelm smollm3 nemotron exaone4 apertus arcee ernie4_5 ernie4_5_moe glm glm4 "
             "glm4_moe phi phimoe gpt_oss llama4_text helium "
             "seed_oss hunyuan_v1_dense hunyuan_v1_moe dots1 minimax_m2 bitnet "
             "diffllama doge cwm solar_open hy_v3 mellum jais2 afmoe nanochat",
         ),
         _DECODER,
         _QKV_PROJ,
+        ("transformer.",),  # of the classes for question answering
     ),
     Architecture(
         "Hybrid decoder",
         _types(
             "model",
-            "jamba zamba bamba falcon_h1 granitemoehybrid lfm2 lfm2_moe olmo_hybrid gemma3n_text gemma4_text",
+            "jamba bamba falcon_h1 granitemoehybrid lfm2 lfm2_moe olmo_hybrid gemma3n_text gemma4_text",
         ),
         _DECODER,
         _QKV_PROJ,
@@ -97,15 +99,13 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         _types(
             "model",
             "llava llava_next llava_next_video llava_onevision vipllava video_llava mistral3 gemma3 gemma3n gemma4 "
-            "paligemma qwen2_vl qwen2_5_vl qwen3_vl qwen3_vl_moe internvl aya_vision glm4v cohere2_vision got_ocr2",
+            "paligemma qwen2_vl qwen2_5_vl qwen3_vl qwen3_vl_moe internvl aya_vision glm4v cohere2_vision got_ocr2 "
+            "embedding_gemma2",
         ),
         (Slot("layers.{layer}.self_attn", "text"),),
         _QKV_PROJ,
-        ("language_model.model.", "model.language_model.", "model.language_model.model."),
-        (
-            (r"^language_model\.model\.layers\.", "model.language_model.layers.", 4),
-            (r"^model\.layers\.", "model.language_model.layers.", 4),
-        ),
+        ("language_model.", "language_model.model.", "model.language_model.", "model.language_model.model."),
+        ((r"^(language_model\.|language_model\.model\.|model\.)layers\.", "model.language_model.layers.", 4),),
     ),
     Architecture(
         "Multimodal, text tower (Idefics)",
@@ -158,7 +158,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
             "nystromformer": "nystromformer",
             "rembert": "rembert", "roberta-prelayernorm": "roberta_prelayernorm", "roc_bert": "roc_bert",
             "splinter": "splinter", "big_bird": "bert", "data2vec-text": "data2vec_text", "convbert": "convbert",
-            "ibert": "ibert", "xmod": "roberta", "yoso": "yoso", "mra": "mra", "visual_bert": "visual_bert",
+            "xmod": "roberta", "yoso": "yoso", "mra": "mra", "visual_bert": "visual_bert",
             "bert-generation": "bert", "bros": "bros", "tapas": "tapas",
         },
         (Slot("encoder.layer.{layer}.attention.self"),),
@@ -226,7 +226,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     Architecture(
         "Wav2Vec2-like",
         {
-            "wav2vec2": "wav2vec2", "hubert": "hubert", "wavlm": "wavlm", "unispeech": "unispeech",
+            "wav2vec2": "wav2vec2", "hubert": "hubert", "unispeech": "unispeech",
             "unispeech-sat": "unispeech_sat", "sew": "sew", "data2vec-audio": "data2vec_audio",
         },
         (Slot("encoder.layers.{layer}.attention"),),
@@ -258,6 +258,7 @@ FUSED = {
     "W_pack": "W^Q, W^K and W^V",
     "att_proj": "W^Q, W^K and W^V",
     "qkv": "W^Q, W^K and W^V",
+    "qkv_linear": "W^Q, W^K and W^V",
     "in_proj": "W^Q, W^K and W^V",
     "in_proj_weight": "W^Q, W^K and W^V",
     "to_qkv": "W^Q, W^K and W^V",
@@ -269,3 +270,14 @@ FUSED = {
 GATED = frozenset(
     ["qwen3_next", "qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text", "qwen4_exp", "qwen4_exp_text"]
 )
+
+# Types whose W^Q and W^V have tensors of their own that no LoRA adapter can take part of -> why.
+UNREACHABLE = {
+    "ibert": "its layers multiply by integers, and PEFT has no adapter for them",
+    "wavlm": "its attention reads the weights past their modules, where an adapter is not heard",
+    "zamba": "several layers share one tensor but not one module, and an adapter would reach only one of them",
+    "zamba2": "several layers share one tensor but not one module, and an adapter would reach only one of them",
+}
+
+# Classes without the base prefix, though their names do not end in "Model".
+BODIES = frozenset(["BertGenerationEncoder", "WhisperForAudioClassification"])

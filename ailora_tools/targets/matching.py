@@ -63,13 +63,15 @@ def _expression(path: str) -> str:
     """The path as an expression, `{layer}` and `{inner}` standing for whole numbers."""
     text = re.escape(path)
     for field in ("layer", "inner"):
-        text = text.replace(rf"\{{{field}\}}", rf"(?P<{field}>\d+)", 1)
+        text = text.replace(rf"\{{{field}\}}", rf"(?P<{field}>\d{{1,9}})", 1)
     return text
 
 
 def _by_leaf(names: Iterable[str], role: str, leaf: str) -> list[Match]:
     """Tensors `<head><number>.<tail><leaf>.weight`; head and tail make the provisional stack."""
-    pattern = re.compile(rf"(?P<head>(?:.*\.)?)(?P<layer>\d+)\.(?P<tail>(?:[A-Za-z_]\w*\.)*){re.escape(leaf)}\.weight")
+    pattern = re.compile(
+        rf"(?P<head>(?:.*\.)?)(?P<layer>\d{{1,9}})\.(?P<tail>(?:[A-Za-z_]\w*\.)*){re.escape(leaf)}\.weight"
+    )
     hits = ((name, pattern.fullmatch(name)) for name in names)
     return [Match(role, int(hit["layer"]), f"{hit['head']}{hit['tail']}".strip("."), name) for name, hit in hits if hit]
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
-from .architectures import Architecture
+from .architectures import BODIES, Architecture
 from .matching import Match
 
 _LATEST_MAJOR = 5
@@ -21,16 +21,13 @@ def module_path(match: Match, row: Architecture | None, base: str, architectures
     path = match.tensor.removesuffix(".weight")
     if row is None:
         return path
-    if base and architectures:
-        bare = all(_is_bare(name) for name in architectures)
-        if not bare and match.prefix == "":
-            path = f"{base}.{path}"
-        elif bare and match.prefix == f"{base}.":
-            path = path.removeprefix(f"{base}.")
+    bare = all(_is_bare(name) for name in architectures)
+    if base and architectures and not bare and match.prefix == "":
+        path = f"{base}.{path}"
     for expression, replacement, first in row.renames:
         if major >= first:
             path = re.sub(expression, replacement, path)
-    return path
+    return path.removeprefix(f"{base}.") if base and architectures and bare else path
 
 
 def installed_transformers_major() -> int:
@@ -43,4 +40,6 @@ def installed_transformers_major() -> int:
 
 def _is_bare(architecture: str) -> bool:
     """BertModel and ViTModel are bodies; GPT2LMHeadModel and MarianMTModel are not."""
-    return architecture.endswith("Model") and not architecture.endswith(("HeadModel", "HeadsModel", "MTModel"))
+    return architecture in BODIES or (
+        architecture.endswith("Model") and not architecture.endswith(("HeadModel", "HeadsModel", "MTModel"))
+    )

@@ -10,7 +10,7 @@ from typing import Any
 from ..checkpoint.header import TensorInfo
 from ..checkpoint.index import Checkpoint
 from ..errors import OptionError, TargetError, listed
-from .architectures import BY_MODEL_TYPE, FUSED, GATED, Architecture
+from .architectures import BY_MODEL_TYPE, FUSED, GATED, UNREACHABLE, Architecture
 from .matching import Match, match_leaves, match_table, match_template
 from .module_names import installed_transformers_major, module_path
 
@@ -103,7 +103,8 @@ def parse_layers(text: str) -> frozenset[int]:
     numbers: set[int] = set()
     for part in text.split(","):
         low, dash, high = part.strip().partition("-")
-        if not low.isdecimal() or (dash and not high.isdecimal()) or (dash and int(high) < int(low)):
+        plain = low.isdecimal() and (high.isdecimal() or not dash) and len(low + high) < 40  # int() has a limit
+        if not plain or (dash and int(high) < int(low)):
             raise OptionError(f"--layers {text!r}: {part.strip()!r} is neither a number nor a range.", "Such as 0-3,8.")
         if dash and int(high) - int(low) > 100_000:
             raise OptionError(f"--layers {text!r}: the range {part.strip()!r} is too long.", "Such as 0-3,8.")
@@ -117,11 +118,12 @@ def target_modules(plan: Plan, checkpoint: Checkpoint) -> list[str]:
     PEFT takes an entry of the list as a whole path or as its end behind a dot.
     """
     modules = {target.module for target in plan.targets}
-    short = sorted({module.rsplit(".", 1)[-1] for module in modules})
     tensors = {target.tensor for target in plan.targets}
-    others = {name.removesuffix(".weight") for name in checkpoint.tensors if name not in tensors}
-    hit = any(other.rsplit(".", 1)[-1] in short for other in others)
-    return sorted(modules) if hit else short
+    short = {_leaf(module) for module in modules}
+    # Other modules may be renamed on loading just as these are, so their names in the file count as well.
+    taken = short | {_leaf(tensor) for tensor in tensors}
+    hit = any(_leaf(name) in taken for name in checkpoint.tensors if name not in tensors)
+    return sorted(modules if hit else short)
 
 
 def _find(
@@ -136,6 +138,11 @@ def _find(
     names = list(checkpoint.tensors)
     matches = [match for role, text in templates.items() for match in _by_template(text, role, names)]
     rest = [role for role in roles if role not in templates]
+    if model_type in UNREACHABLE:
+        raise TargetError(
+            f"{checkpoint.location}: {model_type} models cannot be worked on: {UNREACHABLE[model_type]}.",
+            "Choose a model of another type.",
+        )
     if model_type in GATED and "q" in rest:
         raise _gated(model_type or "", checkpoint)
     notices = []
@@ -225,6 +232,8 @@ def _left_alone(row: Architecture, names: Sequence[str], found: Sequence[Match],
     others = [name for name in names if name.endswith(ends) and name not in taken]
     if not others or not found:
         return []
+    if len(others) == 1:
+        return [f"{others[0]}, of another part of the model, is left alone"]
     return [f"{len(others)} tensors of other parts of the model are left alone, such as {others[0]}"]
 
 
@@ -242,8 +251,9 @@ def _not_found(
     what = " and ".join(f"W^{role.upper()}" for role in lacking)
     where = f"{checkpoint.location} (model type {model_type or 'not stated'})"
     for name, (_, info) in checkpoint.tensors.items():
-        leaf = name.removesuffix(".weight").rsplit(".", 1)[-1]
-        if leaf in FUSED and len(info.shape) == 2:
+        leaf = _leaf(name)
+        mixer = leaf == "in_proj" and not _looks_like(name)  # Mamba layers have one, too
+        if leaf in FUSED and len(info.shape) == 2 and not mixer:
             return TargetError(
                 f"{where}: no tensor of its own for {what}: {name} {list(info.shape)} holds {FUSED[leaf]}.",
                 "This version works on projections that have a tensor of their own.",
@@ -260,6 +270,11 @@ def _not_found(
         f"{where}: {what} not found; {known}. Attention-looking tensors: {listed(near, 6) or 'none'}.",
         "Name them: --q-tensor 'blocks.{layer}.attn.wq.weight' --v-tensor 'blocks.{layer}.attn.wv.weight'.",
     )
+
+
+def _leaf(name: str) -> str:
+    """The last part of the name of a module, or of its weight."""
+    return name.removesuffix(".weight").rsplit(".", 1)[-1]
 
 
 def _looks_like(name: str) -> bool:
