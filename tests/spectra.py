@@ -49,8 +49,16 @@ def spikes(k: int) -> Tensor:
 
 
 def clustered(k: int) -> Tensor:
-    """Pairs of values that agree to 1e-7: a cut through a pair has no gap, one between pairs has."""
-    return 0.9 ** ((index(k) - 1) // 2) * (1 - 1e-7 * (index(k) % 2 == 0))
+    """Pairs of values that agree to 1e-9: a cut through a pair has no gap, one between pairs has."""
+    return 0.9 ** ((index(k) - 1) // 2) * (1 - 1e-9 * (index(k) % 2 == 0))
+
+
+def separated(k: int) -> Tensor:
+    """Eight equal values, a bulk, and eight equal ones: both cuts at rank 8 are wide, the vectors within are free."""
+    S = torch.full((k,), 1.0, dtype=torch.float64)
+    S[:8] = 4
+    S[8:][-8:] = 0.25
+    return S
 
 
 def deficient(k: int) -> Tensor:
@@ -65,9 +73,11 @@ SPECTRA: dict[str, Spectrum] = {
     "quarter circle": quarter_circle,
     "power 0.1": power(0.1),
     "power 0.5": power(0.5),
+    "power 1": power(1.0),
     "power 1.5": power(1.5),
     "spikes": spikes,
     "clustered": clustered,
+    "separated": separated,
     "condition 1e3": geometric(1e3),
     "condition 1e8": geometric(1e8),
     "deficient": deficient,
