@@ -18,7 +18,7 @@ from ..errors import AiloraError, OutputError
 from .spans import sync_file
 
 JOURNAL = "journal.jsonl"
-MARKER = "ailora.json"  # only folders with this file in them are ever replaced
+MARKER = "ailora.json"  # only folders with this file in them are ever replaced by `init`
 
 
 class WorkFolder:
@@ -49,14 +49,16 @@ class WorkFolder:
 
 
 @contextmanager
-def building(final: Path, job: Mapping[str, Any], *, overwrite: bool, resume: bool) -> Iterator[WorkFolder]:
+def building(
+    final: Path, job: Mapping[str, Any], *, overwrite: bool, resume: bool, marker: str = MARKER
+) -> Iterator[WorkFolder]:
     """Work in a sibling of `final`; on leaving without an error, move it to its place.
 
     `job` must be JSON and describe everything that the bytes depend on: a resumed run must match it.
-    Raises OutputError if `final` or an unfinished run is in the way, or if the disk is full.
+    An old folder is replaced only if `marker` is in it. Raises OutputError if `final` or an unfinished run is in the way, or if the disk is full.
     """
     partial = final.with_name(final.name + ".partial")
-    _require_free(final, partial, overwrite, resume)
+    _require_free(final, partial, overwrite, resume, marker)
     if partial.exists() and not resume:
         shutil.rmtree(partial)
     try:
@@ -102,13 +104,13 @@ def require_space(folder: Path, nbytes: int) -> None:
         )
 
 
-def _require_free(final: Path, partial: Path, overwrite: bool, resume: bool) -> None:
+def _require_free(final: Path, partial: Path, overwrite: bool, resume: bool, marker: str) -> None:
     if final.exists() or final.is_symlink():
         if not overwrite:
             raise OutputError(f"{final}: already exists.", "Use --overwrite to replace it, or choose another -o.")
-        if not (final / MARKER).is_file() and not (final.is_dir() and not any(final.iterdir())):
+        if not (final / marker).is_file() and not (final.is_dir() and not any(final.iterdir())):
             raise OutputError(
-                f"{final}: was not written by ailora-tools (no {MARKER} in it), so it is not replaced.",
+                f"{final}: was not written by ailora-tools (no {marker} in it), so it is not replaced.",
                 "Remove it yourself, or choose another -o.",
             )
     if partial.exists() and not (resume or overwrite):

@@ -1,0 +1,75 @@
+"""The written analysis: analysis.json with its schema, and metrics.csv for spreadsheets."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from ..errors import CheckpointError
+from ..metrics.definitions import DEFINITIONS
+
+NAME, CSV_NAME, REPORT_NAME, RANKS_NAME = "analysis.json", "metrics.csv", "report.html", "ranks.json"
+FORMAT, VERSION = "ailora-tools analysis", 1
+_LARGEST = 1 << 30
+_PLACE = ("role", "stack", "layer", "tensor", "rows", "columns", "dtype")
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) of analysis.json, version 1."""
+    text = files("ailora_tools").joinpath("output/analysis.schema.json").read_text(encoding="utf-8")
+    return dict(json.loads(text))
+
+
+def dump(document: Mapping[str, Any]) -> str:
+    """One matrix a line, so that the file can be read and compared; NaN and infinity are refused, not written."""
+    head = {key: value for key, value in document.items() if key != "matrices"}
+    body = json.dumps(head, ensure_ascii=False, indent=1, allow_nan=False)
+    rows = ",\n".join(json.dumps(row, ensure_ascii=False, allow_nan=False) for row in document["matrices"])
+    return f'{body[:-2]},\n "matrices": [\n{rows}\n ]\n}}\n'
+
+
+def read_analysis(path: Path) -> dict[str, Any]:
+    """An analysis.json, or the one in a folder; CheckpointError if it is not one of this version."""
+    path = path / NAME if path.is_dir() else path
+    try:
+        if path.stat().st_size > _LARGEST:
+            raise CheckpointError(f"{path}: larger than {_LARGEST:,} bytes.", "Give an analysis.json.")
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror}.", "Give the analysis.json that `analyze` wrote.") from None
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not valid JSON ({error}).", "Run `analyze` again.") from None
+    found = [document.get(key) if isinstance(document, dict) else None for key in ("format", "version")]
+    if found != [FORMAT, VERSION]:
+        raise CheckpointError(
+            f"{path}: format and version are {found}, expected {[FORMAT, VERSION]}.",
+            "Give the analysis.json that this version of `analyze` wrote.",
+        )
+    return dict(document)
+
+
+def metrics_csv(document: Mapping[str, Any]) -> str:
+    """One row a matrix and fine-tune ("against" is empty for the matrix itself), one column a metric."""
+    of = {kind: [row.key for row in DEFINITIONS if row.of == kind] for kind in ("matrix", "change")}
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([*_PLACE, "against", *of["matrix"], *of["change"]])
+    for row in document["matrices"]:
+        place = [_plain(value) for value in (row["role"], row["stack"], row["layer"], row["tensor"])]
+        place += [*row["shape"], row["dtype"]]
+        own = [row["metrics"][key] for key in of["matrix"]]
+        writer.writerow([*place, "", *own, *("" for _ in of["change"])])
+        for tuned, change in zip(document["against"], row["changes"], strict=True):
+            moved = [change["metrics"][key] for key in of["change"]]
+            writer.writerow([*place, _plain(tuned["name"]), *("" for _ in own), *moved])
+    return out.getvalue()
+
+
+def _plain(value: object) -> object:
+    """A spreadsheet must not take a hostile name for a formula (OWASP, CSV injection)."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value

@@ -1,0 +1,240 @@
+"""`analyze`: the spectra of W^Q and W^V layer by layer, what fine-tuning changed, and a report of both."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..allocation import parse_budget, suggest_ranks
+from ..checkpoint.index import Checkpoint, open_checkpoint
+from ..comparison import Tuned, open_tuned
+from ..errors import NumericalError, OptionError, listed
+from ..metrics.heads import Heads, read_heads
+from ..output.adapter import write_json
+from ..output.analysis import CSV_NAME, FORMAT, NAME, RANKS_NAME, REPORT_NAME, VERSION, dump, metrics_csv
+from ..output.atomic import WorkFolder, building, require_outside
+from ..output.manifest import fingerprint
+from ..progress import Progress, Silent
+from ..report.findings import find
+from ..report.page import render
+from ..targets.plan import Plan, Target, make_plan
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_ROLE_ORDER = "qkvo"
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """The document that analysis.json holds, and the folder it was written to."""
+
+    document: dict[str, Any]
+    folder: Path
+
+    @property
+    def report(self) -> Path:
+        return self.folder / REPORT_NAME
+
+    @property
+    def skipped(self) -> list[dict[str, Any]]:
+        """Matrices that could not be analysed, with the reason."""
+        return list(self.document["skipped"])
+
+    def to_json(self) -> dict[str, Any]:
+        """What `--json` prints: the document, and where it lies."""
+        return {"folder": str(self.folder), **self.document}
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Everything that is decided before the first weight is read."""
+
+    checkpoint: Checkpoint
+    plan: Plan
+    tuned: tuple[Tuned, ...]
+    heads: Heads | None
+    rank: int
+    settings: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """What a resumed run must agree on."""
+        sources = [self.checkpoint.location, *(tuned.location for tuned in self.tuned)]
+        return {
+            "version": version("ailora-tools"),
+            "sources": [str(Path(source).resolve()) for source in sources],
+            "shards": fingerprint(self.checkpoint),
+            **self.settings,
+        }
+
+
+def analyze(
+    model: str | Path,
+    *,
+    against: Sequence[str | Path] = (),
+    output: str | Path | None = None,
+    roles: Sequence[str] = ("q", "v"),
+    layers: str | None = None,
+    rank: int = 8,
+    heads: bool = False,
+    suggest_ranks: str | int | None = None,
+    device: str = "auto",
+    q_tensor: str | None = None,
+    v_tensor: str | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> Analysis:
+    """Measure every W^Q and W^V of `model` and write report.html, analysis.json and metrics.csv.
+
+    `model` is a folder or one .safetensors file; `against` are fine-tuned checkpoints of the same architecture
+    or PEFT LoRA folders for it. `output` defaults to `reports/<name>`. `rank` is that of the subspaces which are
+    compared and of the sentences about a rank. `heads` adds the per-head view. `suggest_ranks` is an average rank
+    (8) or a number of parameters ("2M"), and adds ranks.json for `init`.
+
+    A matrix with NaN or infinity is left out and named in `skipped`; the rest is analysed. Raises CheckpointError,
+    TargetError, OptionError or OutputError; NumericalError if no matrix could be analysed.
+    """
+    progress = progress or Silent()
+    started = time.monotonic()
+    checkpoint = open_checkpoint(model)
+    options = {"roles": tuple(roles), "layers": layers, "q_tensor": q_tensor, "v_tensor": v_tensor}
+    plan = make_plan(checkpoint, **options)  # type: ignore[arg-type]
+    tuned = tuple(open_tuned(other, checkpoint, plan, options) for other in against)
+    settings = {**options, "roles": list(roles), "rank": rank, "heads": heads, "device": device}
+    job = _Job(checkpoint, plan, tuned, _heads(checkpoint, heads, progress), rank, settings)
+    _require_rank(plan, rank)
+    budget = None if suggest_ranks is None else parse_budget(suggest_ranks, plan)
+    folder = Path(output or default_folder(model)).expanduser().absolute()
+    for other in (checkpoint, *tuned):
+        require_outside(folder, Path(other.location))
+    notices = [*plan.notices, *(text for other in tuned for text in other.notices)]
+    for text in notices:
+        progress.notice(text)
+    with building(folder, job.to_json(), overwrite=overwrite, resume=resume, marker=NAME) as work:
+        rows = _measure(job, work, progress)
+        document = _document(job, rows, notices, time.monotonic() - started)
+        _write(work.tree, document, budget)
+    return Analysis(document, folder)
+
+
+def default_folder(model: str | Path) -> Path:
+    """`reports/<slug>` in the current folder."""
+    path = Path(model).expanduser().resolve()
+    return Path("reports", path.stem if path.is_file() else path.name)
+
+
+def _measure(job: _Job, work: WorkFolder, progress: Progress) -> dict[str, Any]:
+    """Tensor name -> record, those of an interrupted run included; every finished matrix is kept at once."""
+    from ..checkpoint.stream import find_device, stream
+    from ..measure import measure
+
+    def work_on(target: Target, W: Tensor) -> dict[str, Any]:
+        changes = [lambda W, other=other: other.difference(target, W) for other in job.tuned]
+        count = job.heads.count(target.role, target.shape) if job.heads else None
+        try:
+            return measure(W, target.tensor, target.role, count, job.rank, changes)
+        except NumericalError as error:
+            return {"skipped": error.problem}
+
+    rows = {step["tensor"]: step["record"] for step in work.done}
+    targets = job.plan.targets
+    progress.start("Analysing", len(targets), len(rows))
+    waiting = [target for target in targets if target.tensor not in rows]
+    device = find_device(job.settings["device"])
+    for target, record in stream(job.checkpoint.files, waiting, work_on, device, progress.notice):
+        rows[target.tensor] = record
+        work.record({"tensor": target.tensor, "record": record})
+        progress.advance(target.label)
+    return rows
+
+
+def _document(job: _Job, rows: dict[str, Any], notices: list[str], seconds: float) -> dict[str, Any]:
+    """Matrices in natural order, and what was found in them."""
+    ordered = sorted(job.plan.targets, key=lambda target: (target.stack, target.layer, _ROLE_ORDER.index(target.role)))
+    matrices = [{**_place(target), **rows[target.tensor]} for target in ordered if "skipped" not in rows[target.tensor]]
+    skipped = [
+        {**_place(target), "reason": rows[target.tensor]["skipped"]}
+        for target in ordered
+        if "skipped" in rows[target.tensor]
+    ]
+    if not matrices:
+        raise NumericalError(
+            f"None of the {len(skipped)} matrices could be analysed: {skipped[0]['reason']}", "Check the source."
+        )
+    tool = {"ailora_tools": version("ailora-tools"), "torch": version("torch"), "python": platform.python_version()}
+    document: dict[str, Any] = {
+        "format": FORMAT,
+        "version": VERSION,
+        "tool": tool,
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "seconds": round(seconds, 2),
+        "model": {
+            "name": _name(job.checkpoint.location),
+            "location": job.checkpoint.location,
+            "revision": None,
+            "model_type": job.plan.model_type,
+            "family": job.plan.family,
+            "bytes_total": job.checkpoint.nbytes,
+            "bytes_read": job.plan.read_bytes,
+            "heads": {"query": job.heads.query, "key_value": job.heads.key_value} if job.heads else None,
+            "shards": fingerprint(job.checkpoint),
+        },
+        "against": [
+            {"name": _name(other.location), "location": other.location, "kind": other.kind, "bytes_read": other.read_bytes}
+            for other in job.tuned
+        ],
+        "settings": job.settings,
+        "notices": notices,
+        "skipped": skipped,
+        "findings": [],
+        "matrices": matrices,
+    }  # fmt: skip
+    return {**document, "findings": find(document)}
+
+
+def _place(target: Target) -> dict[str, Any]:
+    return {
+        "label": target.label,
+        "role": target.role,
+        "layer": target.layer,
+        "stack": target.stack,
+        "tensor": target.tensor,
+        "module": target.module,
+        "shape": list(target.shape),
+        "dtype": target.dtype,
+    }
+
+
+def _write(tree: Path, document: dict[str, Any], budget: int | None) -> None:
+    if budget is not None:
+        document["ranks"] = suggest_ranks(document, budget)
+        write_json(tree / RANKS_NAME, document["ranks"])
+    (tree / NAME).write_text(dump(document), encoding="utf-8")
+    (tree / CSV_NAME).write_text(metrics_csv(document), encoding="utf-8")
+    (tree / REPORT_NAME).write_text(render(document), encoding="utf-8")
+
+
+def _name(location: str) -> str:
+    path = Path(location).resolve()
+    return path.stem if path.suffix == ".safetensors" else path.name
+
+
+def _heads(checkpoint: Checkpoint, wanted: bool, progress: Progress) -> Heads | None:
+    found = read_heads(checkpoint.config) if wanted else None
+    if wanted and found is None:
+        progress.notice("config.json does not say how many heads there are: no per-head view")
+    return found
+
+
+def _require_rank(plan: Plan, rank: int) -> None:
+    small = [target.tensor for target in plan.targets if not 1 <= rank <= min(target.shape)]
+    if small:
+        raise OptionError(
+            f"rank {rank} does not fit {listed(small)}: 1 to min(m, n) are possible.", "Choose another --rank."
+        )
