@@ -3,7 +3,8 @@
 The story, top to bottom: `checkpoint` reads safetensors headers and, one by one, the matrices that `targets` says
 are W^Q and W^V; `methods` says which singular components each gives to its adapter, `linalg` finds them, and
 `decompose` splits the matrix. `output` writes the adapter and the source's shards with only those matrices
-replaced. `verbs` tells these steps as `inspect`, `init` and `verify`, and `cli` puts them on the command line.
+replaced. `metrics` describes what a spectrum or a change is like, and `report` says it in sentences and figures.
+`verbs` tells these steps as `inspect`, `analyze`, `init`, `verify`, and `cli` puts them on the command line.
 Nothing ever builds the model, and memory holds a few matrices whatever its size.
 """
 
@@ -14,15 +15,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .errors import AiloraError as AiloraError
+    from .verbs.analyze import Analysis as Analysis
+    from .verbs.analyze import analyze as analyze
     from .verbs.initialize import Initialization as Initialization
     from .verbs.initialize import initialize as initialize
     from .verbs.inspect import Inspection as Inspection
     from .verbs.inspect import inspect_checkpoint as inspect_checkpoint
+    from .verbs.report import render_report as render_report
     from .verbs.verify import Verification as Verification
     from .verbs.verify import verify as verify
 
 _HOMES = {
     "AiloraError": ".errors",
+    "Analysis": ".verbs.analyze",
+    "analyze": ".verbs.analyze",
+    "render_report": ".verbs.report",
     "Initialization": ".verbs.initialize",
     "initialize": ".verbs.initialize",
     "Inspection": ".verbs.inspect",

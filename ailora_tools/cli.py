@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from . import console
-from .errors import AiloraError
+from .errors import AiloraError, NumericalError
 from .methods import METHODS, ROLES
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -172,6 +172,73 @@ def init(model: str, as_json: bool, quiet: bool, **options: Any) -> None:
     with console.progress(quiet=quiet or as_json, verbose_notices=not quiet) as progress:
         result = initialize(model, progress=progress, **options)
     _print_json(result.to_json()) if as_json else console.show_initialization(result)
+
+
+@main.command()
+@click.argument("model", type=str)
+@click.option(
+    "--against", metavar="TUNED", multiple=True, help="A fine-tuned checkpoint or a LoRA folder; may be repeated."
+)
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), metavar="DIR",
+    help="Where to write.  [default: reports/<model>]",
+)  # fmt: skip
+@click.option(
+    "-r", "--rank", type=int, default=8, show_default=True, help="Of the subspaces and sentences about a rank."
+)
+@click.option("--heads", is_flag=True, help="Also look at every attention head.")
+@click.option(
+    "--suggest-ranks", metavar="BUDGET", help="Write ranks.json for an average rank (8) or a number of parameters (2M)."
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
+@_target_options
+@click.option("--overwrite", is_flag=True, help="Replace DIR if an analysis is in it.")
+@click.option("--resume", is_flag=True, help="Go on with an interrupted run.")
+@_output_options
+@_guarded
+def analyze(model: str, as_json: bool, quiet: bool, **options: Any) -> None:
+    """Measure W^Q and W^V of MODEL in every layer, and write a report.
+
+    MODEL is a folder or one .safetensors file. DIR gets report.html, which opens offline, analysis.json and
+    metrics.csv. With --against, the report also tells what fine-tuning changed. Exit code 1 if a matrix holds
+    NaN or infinity; the others are reported all the same.
+
+    \b
+    Example:
+      ailora-tools analyze path/to/model
+      ailora-tools analyze path/to/base --against path/to/tuned -o reports/tuned
+    """
+    from .verbs.analyze import analyze as run
+
+    with console.progress(quiet=quiet or as_json, verbose_notices=not quiet) as progress:
+        result = run(model, progress=progress, **options)
+    _print_json(result.to_json()) if as_json else console.show_analysis(result.document, result.report)
+    if result.skipped:
+        reasons = "; ".join(row["reason"] for row in result.skipped)
+        raise NumericalError(f"{len(result.skipped)} matrices were left out: {reasons}")
+
+
+@main.command()
+@click.argument("analysis", metavar="ANALYSIS.json", type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="[default: report.html beside it]"
+)
+@_output_options
+@_guarded
+def report(analysis: Path, output: Path | None, as_json: bool, quiet: bool) -> None:
+    """Write report.html again from what `analyze` measured.
+
+    \b
+    Example:
+      ailora-tools report reports/model/analysis.json
+    """
+    from .verbs.report import render_report
+
+    written = render_report(analysis, output)
+    if as_json:
+        _print_json({"report": str(written)})
+    elif not quiet:
+        click.echo(written)
 
 
 @main.command()

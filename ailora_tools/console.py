@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import groupby
-from typing import TYPE_CHECKING
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -13,6 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from .errors import AiloraError
+from .metrics.definitions import BY_KEY
+from .report.words import matrix, number, ranges
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -24,6 +27,9 @@ if TYPE_CHECKING:
     from .verbs.inspect import Inspection
     from .verbs.verify import Verification
 
+_FINDINGS = 6
+_BLOCKS = "▁▂▃▄▅▆▇█"
+_BAR_WIDTH = 60
 _PIPED_WIDTH = 200  # wide enough that no table folds where there is no terminal to fit
 
 
@@ -101,6 +107,58 @@ def show_verification(result: Verification) -> None:
     _out.print(Text(f"{result.folder} ") + verdict + Text(f" ({basis})."), soft_wrap=True)
 
 
+def show_analysis(document: Mapping[str, Any], report: Path) -> None:
+    """The findings, a line of each metric over the layers, and where the report lies."""
+    model = document["model"]
+    title = " against ".join([model["name"], *(other["name"] for other in document["against"])])
+    _out.print(Text(title, style="bold"), soft_wrap=True)
+    _out.print(f"{model['family']}, {len(document['matrices'])} matrices, {size(model['bytes_read'])} read")
+    _out.print()
+    for finding in document["findings"][:_FINDINGS]:
+        line = Table.grid(padding=(0, 1))
+        line.add_row(Text("•", style="cyan"), Text(finding["text"], overflow="fold"))
+        _out.print(line)
+    rest = len(document["findings"]) - _FINDINGS
+    if rest > 0:
+        _out.print(f"  {rest} more in the report.", style="dim")
+    _print_block(_metric_table(document))
+    _out.print(Text.assemble("report ", (str(report), "bold")), soft_wrap=True)
+
+
+def _metric_table(document: Mapping[str, Any]) -> Table:
+    """One row a metric and role: median, range, and its course over the layers as a row of bars."""
+    table = _table("metric", "", "median", "range", "over the layers")
+    for column in (2, 3):
+        table.columns[column].justify = "right"
+    rows = document["matrices"]
+    for key, at in _shown(document):
+        for role in sorted({row["role"] for row in rows}, key="qvko".index):
+            of = [row for row in rows if row["role"] == role]
+            values = [(row["metrics"] if at is None else row["changes"][at]["metrics"])[key] for row in of]
+            known = [value for value in values if value is not None]
+            if known:
+                name = BY_KEY[key].label + (f" ({document['against'][at]['name']})" if at is not None else "")
+                span = f"{number(min(known))} … {number(max(known))}"
+                bars = Text(_bars(values), style="blue" if role == "q" else "yellow")
+                table.add_row(Text(name), matrix(role), number(median(known)), span, bars)
+    return table
+
+
+def _shown(document: Mapping[str, Any]) -> Iterator[tuple[str, int | None]]:
+    for at in range(len(document["against"])):
+        yield from (("relative_change", at), ("delta_above", at))
+    yield from ((key, None) for key in ("effective_rank_share", "outlier_share", "alpha"))
+
+
+def _bars(values: Sequence[float | None]) -> str:
+    """Eighths of a block from 0 to the largest value; at most 60, each the mean of its neighbours."""
+    step = -(-len(values) // _BAR_WIDTH)
+    parts = [[value for value in values[low : low + step] if value is not None] for low in range(0, len(values), step)]
+    means = [sum(part) / len(part) if part else None for part in parts]
+    top = max((value for value in means if value is not None), default=0.0) or 1.0
+    return "".join(" " if value is None else _BLOCKS[min(7, int(8 * max(value, 0) / top))] for value in means)
+
+
 @contextmanager
 def progress(*, quiet: bool, verbose_notices: bool) -> Iterator[_Progress]:
     """A bar on stderr while a verb runs; only notices where stderr is not a terminal."""
@@ -161,7 +219,7 @@ def _target_table(targets: Iterable[Target]) -> Table:
         first = members[0]
         table.add_row(
             f"W^{first.role.upper()}" + (f" {first.stack}" if first.stack else ""),
-            _ranges([target.layer for target in members]),
+            ranges([target.layer for target in members]),
             Text(_pattern(first), overflow="fold"),
             f"{first.shape[0]} × {first.shape[1]} {first.dtype}",
         )
@@ -170,15 +228,6 @@ def _target_table(targets: Iterable[Target]) -> Table:
 
 def _pattern(target: Target) -> str:
     return target.tensor.replace(f".{target.layer}.", ".{layer}.", 1)
-
-
-def _ranges(numbers: Iterable[int]) -> str:
-    """[0, 1, 2, 5] -> '0-2, 5'."""
-    runs = []
-    for _, members in groupby(enumerate(sorted(numbers)), key=lambda pair: pair[1] - pair[0]):
-        run = [number for _, number in members]
-        runs.append(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}")
-    return ", ".join(runs)
 
 
 def _number_table(records: Sequence[ModuleRecord]) -> Table:

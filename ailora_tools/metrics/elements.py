@@ -93,12 +93,14 @@ def _ulp(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 @dataclass(frozen=True)
 class Grid:
-    """How a matrix lies among the bfloat16 numbers: a sample of the units in the last place of its elements.
+    """How a matrix lies among the bfloat16 numbers: the units in the last place of a sample of its elements.
 
+    ulps: the distinct units (powers of two), float64. shares: how many of the non-zero elements have each.
     on: whether its elements are bfloat16 numbers already, so that rounding to nearest undoes a small change.
     """
 
     ulps: Tensor
+    shares: Tensor
     on: bool
 
 
@@ -107,7 +109,8 @@ def bfloat16_grid(W: Tensor) -> Grid:
     flat = W.reshape(-1)
     sample = flat[:: max(1, flat.numel() // _SAMPLE)].double().cpu()
     ulps = _ulp(sample, torch.bfloat16)
-    return Grid(ulps[ulps > 0], stored_dtype(W) == torch.bfloat16)
+    distinct, counts = torch.unique(ulps[ulps > 0], return_counts=True)
+    return Grid(distinct, counts.double() / counts.sum(), stored_dtype(W) == torch.bfloat16)
 
 
 def predicted_survival(grid: Grid, moved: float, rank: int, shape: tuple[int, int]) -> float:
@@ -123,8 +126,8 @@ def predicted_survival(grid: Grid, moved: float, rank: int, shape: tuple[int, in
     if moved <= 0 or not len(grid.ulps):
         return 1.0 if moved > 0 else 0.0
     ratio = grid.ulps * (math.sqrt(m * n) / moved)  # u / d, per element
-    noise = rank * float(grid.ulps.square().mean().sqrt()) / math.sqrt(12) / moved
-    lost = 1 - float(_kept(ratio).mean()) if grid.on else 0.0
+    noise = rank * float((grid.ulps.square() @ grid.shares).sqrt()) / math.sqrt(12) / moved
+    lost = 1 - float(_kept(ratio) @ grid.shares) if grid.on else 0.0
     return 1 - min(1.0, math.hypot(lost, noise if not grid.on else noise * (1 - lost)))
 
 
@@ -132,7 +135,5 @@ def _kept(ratio: Tensor) -> Tensor:
     """(2 x) sum_k phi((k + 1/2) x) for x = u / d; 1 in the limit of small x, where the sum is an integral."""
     x = ratio.clamp(0.05, 40)
     steps = torch.arange(160, dtype=torch.float64) + 0.5  # 160 * 0.05 = 8 standard deviations
-    density = torch.zeros_like(x)
-    for step in steps.tolist():
-        density += torch.exp(-0.5 * (step * x).square())
+    density = torch.exp(-0.5 * (steps[:, None] * x).square()).sum(0)
     return 2 * x * density / math.sqrt(2 * math.pi)

@@ -50,7 +50,8 @@ def _distances(logs: NDArray[np.float64], alphas: NDArray[np.float64]) -> NDArra
     for low in range(0, count - 1, step):
         rows = np.arange(low, min(low + step, count - 1))[:, None]
         columns = np.arange(low, count)[None, :]  # nothing lies below the first candidate of the chunk
-        fitted = -np.expm1((1 - alphas[rows]) * (logs[columns] - logs[rows]))
+        # Below a candidate the exponent would be positive: cut at 0, and the distance there is not counted.
+        fitted = 1 - np.exp(np.minimum((1 - alphas[rows]) * (logs[columns] - logs[rows]), 0))
         gap = np.abs(fitted - (columns - rows) / (count - rows))
         found[rows[:, 0]] = np.where(columns >= rows, gap, 0).max(1)
     return found

@@ -55,7 +55,8 @@ def building(
     """Work in a sibling of `final`; on leaving without an error, move it to its place.
 
     `job` must be JSON and describe everything that the bytes depend on: a resumed run must match it.
-    An old folder is replaced only if `marker` is in it. Raises OutputError if `final` or an unfinished run is in the way, or if the disk is full.
+    An old folder is replaced only if `marker` is in it. Raises OutputError if `final` or an unfinished run is in
+    the way, or if the disk is full.
     """
     partial = final.with_name(final.name + ".partial")
     _require_free(final, partial, overwrite, resume, marker)

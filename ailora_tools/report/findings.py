@@ -1,2 +1,185 @@
-def find(d):
-    return []
+"""What an analysis says, in plain sentences: each with its numbers, how sure they are, and no verdict beyond them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from statistics import median
+from typing import Any
+
+from ..metrics.paired import Comparison, compare
+from .changes import change_findings
+from .words import matrix, number, spread
+
+Row = Mapping[str, Any]
+Finding = dict[str, Any]
+SURVIVES = 0.9
+_FIRST = ("kind:", "premise:relative_change")
+_STANDS_OUT = 3.5  # modified z score (Iglewicz and Hoaglin, How to Detect and Handle Outliers, 1993)
+
+
+def find(document: Mapping[str, Any]) -> list[Finding]:
+    """The findings of an analysis document, most telling first: {"id", "text", "numbers"}."""
+    rows, rank = document["matrices"], document["settings"]["rank"]
+    found = [*_skipped(document)]
+    changes = [change_findings(rows, at, tuned, rank) for at, tuned in enumerate(document["against"])]
+    # What each fine-tune did at all comes before the details of any of them.
+    for first in (True, False):
+        found += [finding for each in changes for finding in each if finding["id"].startswith(_FIRST) == first]
+    found += [
+        *_difference(rows, "effective_rank_share", "spreads its energy over", "directions", "effective rank / k"),
+        *_difference(rows, "outlier_share", "has", "singular values above the noise edge", "share of k"),
+        *_moved(rows, rank),
+        *_energy(rows),
+        *_survival(rows, rank),
+        *_outstanding(rows),
+    ]
+    if not document["against"]:
+        found.append(_premise(rows))
+    return found
+
+
+def paired(rows: Sequence[Row], value: Callable[[Row], float | None]) -> Comparison | None:
+    """Q against V over the layers (and stacks) that have both; None if there are none."""
+    places: dict[tuple[str, int], dict[str, float]] = {}
+    for row in rows:
+        if (known := value(row)) is not None:
+            places.setdefault((row["stack"], row["layer"]), {})[row["role"]] = known
+    pairs = [(pair["q"], pair["v"]) for pair in places.values() if {"q", "v"} <= set(pair)]
+    return compare(pairs) if pairs else None
+
+
+def certainty(found: Comparison, more: str = "higher", less: str = "lower") -> str:
+    """'difference 0.1, range -0.2 to 0.3; Q higher in 9 of 12 layers, sign test p = 0.146'."""
+    count, word = (found.higher, more) if found.higher >= found.lower else (found.lower, less)
+    return (
+        f"median difference Q − V {number(found.difference)}, range {number(found.low)} to {number(found.high)}; "
+        f"Q {word} in {count} of {found.layers} layers, sign test p = {number(found.p)}"
+    )
+
+
+def _skipped(document: Mapping[str, Any]) -> Iterator[Finding]:
+    skipped = document["skipped"]
+    if skipped:
+        total = len(skipped) + len(document["matrices"])
+        yield {
+            "id": "skipped",
+            "text": f"{len(skipped)} of {total} matrices could not be analysed and are left out everywhere: "
+            f"{skipped[0]['reason']}" + (f" And {len(skipped) - 1} more." if len(skipped) > 1 else ""),
+            "numbers": {"skipped": len(skipped), "of": total},
+        }
+
+
+def _difference(rows: Sequence[Row], key: str, verb: str, what: str, label: str) -> Iterator[Finding]:
+    """Does Q differ from V in one metric, over the layers?"""
+    found = paired(rows, lambda row: row["metrics"][key])
+    if found is None:
+        return
+    medians = f"{label} {number(found.first)} against {number(found.second)} (medians; {certainty(found)})"
+    if found.decided:
+        text = f"W^Q {verb} {'more' if found.difference > 0 else 'fewer'} {what} than W^V: {medians}."
+    else:
+        text = f"The data do not tell W^Q from W^V by {what}: {medians}."
+    yield {"id": f"difference:{key}", "text": text, "numbers": found.to_json()}
+
+
+def _moved(rows: Sequence[Row], rank: int) -> Iterator[Finding]:
+    """How much AILoRA would move at this rank."""
+    parts = {"q": _at_rank(rows, "q", "top_energy", rank), "v": _at_rank(rows, "v", "bottom_energy", rank)}
+    if all(parts.values()):
+        yield {
+            "id": "moved",
+            "text": f"At rank {rank} the principal part of W^Q holds {spread(parts['q'], shares=True)} of its energy, "
+            f"the minor part of W^V {spread(parts['v'], shares=True)} (medians over {len(parts['q'])} and "
+            f"{len(parts['v'])} matrices, with their ranges).",
+            "numbers": {"rank": rank, "q_median": median(parts["q"]), "v_median": median(parts["v"])},
+        }
+
+
+def _energy(rows: Sequence[Row]) -> Iterator[Finding]:
+    """Which rank holds 90 % of the energy."""
+    for role in _roles(rows):
+        of = [row for row in rows if row["role"] == role]
+        needed = {share: [row["metrics"][f"rank_{share}"] for row in of] for share in (50, 90, 99)}
+        known = {share: [value for value in values if value is not None] for share, values in needed.items()}
+        if all(known.values()):
+            sides = spread([float(min(row["shape"])) for row in of])
+            yield {
+                "id": f"energy:{role}",
+                "text": f"Of {matrix(role)}, 50 % of the energy needs rank {spread(known[50])}, 90 % rank "
+                f"{spread(known[90])} and 99 % rank {spread(known[99])}, of {sides}.",
+                "numbers": {f"rank_{share}": median(values) for share, values in known.items()},
+            }
+
+
+def _survival(rows: Sequence[Row], rank: int) -> Iterator[Finding]:
+    """Would the minor components of V survive storage in bfloat16?"""
+    values = _at_rank(rows, "v", "bottom_survival", rank)
+    if values:
+        lost = sum(value < SURVIVES for value in values)
+        verdict = (
+            f"{lost} of {len(values)} would keep less than {SURVIVES}: `init` rounds those stochastically"
+            if lost
+            else f"all {len(values)} would keep at least {SURVIVES}"
+        )
+        yield {
+            "id": "survival",
+            "text": f"If the base is stored in bfloat16 and rounded to nearest, {spread(values)} of a rank-{rank} "
+            f"minor surgery on W^V is predicted to survive; {verdict}.",
+            "numbers": {"rank": rank, "median": median(values), "least": min(values), "below": lost},
+        }
+
+
+def _outstanding(rows: Sequence[Row]) -> Iterator[Finding]:
+    """Layers far from the others of their role, by a robust score."""
+    scores = [score for role in _roles(rows) for score in _scores([row for row in rows if row["role"] == role])]
+    if scores:
+        far = sorted((score for score in scores if abs(score[0]) > _STANDS_OUT), key=lambda score: -abs(score[0]))
+        names = ", ".join(f"{label} ({number(value)}, score {number(score)})" for score, label, value in far[:5])
+        greatest = max(abs(score) for score, _, _ in scores)
+        text = (
+            f"By effective rank / k, {len(far)} of {len(scores)} matrices stand out from the others of their role "
+            f"(modified z score beyond {_STANDS_OUT}): {names}{', ...' if len(far) > 5 else ''}."
+            if far
+            else f"No matrix stands out by effective rank / k: the largest modified z score is {number(greatest)}, "
+            f"below {_STANDS_OUT}."
+        )
+        yield {"id": "outstanding", "text": text, "numbers": {"count": len(far), "largest_score": greatest}}
+
+
+def _scores(rows: Sequence[Row]) -> list[tuple[float, str, float]]:
+    known = [
+        (row["metrics"]["effective_rank_share"], row["label"])
+        for row in rows
+        if row["metrics"]["effective_rank_share"] is not None
+    ]
+    if len(known) < 4:
+        return []
+    centre = median(value for value, _ in known)
+    deviation = median(abs(value - centre) for value, _ in known)
+    if deviation == 0:
+        return []
+    return [(0.6745 * (value - centre) / deviation, label, value) for value, label in known]
+
+
+def _premise(rows: Sequence[Row]) -> Finding:
+    layers = {(row["stack"], row["layer"]) for row in rows}
+    return {
+        "id": "premise",
+        "text": f"Whether fine-tuning changes W^Q more than W^V, as AILoRA assumes, cannot be seen in 1 checkpoint: "
+        f"give a fine-tuned one with --against to compare all {len(layers)} layers.",
+        "numbers": {"checkpoints": 1, "layers": len(layers)},
+    }
+
+
+def _at_rank(rows: Sequence[Row], role: str, key: str, rank: int) -> list[float]:
+    """Values of `cuts` at the largest stated rank up to `rank`."""
+    found = []
+    for row in rows:
+        if row["role"] == role:
+            at = max(place for place, value in enumerate(row["cuts"]["ranks"]) if value <= rank)
+            found.append(row["cuts"][key][at])
+    return found
+
+
+def _roles(rows: Sequence[Row]) -> list[str]:
+    return [role for role in "qkvo" if any(row["role"] == role for row in rows)]

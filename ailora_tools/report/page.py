@@ -1,2 +1,149 @@
-def render(d):
-    return ""
+"""report.html: one file without outside requests, from an analysis document. Everything named in it is escaped."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from collections.abc import Mapping, Sequence
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from statistics import median
+from string import Template
+from typing import Any
+
+from ..output.analysis import metrics_csv
+from . import sections
+from .figures import roles
+from .words import matrix, number, percent, spread, typeset
+
+_EMBEDDED = 1_500_000  # bytes of the document that the page carries whole; beyond, spectra are thinned
+_KEPT = 64  # values of a thinned spectrum
+_LISTS = ("singular_values", "delta_singular_values", "singular_values_after")
+
+
+def render(document: Mapping[str, Any]) -> str:
+    """The report as HTML text."""
+    parts = sections.build(document)
+    facts = "".join(f"<div><dt>{escape(name)}</dt><dd>{typeset(value)}</dd></div>" for name, value in _facts(document))
+    nav = "".join(f'<a href="#{anchor}">{escape(title)}</a>' for anchor, title in parts.anchors)
+    data = {
+        "figures": parts.figures,
+        "overviews": parts.overviews,
+        "ranks": _held(document["matrices"]),
+        "document": embedded(document),
+        "csv": metrics_csv(document),
+        "slug": re.sub(r"[^\w.-]+", "-", document["model"]["name"]) or "analysis",
+    }
+    return Template(_resource("page.html")).substitute(
+        title=escape(f"{document['model']['name']}: spectra of W^Q and W^V"),
+        css=_resource("page.css"),
+        heading=_heading(document),
+        facts=facts,
+        nav=nav,
+        body=parts.html,
+        footer=_footer(document),
+        data=_inert(json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))),
+        plotly=plotly_script(),
+        js=_resource("page.js"),
+    )
+
+
+def _heading(document: Mapping[str, Any]) -> str:
+    """The model's name, and what it is compared with, as HTML."""
+    tuned = ", ".join(other["name"] for other in document["against"])
+    against = f" <small>and what became of it in {escape(tuned)}</small>" if tuned else ""
+    return escape(document["model"]["name"]) + against
+
+
+def _facts(document: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Name and value of what the header states, as plain text."""
+    model, rows = document["model"], document["matrices"]
+    tuned = "".join(f", {_size(other['bytes_read'])} of {other['name']}" for other in document["against"])
+    kind = model["family"] + (f" ({model['model_type']})" if model["model_type"] else "")
+    matrices = ", ".join(f"{sum(row['role'] == role for row in rows)} × {matrix(role)}" for role in roles(rows))
+    found = [
+        ("model", kind),
+        ("revision", model["revision"] or "local files"),
+        ("analysed", matrices),
+        ("shapes", ", ".join(sorted({" × ".join(map(str, row["shape"])) for row in rows}))),
+        ("stored as", ", ".join(sorted({row["dtype"] for row in rows}))),
+        ("read", f"{_size(model['bytes_read'])} of {_size(model['bytes_total'])}" + tuned),
+        ("took", f"{number(document['seconds'])} s"),
+        ("made", document["created"].replace("T", " ").replace("Z", " UTC")),
+    ]
+    if document["skipped"]:
+        found.append(("left out", f"{len(document['skipped'])} matrices"))
+    return found
+
+
+def _footer(document: Mapping[str, Any]) -> str:
+    """Versions, places and settings, as HTML."""
+    tool = ", ".join(f"{name.replace('_', '-')} {value}" for name, value in document["tool"].items())
+    places = [document["model"]["location"], *(other["location"] for other in document["against"])]
+    settings = ", ".join(f"{key} {value}" for key, value in document["settings"].items() if value not in (None, False))
+    return f"<p>{escape(tool)}</p><p>{escape('; '.join(places))}</p><p>{escape(settings)}</p>"
+
+
+def _size(nbytes: float) -> str:
+    unit, name = next(((unit, name) for unit, name in ((1e9, "GB"), (1e6, "MB")) if nbytes >= unit), (1e3, "kB"))
+    return f"{nbytes / unit:.3g} {name}"
+
+
+def embedded(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The document for the download button; of a large one, spectra at 64 places and a note that says so."""
+    if len(json.dumps(document)) <= _EMBEDDED:
+        return dict(document)
+    note = f"spectra are thinned to {_KEPT} values here; {document['model']['name']}'s analysis.json holds all"
+    return {**document, "thinned": note, "matrices": [_thinned(row) for row in document["matrices"]]}
+
+
+def _thinned(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _every(item) if key in _LISTS else _thinned(item) for key, item in value.items()}
+    return [_thinned(item) for item in value] if isinstance(value, list) else value
+
+
+def _every(values: Sequence[float]) -> list[float]:
+    places = sorted({round(at * (len(values) - 1) / (_KEPT - 1)) for at in range(_KEPT)})
+    return [values[at] for at in places]
+
+
+def _held(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What the slider tells at each rank that all matrices have."""
+    common = min((row["cuts"]["ranks"] for row in rows), key=len)
+    return [{"rank": rank, "texts": _texts(rows, at, rank)} for at, rank in enumerate(common) if rank < common[-1]]
+
+
+def _texts(rows: Sequence[Mapping[str, Any]], at: int, rank: int) -> dict[str, str]:
+    parameters = sum(rank * sum(row["shape"]) for row in rows if row["role"] in "qv")
+    texts = {"parameters": f"{parameters:,}"}
+    for role, key in (("q", "top_energy"), ("v", "bottom_energy")):
+        values = [row["cuts"][key][at] for row in rows if row["role"] == role]
+        if values:
+            texts[role] = percent(median(values))
+            texts[f"{role}-range"] = f"{percent(min(values))} to {percent(max(values))} over {len(values)} layers"
+    survival = [row["cuts"]["bottom_survival"][at] for row in rows if row["role"] == "v"]
+    if survival:
+        texts["survival"] = number(median(survival))
+        texts["survival-range"] = f"of it survives nearest rounding to bfloat16 ({spread(survival)})"
+    return texts
+
+
+def plotly_script() -> str:
+    """plotly.js as the installed plotly package carries it, without importing the package."""
+    spec = importlib.util.find_spec("plotly")
+    if spec is None or not spec.submodule_search_locations:  # a dependency, so only a broken installation lacks it
+        raise ModuleNotFoundError("plotly is not installed")
+    text = (Path(next(iter(spec.submodule_search_locations))) / "package_data" / "plotly.min.js").read_text("utf-8")
+    return text.replace("</script", "<\\/script")
+
+
+def _inert(text: str) -> str:
+    """JSON that no HTML parser can leave: names in it are hostile."""
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def _resource(name: str) -> str:
+    return files("ailora_tools").joinpath(f"report/{name}").read_text(encoding="utf-8")

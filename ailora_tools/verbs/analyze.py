@@ -111,8 +111,8 @@ def analyze(
     _require_rank(plan, rank)
     budget = None if suggest_ranks is None else parse_budget(suggest_ranks, plan)
     folder = Path(output or default_folder(model)).expanduser().absolute()
-    for other in (checkpoint, *tuned):
-        require_outside(folder, Path(other.location))
+    for source in (checkpoint.location, *(other.location for other in tuned)):
+        require_outside(folder, Path(source))
     notices = [*plan.notices, *(text for other in tuned for text in other.notices)]
     for text in notices:
         progress.notice(text)
@@ -186,7 +186,12 @@ def _document(job: _Job, rows: dict[str, Any], notices: list[str], seconds: floa
             "shards": fingerprint(job.checkpoint),
         },
         "against": [
-            {"name": _name(other.location), "location": other.location, "kind": other.kind, "bytes_read": other.read_bytes}
+            {
+                "name": _name(other.location),
+                "location": other.location,
+                "kind": other.kind,
+                "bytes_read": other.read_bytes,
+            }
             for other in job.tuned
         ],
         "settings": job.settings,

@@ -1,0 +1,248 @@
+"""What fine-tuning changed, in sentences: first what kind of change it is at all, then Q against V, then where."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from statistics import mean, median
+from typing import Any
+
+from ..metrics.paired import Comparison, compare
+from .words import matrix, number, percent, ranges, spread
+
+Row = Mapping[str, Any]
+Finding = dict[str, Any]
+_ROUNDING = 1.2  # times the rms of rounding: a change no larger cannot be told from it
+_LEFT = 1.5
+_LOW_RANK = 0.9  # share of the change's energy above its noise edge
+_EVEN = 0.25  # relative distance to chance that every tenth of the spectrum of a change without structure keeps
+
+KINDS = {
+    "identical": "identical to the original, element by element",
+    "rescaled": "the original times a constant, within rounding",
+    "rounding": "within what storing it in its number type does: no change beyond rounding",
+    "noise": "within noise: no singular value above the noise edge of ΔW and no preferred directions",
+    "low rank": "of low rank",
+    "structured": "structured",
+}
+
+
+def kind(row: Row, at: int) -> str:
+    """Which of `KINDS` the change of one matrix is, from its numbers."""
+    found, place = row["changes"][at]["metrics"], row["changes"][at]["placement"]
+    if not found["changed"]:
+        return "identical"
+    size = (row["shape"][0] * row["shape"][1]) ** 0.5
+    rounding = found["rounding_rms"] * size
+    norm = found["delta_norm"] / found["relative_change"] if found["relative_change"] else 0.0
+    rest = (found["rescaled_change"] or 0.0) * norm
+    if rest <= max(_LEFT * rounding, 1e-6 * norm) and abs(found["scale"] - 1) * norm > 3 * rest:
+        return "rescaled"
+    if found["delta_rms"] <= _ROUNDING * found["rounding_rms"]:
+        return "rounding"
+    if not found["delta_above"]:
+        return "noise" if _even(place) else "structured"
+    return "low rank" if found["delta_above_energy"] >= _LOW_RANK else "structured"
+
+
+def _even(place: Mapping[str, Any]) -> bool:
+    deciles = place["deciles"]
+    return all(
+        abs(share - chance) <= _EVEN * chance
+        for side in ("output", "input")
+        for share, chance in zip(deciles[side], deciles[f"chance_{side}"], strict=True)
+    )
+
+
+def change_findings(rows: Sequence[Row], at: int, tuned: Mapping[str, Any], rank: int) -> list[Finding]:
+    """All findings about fine-tune number `at`."""
+    name = tuned["name"]
+    kinds = {row["label"]: kind(row, at) for row in rows}
+    real = [row for row in rows if kinds[row["label"]] in ("low rank", "structured", "noise")]
+    found = [*_against(rows, real, at, name), *_kinds(rows, at, name, kinds)]
+    if any(kinds[row["label"]] in ("low rank", "structured") for row in rows):
+        found += [*_rank(rows, at, name, kinds), *_placement(rows, at, name), *_intruders(rows, at, name)]
+    if real:
+        found += _depth(rows, at, name)
+    return [{**finding, "against": at} for finding in found]
+
+
+def _kinds(rows: Sequence[Row], at: int, name: str, kinds: Mapping[str, str]) -> Iterator[Finding]:
+    """What the change is at all, by the number of matrices."""
+    for which, meaning in KINDS.items():
+        members = [row for row in rows if kinds[row["label"]] == which]
+        if members:
+            count = f"all {len(rows)}" if len(members) == len(rows) else f"{len(members)} of {len(rows)}"
+            where = "" if len(members) == len(rows) else f" ({_where(members)})"
+            text = f"{name}: the change of {count} matrices{where} is {meaning}"
+            if which == "identical":
+                text = f"{name}: {count} matrices{where} are {meaning}: nothing changed"
+            yield {
+                "id": f"kind:{which}",
+                "text": f"{text}; {_evidence(members, at, which)}.",
+                "numbers": {"matrices": len(members), "of": len(rows)},
+            }
+
+
+def _evidence(rows: Sequence[Row], at: int, which: str) -> str:
+    found = [row["changes"][at]["metrics"] for row in rows]
+    relative = [value["relative_change"] or 0.0 for value in found]
+    above = [value["delta_above"] for value in found]
+    if which == "identical":
+        return f"0 of {sum(row['shape'][0] * row['shape'][1] for row in rows):,} elements differ"
+    if which == "rescaled":
+        rest = spread([value["rescaled_change"] for value in found])
+        return f"the constant is {spread([value['scale'] for value in found])}, what is left is {rest} of ‖W‖"
+    if which == "rounding":
+        ratio = spread([value["delta_rms"] / value["rounding_rms"] for value in found])
+        return f"its rms is {ratio} times that of rounding, ‖ΔW‖/‖W‖ {spread(relative)}"
+    if which == "noise":
+        share = spread([value["delta_effective_rank_share"] for value in found])
+        return f"0 values above the edge, effective rank of ΔW / k {share}, ‖ΔW‖/‖W‖ {spread(relative)}"
+    energy = spread([value["delta_above_energy"] for value in found], shares=True)
+    return f"{spread(above)} singular values above the noise edge hold {energy} of it, ‖ΔW‖/‖W‖ {spread(relative)}"
+
+
+def _against(rows: Sequence[Row], real: Sequence[Row], at: int, name: str) -> Iterator[Finding]:
+    """AILoRA's premise: does Q change more than V? Only where there is a change that is not rounding or rescaling."""
+    if not real:
+        return
+    for key, label in (("relative_change", "‖ΔW‖/‖W‖"), ("delta_norm", "‖ΔW‖ un-normalised, as in the paper,")):
+        pairs = _pairs(rows, at, key)
+        if not pairs:
+            return
+        found = compare(list(pairs.values()))
+        more = [place[1] for place, (q, v) in pairs.items() if q > v]
+        yield {
+            "id": f"premise:{key}",
+            "text": f"{name}: {_premise(found, key)}: {label} is {number(found.mean_first)} for W^Q against "
+            f"{number(found.mean_second)} for W^V (means over {found.layers} layers; median difference Q − V "
+            f"{number(found.difference)}, range {number(found.low)} to {number(found.high)}; Q higher in "
+            f"{found.higher} of {found.layers} layers{_layers(more, found)}, sign test p = {number(found.p)})."
+            + (_CAVEAT if key == "delta_norm" else ""),
+            "numbers": found.to_json(),
+        }
+
+
+_CAVEAT = " Alone this view misleads where the two differ in shape or in ‖W‖."
+
+
+def _premise(found: Comparison, key: str) -> str:
+    more, less = ("W^Q", "W^V") if found.mean_first > found.mean_second else ("W^V", "W^Q")
+    if found.mean_first == found.mean_second:
+        return "W^Q and W^V changed equally"
+    holds = "AILoRA's assumption holds here" if more == "W^Q" else "AILoRA's assumption does not hold here"
+    if not found.decided:
+        return f"{more} changed slightly more than {less}, too unevenly over the layers to call it a difference"
+    return f"{more} changed more than {less}" + (f" ({holds})" if key == "relative_change" else " in this view")
+
+
+def _layers(more: Sequence[int], found: Comparison) -> str:
+    return f" ({ranges(set(more))})" if 0 < len(more) < found.layers else ""
+
+
+def _pairs(rows: Sequence[Row], at: int, key: str) -> dict[tuple[str, int], tuple[float, float]]:
+    places: dict[tuple[str, int], dict[str, float]] = {}
+    for row in rows:
+        value = row["changes"][at]["metrics"][key]
+        if value is not None:
+            places.setdefault((row["stack"], row["layer"]), {})[row["role"]] = value
+    return {place: (pair["q"], pair["v"]) for place, pair in places.items() if {"q", "v"} <= set(pair)}
+
+
+def _rank(rows: Sequence[Row], at: int, name: str, kinds: Mapping[str, str]) -> Iterator[Finding]:
+    """How many directions the change has, beside the edge they must beat."""
+    for role in _roles(rows):
+        of = [
+            row["changes"][at]["metrics"]
+            for row in rows
+            if row["role"] == role and kinds[row["label"]] in ("low rank", "structured")
+        ]
+        if of:
+            yield {
+                "id": f"rank:{role}",
+                "text": f"{name}: the change of {matrix(role)} has {spread([m['delta_above'] for m in of])} singular "
+                f"values above its noise edge and {spread([m['rounding_above'] for m in of])} above the rounding edge; "
+                f"90 % of its energy needs rank {spread([m['delta_rank_90'] for m in of])}.",
+                "numbers": {"above": median(m["delta_above"] for m in of)},
+            }
+
+
+def _placement(rows: Sequence[Row], at: int, name: str) -> Iterator[Finding]:
+    """Does Q learn in the top of its spectrum, V in the bottom?"""
+    parts = []
+    numbers: dict[str, float] = {}
+    for role, tenth, index in (("q", "strongest", 0), ("v", "strongest", 0), ("v", "weakest", -1)):
+        places = [row["changes"][at]["placement"] for row in rows if row["role"] == role]
+        known = [place["deciles"] for place in places if place]
+        if not known:
+            return
+        share = median((deciles["output"][index] + deciles["input"][index]) / 2 for deciles in known)
+        chance = median((deciles["chance_output"][index] + deciles["chance_input"][index]) / 2 for deciles in known)
+        numbers[f"{role}_{tenth}"] = share
+        parts.append(f"the {tenth} tenth of {matrix(role)} takes {percent(share)} of its change ({percent(chance)})")
+    yield {
+        "id": "placement",
+        "text": f"{name}: where the change sits, with what chance would put there in brackets (medians): "
+        f"{parts[0]}, {parts[1]}, {parts[2]}.",
+        "numbers": numbers,
+    }
+
+
+def _intruders(rows: Sequence[Row], at: int, name: str) -> Iterator[Finding]:
+    places = [row["changes"][at]["placement"] for row in rows]
+    counts = [(place["intruders"], place["intruders_of"]) for place in places if place and "intruders" in place]
+    if counts:
+        new, of = (sum(values) for values in zip(*counts, strict=True))
+        yield {
+            "id": "intruders",
+            "text": f"{name}: {new} of the {of} leading left singular vectors after tuning are intruders (no cosine of "
+            f"0.5 or more with any vector before); they lie in {sum(count > 0 for count, _ in counts)} of "
+            f"{len(counts)} matrices.",
+            "numbers": {"intruders": new, "of": of},
+        }
+
+
+def _depth(rows: Sequence[Row], at: int, name: str) -> Iterator[Finding]:
+    """The profile over depth, in thirds, and the layers that did not change."""
+    layers: dict[int, list[float]] = {}
+    for row in rows:
+        layers.setdefault(row["layer"], []).append(row["changes"][at]["metrics"]["relative_change"] or 0.0)
+    if len({row["stack"] for row in rows}) > 1 or len(layers) < 3:
+        return
+    profile = [mean(layers[layer]) for layer in sorted(layers)]
+    cut = [round(len(profile) * part / 3) for part in range(4)]
+    thirds = [mean(profile[cut[part] : cut[part + 1]]) for part in range(3)]
+    greatest = max(range(3), key=thirds.__getitem__)
+    still = [layer for layer, values in layers.items() if not any(values)]
+    yield {
+        "id": "depth",
+        "text": f"{name}: over depth ‖ΔW‖/‖W‖ is {number(thirds[0])} in the first third of the layers, "
+        f"{number(thirds[1])} in the middle and {number(thirds[2])} in the last (means): {_shape(thirds, greatest)}"
+        + (f"; layers {ranges(still)} did not change at all" if still else "")
+        + ".",
+        "numbers": {"first": thirds[0], "middle": thirds[1], "last": thirds[2], "unchanged": len(still)},
+    }
+
+
+def _shape(thirds: Sequence[float], greatest: int) -> str:
+    first, middle, last = thirds
+    ratio = f"{number(max(thirds) / min(thirds))} times the smallest" if min(thirds) > 0 else "the smallest is 0"
+    if min(first, last) > middle:
+        return f"the early and the late layers changed more than the middle, {ratio}"
+    if middle > max(first, last):
+        return f"the middle layers changed most, {ratio}"
+    return f"it changed most in the {('first', 'middle', 'last')[greatest]} third, {ratio}"
+
+
+def _where(rows: Sequence[Row]) -> str:
+    """'q 0-3, v 1' for the matrices of one kind."""
+    parts = []
+    for role in _roles(rows):
+        for stack in sorted({row["stack"] for row in rows if row["role"] == role}):
+            numbers = {row["layer"] for row in rows if (row["role"], row["stack"]) == (role, stack)}
+            parts.append(" ".join(part for part in (role, stack, ranges(numbers)) if part))
+    return "; ".join(parts)
+
+
+def _roles(rows: Sequence[Row]) -> list[str]:
+    return [role for role in "qkvo" if any(row["role"] == role for row in rows)]

@@ -1,0 +1,351 @@
+"""The sections of the report, top to bottom: HTML with places for figures, and the figures that go there."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from typing import Any
+
+from ..metrics.definitions import BY_KEY, DEFINITIONS
+from . import figures, maps
+from .words import matrix, number, typeset
+
+Document = Mapping[str, Any]
+_FIRST = 6  # findings that are open at once; the rest unfolds
+_COLUMNS = (
+    "effective_rank_share", "stable_rank_share", "rank_90", "outliers", "outlier_energy", "frobenius_norm",
+    "spectral_norm", "condition", "alpha", "alpha_tail", "spectrum_snr",
+)  # fmt: skip
+_CHANGE_COLUMNS = (
+    "relative_change",
+    "delta_norm",
+    "delta_above",
+    "delta_above_energy",
+    "rounding_above",
+    "delta_rank_90",
+)
+
+
+@dataclass
+class Parts:
+    """What `build` collects: HTML, anchors for the navigation, figures by name, maps with menus by name."""
+
+    html: str = ""
+    anchors: list[tuple[str, str]] = field(default_factory=list)
+    figures: dict[str, Any] = field(default_factory=dict)
+    overviews: dict[str, Any] = field(default_factory=dict)
+
+    def section(self, anchor: str, title: str, lead: str, body: str) -> None:
+        """Append a section with its place in the navigation; `lead` and `body` are HTML."""
+        self.anchors.append((anchor, title))
+        self.html += (
+            f'<section id="{anchor}"><h2>{escape(title)}</h2><p class="lead">{_raised(lead)}</p>{body}</section>\n'
+        )
+
+    def card(self, name: str, title: str, text: str, figure: Any, more: str = "") -> str:
+        """A figure with a title and one sentence on how to read it (both plain text)."""
+        self.figures[name] = figure
+        return (
+            f'<div class="card"><h3>{typeset(title)}</h3><p>{typeset(text)}</p>'
+            f'<div class="figure" role="img" aria-label="{escape(title)}" data-figure="{name}"{more}></div></div>'
+        )
+
+    def map(self, name: str, overview: dict[str, Any], first: str) -> str:
+        """A map layer x role with the menu of its metrics."""
+        for key, values in overview["maps"].items():
+            values["meaning"] = f"{BY_KEY[key].formula}. {BY_KEY[key].meaning}"
+        self.overviews[name] = overview
+        self.figures[f"map-{name}"] = overview["figure"]
+        options = "".join(
+            f'<option value="{key}"{" selected" if key == first else ""}>{escape(values["label"])}</option>'
+            for key, values in overview["maps"].items()
+        )
+        return (
+            f'<div class="card"><div class="choose"><label>Metric <select data-map="{name}">{options}</select></label>'
+            f'</div><p data-meaning="{name}"></p><div class="figure" role="img" aria-label="Map of layers and roles" '
+            f'data-figure="map-{name}" data-map="{name}" style="min-height:120px"></div></div>'
+        )
+
+
+def build(document: Document) -> Parts:
+    """All sections of one document."""
+    parts = Parts()
+    rows = document["matrices"]
+    _findings(parts, document)
+    if document["against"]:
+        _changes(parts, document)
+    parts.section(
+        "overview", "Layers at a glance",
+        "One cell a matrix, in the order of the model. Colours run from the 2nd to the 98th percentile, so that one "
+        "outlier cannot flatten the rest. Click a cell for its row in the table.",
+        parts.map("weights", maps.overview(rows), "effective_rank_share"),
+    )  # fmt: skip
+    _spectra(parts, rows)
+    _energy(parts, rows)
+    _elements(parts, document)
+    _heads(parts, rows)
+    _ranks(parts, document)
+    _table(parts, document)
+    _terms(parts)
+    return parts
+
+
+def _findings(parts: Parts, document: Document) -> None:
+    items = [f"<li>{typeset(finding['text'])}</li>" for finding in document["findings"]]
+    notes = [f'<p class="note">{typeset(text)}</p>' for text in document["notices"]]
+    notes += [
+        f'<p class="note">Left out: {escape(row["tensor"])}: {escape(row["reason"])}</p>' for row in document["skipped"]
+    ]
+    body = f'{"".join(notes)}<ul class="findings">{"".join(items[:_FIRST])}</ul>'
+    if items[_FIRST:]:
+        body += (
+            f"<details><summary>{len(items) - _FIRST} more findings</summary>"
+            f'<ul class="findings more">{"".join(items[_FIRST:])}</ul></details>'
+        )
+    parts.section(
+        "findings", "Findings",
+        "Sentences computed from the numbers below. W^Q decides where a head looks, W^V what it carries along; the "
+        "singular values of each say how many directions it uses and how strongly. AILoRA starts the adapter of W^Q "
+        "from the strongest directions and that of W^V from the weakest.",
+        body + _HELP,
+    )  # fmt: skip
+
+
+_HELP = (
+    "<details><summary>How to read this page</summary><p>A matrix stretches some input directions more than others; "
+    "its singular values are these factors, largest first. A steep curve means few directions matter, a flat one that "
+    "all do. The noise edge is what a matrix of random numbers with the same bulk and shape would reach: only values "
+    "above it are structure. Where Q and V are compared, layers are paired and a sign test says how likely such an "
+    "uneven split would be by chance (p below 0.05 counts as a difference; with many metrics some will be so by "
+    "chance). No figure smooths or drops layers; hover, or tap, for the numbers.</p></details>"
+)
+
+
+def _spectra(parts: Parts, rows: Sequence[Mapping[str, Any]]) -> None:
+    cards = [
+        parts.card(f"spectra-{role}", f"All singular values of {matrix(role)}",
+                   "One line a layer, from blue for the first to yellow for the last.", figures.spectra(rows, role))
+        for role in figures.roles(rows)
+    ]  # fmt: skip
+    floor = max(row["spectrum"]["floor"] / row["spectrum"]["singular_values"][0] for row in rows if _some(row))
+    hidden = sum(value < row["spectrum"]["floor"] for row in rows for value in row["spectrum"]["singular_values"])
+    parts.section(
+        "spectra", "Spectra",
+        f"Every value is known to one part in a million down to the resolvable floor, {floor:.0e} of the largest or "
+        f"better; {hidden:,} values lie below it and are not drawn.",
+        f'<div class="grid">{"".join(cards)}</div>',
+    )  # fmt: skip
+
+
+def _some(row: Mapping[str, Any]) -> bool:
+    return bool(row["spectrum"]["singular_values"][0])
+
+
+def _energy(parts: Parts, rows: Sequence[Mapping[str, Any]]) -> None:
+    there = [(role, part) for role, part in (("q", "top"), ("v", "bottom")) if role in figures.roles(rows)]
+    if not there:
+        return
+    cards = [
+        parts.card(f"energy-{role}", f"{'Principal' if part == 'top' else 'Minor'} components of {matrix(role)}",
+                   "Share of the squared norm that an adapter of rank r would take over.",
+                   figures.energy(rows, role, part), ' data-energy="yes"')
+        for role, part in there
+    ]  # fmt: skip
+    boxes = "".join(
+        f'<div><span>{what} {typeset(matrix(role))} holds (median)</span><strong data-held="{role}"></strong>'
+        f'<span data-held="{role}-range"></span></div>'
+        for role, what in (("q", "principal"), ("v", "minor"))
+        if role in dict(there)
+    )
+    if "v" in dict(there):
+        boxes += (
+            f"<div><span>predicted survival of minor {typeset(matrix('v'))}</span>"
+            '<strong data-held="survival"></strong>'
+            '<span data-held="survival-range"></span></div>'
+        )
+    common = min((row["cuts"]["ranks"] for row in rows), key=len)
+    start = max(at for at, rank in enumerate(common) if rank <= 8 and (rank < common[-1] or at == 0))
+    slider = (
+        f'<div class="slider"><label for="rank">Rank</label><input id="rank" type="range" min="0" '
+        f'max="{max(0, len(common) - 2)}" value="{min(start, max(0, len(common) - 2))}" step="1">'
+        f'<output id="rank-value" for="rank"></output></div><div class="held">{boxes}'
+        '<div><span>adapter parameters</span><strong data-held="parameters"></strong>'
+        "<span>for W<sup>Q</sup> and W<sup>V</sup> of all layers</span></div></div>"
+    )
+    parts.section(
+        "energy", "Energy against rank",
+        "Move the slider: what would the adapters of AILoRA hold at that rank?",
+        f'{slider}<div class="grid">{"".join(cards)}</div>',
+    )  # fmt: skip
+
+
+def _elements(parts: Parts, document: Document) -> None:
+    rows = document["matrices"]
+    at = 0 if document["against"] else None
+    cards = [
+        parts.card(f"elements-{role}", f"Elements of {matrix(role)}", "Quantiles per layer; a view of the paper.",
+                   figures.elements(rows, role, at))
+        for role in figures.roles(rows)
+    ]  # fmt: skip
+    tuned = f" Dotted: after tuning ({escape(document['against'][0]['name'])})." if document["against"] else ""
+    parts.section(
+        "elements", "Distribution of the elements",
+        f"The paper reads task dependence from how widely the elements of W^Q and W^V spread.{tuned}",
+        f'<div class="grid">{"".join(cards)}</div>',
+    )  # fmt: skip
+
+
+def _heads(parts: Parts, rows: Sequence[Mapping[str, Any]]) -> None:
+    there = [role for role in figures.roles(rows) if any(row["role"] == role and row["heads"] for row in rows)]
+    cards = [
+        parts.card(f"heads-{role}-{key}", f"{label}, {matrix(role)}", "One cell a head.",
+                   figures.heads(rows, role, key, label))
+        for role in there
+        for key, label in (("effective_rank", "Effective rank per head"), ("frobenius_norm", "Norm per head"))
+    ]  # fmt: skip
+    if cards:
+        parts.section(
+            "heads", "Heads",
+            "With grouped-query attention W^V has fewer heads than W^Q: query head i reads value head "
+            "⌊i · (value heads / query heads)⌋.",
+            f'<div class="grid">{"".join(cards)}</div>',
+        )  # fmt: skip
+
+
+def _changes(parts: Parts, document: Document) -> None:
+    rows, tuned = document["matrices"], document["against"]
+    menu = ""
+    if len(tuned) > 1:
+        options = "".join(f'<option value="{at}">{escape(other["name"])}</option>' for at, other in enumerate(tuned))
+        menu = f'<div class="choose"><label>Fine-tune <select id="tuned">{options}</select></label></div>'
+    blocks = "".join(
+        f'<div data-tuned="{at}"{" hidden" if at else ""}>{_change(parts, rows, at)}</div>' for at in range(len(tuned))
+    )
+    parts.section(
+        "changes", "What fine-tuning changed",
+        "ΔW = W′ − W. AILoRA assumes that W^Q changes with the task and W^V hardly does; here it can be seen.",
+        menu + blocks,
+    )  # fmt: skip
+
+
+def _change(parts: Parts, rows: Sequence[Mapping[str, Any]], at: int) -> str:
+    def metric(key: str) -> Any:
+        return lambda row: row["changes"][at]["metrics"][key]
+
+    def overlap(part: str) -> Any:
+        def value(row: Mapping[str, Any]) -> float | None:
+            place = row["changes"][at]["placement"] or {}
+            known = [
+                place[f"{part}_{side}_overlap"] for side in ("output", "input") if f"{part}_{side}_overlap" in place
+            ]
+            return sum(known) / len(known) if known else None
+
+        return value
+
+    cards = [
+        parts.card(f"relative-{at}", "Relative change", "‖ΔW‖_F / ‖W‖_F: comparable between Q and V.",
+                   figures.by_layer(rows, metric("relative_change"), "‖ΔW‖ / ‖W‖")),
+        parts.card(f"scatter-{at}", "Q against V", "A point a layer; above the diagonal Q changed more.",
+                   figures.q_against_v(rows, at)),
+        parts.card(f"norm-{at}", "The paper's view: ‖ΔW‖_F, not normalised",
+                   "Alone it misleads: larger matrices and larger weights have larger norms at the same change.",
+                   figures.by_layer(rows, metric("delta_norm"), "‖ΔW‖_F")),
+        parts.card(f"above-{at}", "Directions of ΔW above its noise edge",
+                   "0: nothing that noise of this size would not show.",
+                   figures.by_layer(rows, metric("delta_above"), "singular values above the edge")),
+        *(
+            parts.card(f"delta-{role}-{at}", f"Spectrum of Δ{matrix(role)}",
+                       "Over its own noise edge: above 1 is structure.", figures.change_spectra(rows, role, at))
+            for role in figures.roles(rows)
+        ),
+        parts.card(f"deciles-{at}", "Where in the original's spectrum",
+                   "Share of the change in the directions of each tenth; dashed: by chance.",
+                   figures.deciles(rows, at)),
+        parts.card(f"top-{at}", "Did the strongest directions stay?",
+                   "Overlap of the top r subspaces before and after: 1 unmoved, r/n by chance.",
+                   figures.by_layer(rows, overlap("top"), "overlap, top r")),
+        parts.card(f"bottom-{at}", "Did the weakest directions stay?",
+                   "Overlap of the bottom r subspaces before and after.",
+                   figures.by_layer(rows, overlap("bottom"), "overlap, bottom r")),
+    ]  # fmt: skip
+    name = f"change-{at}"
+    return parts.map(name, maps.overview(rows, at), "relative_change") + (
+        f'<div class="grid" style="margin-top:1rem">{"".join(cards)}</div>'
+    )
+
+
+def _ranks(parts: Parts, document: Document) -> None:
+    ranks = document.get("ranks")
+    if not ranks:
+        return
+    pattern = ranks["rank_pattern"]
+    by_module = {row["module"]: float(pattern[row["module"]]) for row in document["matrices"]}
+    figure = figures.by_layer(document["matrices"], lambda row: by_module[row["module"]], "suggested rank")
+    parts.section(
+        "ranks", "Suggested ranks",
+        f"{escape(ranks['rule'][0].upper() + ranks['rule'][1:])} Basis here: the {escape(ranks['basis'])}; "
+        f"{ranks['parameters']:,} of {ranks['budget']:,} parameters spent. <code>ailora-tools init --ranks "
+        "ranks.json</code> takes the file beside this page.",
+        f'<div class="grid">{parts.card("ranks", "Rank per layer", "At least 1 everywhere.", figure)}</div>',
+    )  # fmt: skip
+
+
+def _table(parts: Parts, document: Document) -> None:
+    rows, tuned = document["matrices"], document["against"]
+    heads = ['<th scope="col"><button type="button">matrix</button></th>']
+    heads += [_head(key, "") for key in _COLUMNS]
+    for other in tuned:
+        heads += [_head(key, f" ({other['name']})" if len(tuned) > 1 else "") for key in _CHANGE_COLUMNS]
+    body = "".join(_row(at, row, len(tuned)) for at, row in enumerate(rows))
+    total = len(rows) + len(document["skipped"])
+    parts.section(
+        "table", "All matrices",
+        f"{len(rows)} of {total} matrices. Sort by any column; hover its title for the definition. The CSV holds more.",
+        f'<div class="scroll" tabindex="0" role="region" aria-label="Table of all matrices"><table><thead><tr>'
+        f"{''.join(heads)}</tr></thead><tbody>{body}</tbody></table></div>",
+    )  # fmt: skip
+
+
+def _head(key: str, suffix: str) -> str:
+    row = BY_KEY[key]
+    title = escape(f"{row.formula}. {row.meaning}")
+    return f'<th scope="col"><button type="button" title="{title}">{escape(row.label + suffix)}</button></th>'
+
+
+def _row(at: int, row: Mapping[str, Any], tuned: int) -> str:
+    values = [row["metrics"][key] for key in _COLUMNS]
+    values += [row["changes"][i]["metrics"][key] for i in range(tuned) for key in _CHANGE_COLUMNS]
+    cells = "".join(
+        f'<td data-value="{"" if value is None else value}">{"–" if value is None else number(value)}</td>'
+        for value in values
+    )
+    line = figures.line_name(row["role"], row["stack"])
+    name = f'<span class="{row["role"]}">{line}</span> {row["layer"]}'
+    return (
+        f'<tr data-at="{escape(line)}|{row["layer"]}"><td data-value="{at}" title="{escape(row["tensor"])}">{name}</td>'
+        f"{cells}</tr>"
+    )
+
+
+def _terms(parts: Parts) -> None:
+    def listed(of: str) -> str:
+        return "".join(
+            f"<div><dt>{escape(row.label)}</dt><dd><code>{escape(row.formula)}</code></dd><dd>{escape(row.meaning)}</dd>"
+            f'<dd class="source">{escape(row.source)}</dd></div>'
+            for row in DEFINITIONS
+            if row.of == of
+        )
+
+    parts.section(
+        "definitions", "Definitions",
+        "s are singular values, largest first; W is m × n, k = min(m, n), N = max(m, n).",
+        f'<details open><summary>Of a matrix</summary><dl class="terms">{listed("matrix")}</dl></details>'
+        f'<details><summary>Of a change</summary><dl class="terms">{listed("change")}</dl></details>',
+    )  # fmt: skip
+
+
+def _raised(html: str) -> str:
+    """Superscripts in a lead that is HTML already."""
+    return re.sub(r"W\^([QKVO])\b", r"W<sup>\1</sup>", html)

@@ -1,0 +1,52 @@
+"""Numbers and lists as a sentence needs them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from html import escape
+from itertools import groupby
+from statistics import median
+
+
+def number(value: float) -> str:
+    """Three significant digits; whole numbers whole; small and large ones with an exponent."""
+    if value == 0:
+        return "0"
+    if 1e-3 <= abs(value) < 1e5:
+        text = f"{value:.3g}"
+        return f"{value:.0f}" if "e" in text else text
+    return f"{value:.2e}"
+
+
+def percent(share: float) -> str:
+    """0.1234 -> '12.3 %'; below a tenth of a percent with an exponent."""
+    return f"{number(100 * share)} %"
+
+
+def spread(values: Iterable[float], *, shares: bool = False) -> str:
+    """'median (least to greatest)'; one number where all are equal."""
+    known = sorted(values)
+    write = percent if shares else number
+    if write(known[0]) == write(known[-1]):
+        return write(known[0])
+    return f"{write(median(known))} ({write(known[0])} to {write(known[-1])})"
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """[0, 1, 2, 5] -> '0-2, 5'."""
+    runs = []
+    for _, members in groupby(enumerate(sorted(numbers)), key=lambda pair: pair[1] - pair[0]):
+        run = [value for _, value in members]
+        runs.append(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}")
+    return ", ".join(runs)
+
+
+def matrix(role: str) -> str:
+    """'q' -> 'W^Q'."""
+    return f"W^{role.upper()}"
+
+
+def typeset(text: str) -> str:
+    """Plain text as HTML: everything escaped, W^Q with a real superscript."""
+    return re.sub(r"W\^([QKVO])\b", r"W<sup>\1</sup>", escape(text))
