@@ -36,3 +36,11 @@ def smollm2(folder: Path) -> Path:
     """SmolLM2-135M-Instruct (Llama, 30 layers, hidden 576, 3 of 9 KV heads, bfloat16, 3 shards) in `folder`."""
     subprocess.run([sys.executable, ROOT / "examples/models/smollm2.py", folder], check=True, capture_output=True)
     return folder
+
+
+def rxnfp(folder: Path, *options: str) -> Path:
+    """`base`, `ft` and `ft_10k` in `folder`: a real BERT (12 layers, hidden 256) and two fine-tunes of it."""
+    subprocess.run(
+        [sys.executable, ROOT / "examples/models/reactions.py", folder, *options], check=True, capture_output=True
+    )
+    return folder

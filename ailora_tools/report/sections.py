@@ -45,7 +45,9 @@ class Parts:
         )
 
     def card(self, name: str, title: str, text: str, figure: Any, more: str = "") -> str:
-        """A figure with a title and one sentence on how to read it (both plain text)."""
+        """A figure with a title and one sentence on how to read it (both plain text); "" if it has no values."""
+        if not any(value is not None for trace in figure["data"] for value in trace.get("y", ())):
+            return ""
         self.figures[name] = figure
         return (
             f'<div class="card"><h3>{typeset(title)}</h3><p>{typeset(text)}</p>'
