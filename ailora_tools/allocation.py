@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .errors import OptionError
+from .ranks import FORMAT, VERSION
 from .targets.plan import Plan
 
-FORMAT, VERSION = "ailora-tools ranks", 1
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
 
 

@@ -110,7 +110,8 @@ def inspect(model: str, roles: tuple[str, ...], layers: str | None, q_tensor: st
 
 @main.command()
 @click.argument("model", type=str, default=".")
-@click.option("-r", "--rank", type=int, required=True, help="Rank of every adapter.")
+@click.option("-r", "--rank", type=int, help="Rank of every adapter.")
+@click.option("--ranks", metavar="FILE", help="A rank and an alpha per module, from `analyze --suggest-ranks`.")
 @click.option(
     "--method",
     type=click.Choice(list(METHODS)),
@@ -167,6 +168,8 @@ def init(model: str, as_json: bool, quiet: bool, **options: Any) -> None:
       ailora-tools init path/to/model --rank 8
       ailora-tools init path/to/model --rank 16 --method pissa -o model-pissa
     """
+    if options["rank"] is None and options["ranks"] is None:
+        raise click.UsageError("Missing option '-r' / '--rank' (or --ranks FILE).")
     from .verbs.initialize import initialize
 
     with console.progress(quiet=quiet or as_json, verbose_notices=not quiet) as progress:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from .checkpoint.header import tensor_bytes
 from .checkpoint.index import Checkpoint
-from .errors import OptionError
+from .errors import OptionError, listed
 from .methods import Method
 from .output.adapter import AdapterModule, adapter_config, write_json
 from .output.base import ShardLayout, companions, keep_layout, recast_layout
@@ -46,11 +46,21 @@ class Settings:
     device: str
     q_tensor: str | None
     v_tensor: str | None
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    alpha_pattern: Mapping[str, int] = field(default_factory=dict)
 
-    @property
-    def scaling(self) -> float:
+    def rank_of(self, module: str) -> int:
+        """`rank` where the pattern does not name the module."""
+        return self.rank_pattern.get(module, self.rank)
+
+    def alpha_of(self, module: str) -> int:
+        """A listed module without an alpha of its own has its rank: scaling 1."""
+        return self.alpha_pattern.get(module, self.rank_pattern.get(module, self.alpha))
+
+    def scaling_of(self, module: str) -> float:
         """alpha / r, or alpha / sqrt(r) with rsLoRA (arXiv 2312.03732)."""
-        return self.alpha / self.rank**0.5 if self.rslora else self.alpha / self.rank
+        rank, alpha = self.rank_of(module), self.alpha_of(module)
+        return alpha / rank**0.5 if self.rslora else alpha / rank
 
 
 @dataclass(frozen=True)
@@ -77,19 +87,28 @@ class Operation:
         ]
         if settings.rank < 1 or settings.alpha < 1:
             wrong.append(f"rank {settings.rank} and alpha {settings.alpha} must both be at least 1")
-        smallest = min(self.plan.targets, key=lambda target: min(target.shape))
-        if settings.rank > min(smallest.shape):
-            wrong.append(
-                f"rank {settings.rank} is above {min(smallest.shape)}, the smaller side of "
-                f"{smallest.tensor} {list(smallest.shape)}"
-            )
+        wrong += self._unfit_ranks()
         if wrong:
             raise OptionError(f"{'; '.join(wrong)}.", "See `ailora-tools init --help` for what each option takes.")
 
+    def _unfit_ranks(self) -> list[str]:
+        """The worst rank above a matrix's smaller side, and modules of the pattern that are not in the plan."""
+        rank_of = self.settings.rank_of
+        worst = max(self.plan.targets, key=lambda target: rank_of(target.module) - min(target.shape))
+        strangers = sorted(self.settings.rank_pattern.keys() - {target.module for target in self.plan.targets})
+        wrong = [f"the ranks file names {listed(strangers)}, which this run does not touch"] if strangers else []
+        if rank_of(worst.module) > min(worst.shape):
+            wrong.append(
+                f"rank {rank_of(worst.module)} is above {min(worst.shape)}, the smaller side of "
+                f"{worst.tensor} {list(worst.shape)}"
+            )
+        return wrong
+
     @cached_property
     def modules(self) -> tuple[AdapterModule, ...]:
-        rank, alpha = self.settings.rank, self.settings.alpha
-        return tuple(AdapterModule(target.module, target.shape, rank, alpha) for target in self.plan.targets)
+        settings, targets = self.settings, self.plan.targets
+        sizes = ((target, settings.rank_of(target.module), settings.alpha_of(target.module)) for target in targets)
+        return tuple(AdapterModule(target.module, target.shape, rank, alpha) for target, rank, alpha in sizes)
 
     @cached_property
     def layouts(self) -> Mapping[str, ShardLayout]:
@@ -143,8 +162,8 @@ class Operation:
 
         return Recipe(
             rule=self.method.rules[target.role],
-            rank=self.settings.rank,
-            scaling=self.settings.scaling,
+            rank=self.settings.rank_of(target.module),
+            scaling=self.settings.scaling_of(target.module),
             adapter_dtype=DTYPES[ADAPTER_DTYPES[self.settings.adapter_dtype]],
             base_dtype=DTYPES[self.base_dtype(target)],
             rounding=self.settings.rounding,
@@ -170,9 +189,9 @@ class Operation:
             dtype=target.dtype,
             base_dtype=self.base_dtype(target),
             rule=self.method.rules[target.role],
-            rank=self.settings.rank,
-            alpha=self.settings.alpha,
-            scaling=self.settings.scaling,
+            rank=self.settings.rank_of(target.module),
+            alpha=self.settings.alpha_of(target.module),
+            scaling=self.settings.scaling_of(target.module),
             source_sha256=before,
             base_sha256=after,
             adapter_sha256=adapter,
@@ -198,8 +217,8 @@ class Operation:
             CardFacts(
                 name=self.folder.name,
                 method=self.method,
-                rank=settings.rank,
-                alpha=settings.alpha,
+                ranks=sorted({item.rank for item in self.modules}),
+                alphas=sorted({item.alpha for item in self.modules}),
                 seed=settings.seed,
                 source=self.checkpoint.location,
                 has_base=bool(self.layouts),

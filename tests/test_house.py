@@ -18,22 +18,29 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Each room may import from the floors below its own.
 FLOORS = [
     {"errors", "progress"},
-    {"methods", "rounding", "linalg.components", "checkpoint.header"},
-    {"linalg.exact", "checkpoint.files"},
-    {"linalg.principal", "linalg.minor", "checkpoint.index", "checkpoint.stream"},
-    {"targets.architectures", "output.spans"},
-    {"targets.matching", "output.atomic", "output.base", "output.adapter", "output.manifest"},
-    {"targets.module_names", "output.card", "output.audit", "output.package"},
-    {"targets.plan", "decompose", "recombine"},
-    {"operation"},
-    {"verbs.inspect", "verbs.initialize", "verbs.verify"},
+    {"methods", "ranks", "rounding", "linalg.components", "checkpoint.header", "metrics.definitions", "metrics.paired"},
+    {"linalg.exact", "checkpoint.files", "metrics.noise", "metrics.tail", "metrics.elements", "metrics.heads"},
+    {"linalg.principal", "linalg.minor", "checkpoint.index", "checkpoint.stream", "metrics.spectral"},
+    {"targets.architectures", "output.spans", "linalg.spectrum"},
+    {"targets.matching", "output.atomic", "output.base", "output.adapter", "output.manifest", "output.analysis"},
+    {"targets.module_names", "output.card", "output.audit", "output.package", "metrics.change"},
+    {"targets.plan", "decompose", "recombine", "measure"},
+    {"operation", "comparison", "allocation", "report.words"},
+    {"report.figures", "report.parts", "report.changes"},
+    {"report.maps", "report.findings"},
+    {"report.sections"},
+    {"report.page"},
+    {"verbs.inspect", "verbs.initialize", "verbs.verify", "verbs.analyze", "verbs.report"},
     {"console"},
     {"cli"},
     {"__main__"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 ONLY_IN = {"rich": {"console"}, "click": {"cli"}, "huggingface_hub": {"checkpoint.hub"}, "plotly": set()}
-NO_TORCH = ("errors", "progress", "methods", "operation", "console", "cli", "targets", "output", "verbs.in")
+NO_TORCH = (
+    "errors", "progress", "methods", "ranks", "operation", "comparison", "allocation", "console", "cli", "targets",
+    "output", "report", "verbs.in", "verbs.analyze", "verbs.report",
+)  # fmt: skip
 
 
 def room(path: Path) -> str:

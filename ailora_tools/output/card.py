@@ -16,8 +16,8 @@ class CardFacts:
 
     name: str
     method: Method
-    rank: int
-    alpha: int
+    ranks: Sequence[int]
+    alphas: Sequence[int]
     seed: int
     source: str
     has_base: bool
@@ -35,8 +35,12 @@ def _summary(facts: CardFacts, records: Sequence[ModuleRecord]) -> str:
     rules = ", ".join(f"W^{role.upper()}: {facts.method.rules[role]}" for role in roles)
     return (
         f"# {facts.name}\n\nAdapter initialised by {facts.method.name} ({facts.method.paper}): {rules}. Rank "
-        f"{facts.rank}, alpha {facts.alpha}, seed {facts.seed}, {len(records)} matrices.\n"
+        f"{_span(facts.ranks)}, alpha {_span(facts.alphas)}, seed {facts.seed}, {len(records)} matrices.\n"
     )
+
+
+def _span(ordered: Sequence[int]) -> str:
+    return str(ordered[0]) if len(ordered) == 1 else f"{ordered[0]} to {ordered[-1]}"
 
 
 def _layout(facts: CardFacts) -> str:

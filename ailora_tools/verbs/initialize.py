@@ -17,6 +17,7 @@ from ..output.manifest import NAME, Manifest
 from ..output.package import Package
 from ..output.spans import sha256, sync_file
 from ..progress import Progress, Silent
+from ..ranks import Ranks, read_ranks
 from ..targets.plan import Target, make_plan
 
 if TYPE_CHECKING:
@@ -58,8 +59,9 @@ class Initialization:
 
 def initialize(
     model: str | Path = ".",
-    rank: int = 8,
+    rank: int | None = None,
     *,
+    ranks: str | Path | None = None,
     method: str = "ailora",
     output: str | Path | None = None,
     roles: Sequence[str] = ("q", "v"),
@@ -80,24 +82,32 @@ def initialize(
 ) -> Initialization:
     """Write an adapter that starts from the weights, and the base without what went into it.
 
-    `model` is a folder or one .safetensors file; `output` defaults to `<name>-<method>-r<rank>` here. `alpha`
-    defaults to `rank`, which makes the scaling 1 (with `rslora`, sqrt(rank)). The other options take the
-    values that `ailora-tools init --help` lists. Same source, options, device and thread count give the same
-    bytes.
+    `model` is a folder or one .safetensors file; `output` defaults to `<name>-<method>-r<rank>` here. `rank`
+    defaults to 8; `ranks` is a ranks.json with a rank and an alpha for each module, and then `rank` and `alpha` are for
+    those it does not list. `alpha` defaults to `rank`, which makes the scaling 1 (with `rslora`, sqrt(rank)). The
+    other options take the values that `ailora-tools init --help` lists. Same source, options, device and thread
+    count give the same bytes.
 
     Raises CheckpointError, TargetError, OptionError, NumericalError or OutputError. Then nothing stands under
     the final name; the source is never written to.
     """
     progress = progress or Silent()
+    sizes = Ranks(None, {}, {}) if ranks is None else read_ranks(Path(ranks).expanduser())
+    general = rank if rank is not None else sizes.rank or 8
     settings = Settings(
-        rank=rank, method=method, roles=tuple(roles), layers=layers, alpha=rank if alpha is None else alpha,
+        rank=general, method=method, roles=tuple(roles), layers=layers, alpha=general if alpha is None else alpha,
         rslora=rslora, adapter_dtype=adapter_dtype, base_dtype=base_dtype, rounding=rounding, seed=seed,
-        device=device, q_tensor=q_tensor, v_tensor=v_tensor,
+        device=device, q_tensor=q_tensor, v_tensor=v_tensor, rank_pattern=sizes.rank_pattern,
+        alpha_pattern=sizes.alpha_pattern,
     )  # fmt: skip
     row = find_method(method, settings.roles)
     checkpoint = open_checkpoint(model)
     plan = make_plan(checkpoint, roles=settings.roles, layers=layers, q_tensor=q_tensor, v_tensor=v_tensor)
-    folder = Path(output or default_folder(model, method, rank)).expanduser().absolute()
+    folder = (
+        Path(output or default_folder(model, method, f"r{general}" if ranks is None else "ranks"))
+        .expanduser()
+        .absolute()
+    )
     require_outside(folder, Path(checkpoint.location))
     operation = Operation(checkpoint, plan, row, settings, folder)
     for text in plan.notices:
@@ -111,10 +121,10 @@ def initialize(
     return Initialization(operation, manifest)
 
 
-def default_folder(model: str | Path, method: str, rank: int) -> Path:
-    """`<slug>-<method>-r<R>` in the current folder."""
+def default_folder(model: str | Path, method: str, size: str) -> Path:
+    """`<slug>-<method>-r<R>`, or `<slug>-<method>-ranks`, in the current folder."""
     path = Path(model).expanduser().resolve()
-    return Path(f"{path.stem if path.is_file() else path.name}-{method}-r{rank}")
+    return Path(f"{path.stem if path.is_file() else path.name}-{method}-{size}")
 
 
 def _operate(operation: Operation, work: WorkFolder, progress: Progress) -> Manifest:

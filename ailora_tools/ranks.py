@@ -1,0 +1,58 @@
+"""ranks.json: a rank and an alpha per module, as `analyze --suggest-ranks` writes it and `init --ranks` reads it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import OptionError, listed
+
+FORMAT, VERSION = "ailora-tools ranks", 1
+_LARGEST = 10_000_000
+_HINT = "Give the ranks.json that `ailora-tools analyze --suggest-ranks` wrote."
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """`rank_pattern` and `alpha_pattern` by module path; `rank` is for modules that are not listed."""
+
+    rank: int | None
+    rank_pattern: Mapping[str, int]
+    alpha_pattern: Mapping[str, int]
+
+
+def read_ranks(path: Path) -> Ranks:
+    """Raises OptionError for a file that is not there, is not of this format, or holds anything but whole numbers."""
+    try:
+        if path.stat().st_size > _LARGEST:
+            raise OptionError(f"{path}: larger than {_LARGEST:,} bytes.", _HINT)
+        body = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise OptionError(f"{path}: {error.strerror}.", _HINT) from None
+    except (ValueError, RecursionError) as error:
+        raise OptionError(f"{path}: not valid JSON ({error}).", _HINT) from None
+    found = [body.get(key) if isinstance(body, dict) else None for key in ("format", "version")]
+    if found != [FORMAT, VERSION]:
+        raise OptionError(f"{path}: format and version are {found}, expected {[FORMAT, VERSION]}.", _HINT)
+    rank = body.get("rank")
+    wrong = [] if rank is None or _positive(rank) else [f"rank is {rank!r}"]
+    patterns = [_pattern(body.get(key, {}), key, wrong) for key in ("rank_pattern", "alpha_pattern")]
+    wrong += [f"alpha_pattern names {module}, rank_pattern does not" for module in patterns[1].keys() - patterns[0]]
+    if wrong:
+        raise OptionError(f"{path}: {listed(wrong)}; whole numbers from 1 are expected.", _HINT)
+    return Ranks(rank, patterns[0], patterns[1])
+
+
+def _pattern(value: Any, key: str, wrong: list[str]) -> dict[str, int]:
+    if not isinstance(value, dict):
+        wrong.append(f"{key} is no object")
+        return {}
+    wrong += [f"{key} of {module} is {number!r}" for module, number in value.items() if not _positive(number)]
+    return value
+
+
+def _positive(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value < 1 << 31
