@@ -53,14 +53,15 @@ def stream(
     work: Callable[[Target, Tensor], Result],
     device: torch.device,
     notice: Callable[[str], None],
+    at_once: int = 2,
 ) -> Iterator[tuple[Target, Result]]:
     """Yield (target, work(target, W)) in the order of `targets`, W (out, in) in its stored dtype on `device`.
 
-    On the CPU two matrices are worked on at a time with half of the threads each: LAPACK's eigensolvers
+    On the CPU `at_once` matrices are worked on at a time, each with its part of the threads: LAPACK's eigensolvers
     scale badly over threads. If a matrix does not fit on the device it is worked on by the CPU, with a notice.
     """
     threads = torch.get_num_threads()
-    workers = min(2, threads) if device.type == "cpu" else 1
+    workers = max(1, min(at_once, threads, len(targets))) if device.type == "cpu" else 1
     reader = ThreadPoolExecutor(1, "read")
     pool = ThreadPoolExecutor(workers, "work", torch.set_num_threads, (max(1, threads // workers),))
     window: deque[tuple[Target, Future[Result]]] = deque()

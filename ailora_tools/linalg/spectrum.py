@@ -11,12 +11,14 @@ from .components import gram, product
 from .minor import minor
 
 _TALL = 1.6  # beyond this aspect ratio a QR before the SVD is cheaper (Chan, ACM TOMS 8(1), 1982)
-# An eigenvalue of the Gram matrix is known to a few eps of the largest (measured: below 4 eps at side 2048), a
-# singular value therefore to about 5 eps (s_1 / s)^2: one part in a million down to 4e-5 of s_1.
-_GRAM_FLOOR = 4e-5
+_WANTED = 1e-6  # relative accuracy of every value at or above the floor
+# Eigenvalues of the float64 Gram matrix G err by up to 0.2 eps norm(G)_F (measured: flat and decaying spectra, sides
+# 256 to 2048), here taken as 0.5; a singular value s then by that over 2 s.
+_GRAM_ERROR = 0.5 * torch.finfo(torch.float64).eps
 _EXACT_FLOOR = 1e-8  # the same limit for a route that works on W itself, with its error of a few eps of s_1
 _FEW = 48  # so many values below the floor are cheaper by inverse iteration than by a whole SVD
 _SMALL_SIDE = 512
+_LARGE_SIDE = 2048  # above, finding a few unresolved values costs half as much again as all others: they are marked
 
 
 @dataclass(frozen=True)
@@ -43,14 +45,16 @@ def spectrum(W: Tensor) -> Spectrum:
 
     The eigenvalues of the float64 Gram matrix of the smaller side: two to five times faster than an SVD. Its
     squares lose small values, so those are computed again on W itself: a few by inverse iteration, many by LAPACK.
+    Above side 2048 a few are left below the floor, which says that they are not known.
     """
     if W.shape[0] > W.shape[1]:
         W = W.T
     S = torch.linalg.eigvalsh(gram(W)).flip(0).clamp_min(0).sqrt()  # squares: their order is that of the values
     largest = float(S[0])
-    below = int((S < _GRAM_FLOOR * largest).sum())
-    if largest == 0 or not below:
-        return Spectrum(S.cpu(), _GRAM_FLOOR * largest, "gram")
+    floor = (_GRAM_ERROR * float(S.square().norm()) / (2 * _WANTED)) ** 0.5
+    below = int((S < floor).sum())
+    if largest == 0 or not below or (below <= _FEW and len(S) > _LARGE_SIDE):
+        return Spectrum(S.cpu(), floor, "gram")
     if len(S) > _SMALL_SIDE and below <= _FEW:
         last = minor(W, below, torch.Generator().manual_seed(0)).S
         S = torch.cat([S[:-below], last]).sort(descending=True).values

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 REPORTS = Path(__file__).parents[2] / "reports" / "benchmarks"
-PACKAGES = ("ailora-tools", "torch", "peft", "transformers", "safetensors")
+PACKAGES = ("ailora-tools", "torch", "peft", "transformers", "safetensors", "weightwatcher")
 
 
 def describe() -> dict[str, Any]:
