@@ -27,7 +27,9 @@ def find(document: Mapping[str, Any]) -> list[Finding]:
         found += [finding for each in changes for finding in each if finding["id"].startswith(_FIRST) == first]
     found += [
         *_difference(rows, "effective_rank_share", "spreads its energy over", "directions", "effective rank / k"),
-        *_difference(rows, "outlier_share", "has", "singular values above the noise edge", "their share of k"),
+        *_difference(
+            rows, "outlier_share", "has", "singular values above the noise edge", "values above the noise edge / k"
+        ),
         *_moved(rows, rank),
         *_energy(rows),
         *_survival(rows, rank),
