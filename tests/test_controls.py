@@ -153,6 +153,7 @@ def test_rank_eight_stored_in_bfloat16(tmp_path: Path) -> None:
     counts = change(document, "delta_above")
     assert kinds == {"low rank"} and counts.count(8.0) == 60, counts
     assert "8 singular values above the noise edge" in text
+    assert "noise of these shapes alone would have 0.607 against 0.846" in text  # grouped queries: V is 1 : 3
 
 
 def test_a_change_of_q_alone_confirms_the_premise(models: Path, tmp_path: Path) -> None:

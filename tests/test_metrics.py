@@ -22,7 +22,7 @@ from ailora_tools.metrics.elements import (
     stored_dtype,
 )
 from ailora_tools.metrics.heads import head_metrics, read_heads, split
-from ailora_tools.metrics.noise import change_edge, marchenko_pastur_median
+from ailora_tools.metrics.noise import change_edge, marchenko_pastur_median, noise_effective_rank_share
 from ailora_tools.metrics.paired import compare, sign_test
 from ailora_tools.metrics.spectral import cuts, rank_for, rank_grid, spectral_metrics
 from ailora_tools.metrics.tail import power_law
@@ -91,6 +91,11 @@ def test_spectrum_snr_has_the_defect_that_its_definition_states() -> None:
     square, wide = (values(noise(shape))["spectrum_snr"] for shape in ((512, 512), (128, 512)))
     assert square is not None and square < 2
     assert wide is None or wide > 50
+
+
+@pytest.mark.parametrize("shape", [(400, 400), (192, 576), (600, 150), (60, 2000)])
+def test_effective_rank_of_noise_by_its_shape(shape: tuple[int, int]) -> None:
+    assert values(noise(shape))["effective_rank_share"] == pytest.approx(noise_effective_rank_share(shape), rel=0.01)
 
 
 def test_marchenko_pastur_median() -> None:

@@ -42,6 +42,16 @@ def change_edge(rms: float, shape: tuple[int, int]) -> float:
     return float(CHANGE_MARGIN * rms * (np.sqrt(m) + np.sqrt(n)))
 
 
+def noise_effective_rank_share(shape: tuple[int, int]) -> float:
+    """The effective rank over k that Gaussian noise of this shape has: exp(-m / 2n), m <= n.
+
+    The mean entropy of a random density matrix is ln m - m / 2n (Page, Phys. Rev. Lett. 71, 1993). Wide matrices
+    look flatter by their shape alone: 0.61 square, 0.88 at 1 : 4.
+    """
+    short, long = sorted(shape)
+    return float(np.exp(-short / (2 * long)))
+
+
 @lru_cache
 def marchenko_pastur_median(ratio: float) -> float:
     """Median of the eigenvalues of X X^T / N, X (M, N) with unit noise, for M / N = `ratio` in (0, 1].

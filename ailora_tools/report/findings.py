@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import median
 from typing import Any
 
+from ..metrics.noise import noise_effective_rank_share
 from ..metrics.paired import Comparison, compare
 from .changes import change_findings
 from .words import matrix, number, spread
@@ -81,7 +82,18 @@ def _difference(rows: Sequence[Row], key: str, verb: str, what: str, label: str)
         text = f"W^Q {verb} {'more' if found.difference > 0 else 'fewer'} {what} than W^V: {label} {medians}."
     else:
         text = f"By {label} the data do not tell W^Q from W^V: {medians}."
+    if key == "effective_rank_share":
+        text += _by_shape(rows)
     yield {"id": f"difference:{key}", "text": text, "numbers": found.to_json()}
+
+
+def _by_shape(rows: Sequence[Row]) -> str:
+    """Wide matrices look flatter than square ones: what the shapes alone would give, where they differ."""
+    shapes = [{tuple(row["shape"]) for row in rows if row["role"] == role} for role in "qv"]
+    if shapes[0] == shapes[1]:
+        return ""
+    noise = [spread([noise_effective_rank_share(shape) for shape in of]) for of in shapes]
+    return f" Their shapes differ: noise of these shapes alone would have {noise[0]} against {noise[1]}."
 
 
 def _moved(rows: Sequence[Row], rank: int) -> Iterator[Finding]:
