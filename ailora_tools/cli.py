@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -48,6 +49,14 @@ _target_options = _options(
     click.option("--q-tensor", metavar="NAME", help="Name of W^Q, such as blocks.{layer}.attn.wq.weight."),
     click.option("--v-tensor", metavar="NAME", help="Name of W^V, likewise."),
 )
+_source_options = _options(
+    click.option("--revision", metavar="REV", help="Branch, tag or commit of a model on the Hub."),
+    click.option("--subfolder", metavar="DIR", help="Folder of MODEL that holds the weights, such as transformer."),
+    click.option("--connections", type=int, default=8, show_default=True, help="Reads at a time from the Hub."),
+    click.option(
+        "--download", is_flag=True, help="Fetch whole files into the Hugging Face cache, instead of reading parts."
+    ),
+)
 _output_options = _options(
     click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else."),
     click.option("--quiet", is_flag=True, help="No progress and no notices."),
@@ -66,7 +75,10 @@ def _guarded(verb: Command) -> Command:
             sys.exit(error.exit_code)
         except KeyboardInterrupt:
             console.show_interrupted()
-            sys.exit(_INTERRUPTED)
+            # Reads that still wait for the network would hold up a regular exit; everything to keep is on disk.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(_INTERRUPTED)
 
     return run  # type: ignore[return-value]
 
@@ -81,30 +93,31 @@ def main() -> None:
 
     \b
     Example:
-      ailora-tools inspect path/to/model
-      ailora-tools init path/to/model --rank 8
-      ailora-tools verify model-ailora-r8
+      ailora-tools analyze Qwen/Qwen2.5-0.5B
+      ailora-tools init Qwen/Qwen2.5-0.5B --rank 8
+      ailora-tools verify Qwen2.5-0.5B-ailora-r8
     """
 
 
 @main.command()
 @click.argument("model", type=str)
 @_target_options
+@_source_options
 @_output_options
 @_guarded
-def inspect(model: str, roles: tuple[str, ...], layers: str | None, q_tensor: str | None, v_tensor: str | None,
-            as_json: bool, quiet: bool) -> None:  # fmt: skip
+def inspect(model: str, as_json: bool, quiet: bool, **options: Any) -> None:
     """Show which tensors of MODEL are W^Q and W^V, reading headers only.
 
-    MODEL is a folder or one .safetensors file.
+    MODEL is a folder, one .safetensors file, or a Hub id.
 
     \b
     Example:
+      ailora-tools inspect Qwen/Qwen2.5-0.5B
       ailora-tools inspect path/to/model
     """
     from .verbs.inspect import inspect_checkpoint
 
-    found = inspect_checkpoint(model, roles=roles, layers=layers, q_tensor=q_tensor, v_tensor=v_tensor)
+    found = inspect_checkpoint(model, **options)
     _print_json(found.to_json()) if as_json else console.show_inspection(found, quiet)
 
 
@@ -152,6 +165,7 @@ def inspect(model: str, roles: tuple[str, ...], layers: str | None, q_tensor: st
 @click.option("--seed", type=int, default=0, show_default=True, help="Of everything random.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
 @_target_options
+@_source_options
 @click.option("--overwrite", is_flag=True, help="Replace DIR if ailora-tools wrote it.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run.")
 @click.option("--dry-run", is_flag=True, help="Check everything, say what would be written, write nothing.")
@@ -160,11 +174,12 @@ def inspect(model: str, roles: tuple[str, ...], layers: str | None, q_tensor: st
 def init(model: str, as_json: bool, quiet: bool, **options: Any) -> None:
     """Write the adapter and the residual base of MODEL.
 
-    MODEL is a folder or one .safetensors file; default: the current folder. DIR becomes a complete
-    checkpoint, with the adapter in DIR/ailora_init for PEFT. The source is never changed.
+    MODEL is a folder, one .safetensors file, or a Hub id; default: the current folder. DIR becomes a
+    complete checkpoint, with the adapter in DIR/ailora_init for PEFT. The source is never changed.
 
     \b
     Example:
+      ailora-tools init Qwen/Qwen2.5-0.5B --rank 8
       ailora-tools init path/to/model --rank 8
       ailora-tools init path/to/model --rank 16 --method pissa -o model-pissa
     """
@@ -180,7 +195,10 @@ def init(model: str, as_json: bool, quiet: bool, **options: Any) -> None:
 @main.command()
 @click.argument("model", type=str)
 @click.option(
-    "--against", metavar="TUNED", multiple=True, help="A fine-tuned checkpoint or a LoRA folder; may be repeated."
+    "--against",
+    metavar="TUNED",
+    multiple=True,
+    help="A fine-tuned checkpoint or LoRA; may be repeated.",
 )
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), metavar="DIR",
@@ -195,6 +213,7 @@ def init(model: str, as_json: bool, quiet: bool, **options: Any) -> None:
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
 @_target_options
+@_source_options
 @click.option("--overwrite", is_flag=True, help="Replace DIR if an analysis is in it.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run.")
 @_output_options
@@ -202,12 +221,13 @@ def init(model: str, as_json: bool, quiet: bool, **options: Any) -> None:
 def analyze(model: str, as_json: bool, quiet: bool, **options: Any) -> None:
     """Measure W^Q and W^V of MODEL in every layer, and write a report.
 
-    MODEL is a folder or one .safetensors file. DIR gets report.html, which opens offline, analysis.json and
-    metrics.csv. With --against, the report also tells what fine-tuning changed. Exit code 1 if a matrix holds
-    NaN or infinity; the others are reported all the same.
+    MODEL is a folder, one .safetensors file, or a Hub id, of which only the bytes of the projections are read.
+    DIR gets report.html, which opens offline, analysis.json and metrics.csv. With --against, the report also tells
+    what fine-tuning changed. Exit code 1 if a matrix holds NaN or infinity; the others are reported all the same.
 
     \b
     Example:
+      ailora-tools analyze Qwen/Qwen2.5-0.5B
       ailora-tools analyze path/to/model
       ailora-tools analyze path/to/base --against path/to/tuned -o reports/tuned
     """
@@ -215,7 +235,7 @@ def analyze(model: str, as_json: bool, quiet: bool, **options: Any) -> None:
 
     with console.progress(quiet=quiet or as_json, verbose_notices=not quiet) as progress:
         result = run(model, progress=progress, **options)
-    _print_json(result.to_json()) if as_json else console.show_analysis(result.document, result.report)
+    _print_json(result.to_json()) if as_json else console.show_analysis(result.document, result.report, result.traffic)
     if result.skipped:
         reasons = "; ".join(row["reason"] for row in result.skipped)
         raise NumericalError(f"{len(result.skipped)} matrices were left out: {reasons}")
@@ -246,10 +266,11 @@ def report(analysis: Path, output: Path | None, as_json: bool, quiet: bool) -> N
 
 @main.command()
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
-@click.option("--source", metavar="MODEL", help="The original model.  [default: where the manifest says it was]")
+@click.option("--source", metavar="MODEL", help="The original model.  [default: the folder that the manifest names]")
+@_source_options
 @_output_options
 @_guarded
-def verify(folder: Path, source: str | None, as_json: bool, quiet: bool) -> None:
+def verify(folder: Path, as_json: bool, quiet: bool, **options: Any) -> None:
     """Check that base and adapter in DIR still make the original model.
 
     Exit code 3 if they do not. Without the original at hand the hashes of the manifest decide.
@@ -261,7 +282,7 @@ def verify(folder: Path, source: str | None, as_json: bool, quiet: bool) -> None
     from .verbs.verify import verify as check
 
     with console.progress(quiet=quiet or as_json, verbose_notices=not quiet) as progress:
-        result = check(folder, source=source, progress=progress)
+        result = check(folder, progress=progress, **options)
     _print_json(result.to_json()) if as_json else console.show_verification(result)
     sys.exit(0 if result.holds else 3)
 

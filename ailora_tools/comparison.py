@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .checkpoint.files import Files, LocalFiles
+from .checkpoint.files import Files, Origin
 from .checkpoint.header import Header, TensorInfo
-from .checkpoint.index import Checkpoint, open_checkpoint, read_header, read_json
+from .checkpoint.index import Checkpoint, read_checkpoint, read_header, read_json
+from .checkpoint.source import open_files
 from .errors import CheckpointError, TargetError, listed
 from .targets.plan import SUPPORTED_DTYPES, Plan, Target, make_plan
 
@@ -30,7 +31,7 @@ class Tuned(Protocol):
     """One fine-tune of the analysed model, paired matrix by matrix."""
 
     @property
-    def location(self) -> str: ...
+    def origin(self) -> Origin: ...
     @property
     def kind(self) -> str: ...
     @property
@@ -48,10 +49,10 @@ def open_tuned(model: str | Path, checkpoint: Checkpoint, plan: Plan, options: M
 
     Raises CheckpointError for damaged files, TargetError where the two do not belong together.
     """
-    folder = Path(model).expanduser()
-    if (folder / ADAPTER_CONFIG).is_file():
-        return _adapter(folder, checkpoint, plan)
-    tuned = open_checkpoint(model)
+    files = open_files(model)
+    if ADAPTER_CONFIG in files.names():
+        return _adapter(files, checkpoint, plan)
+    tuned = read_checkpoint(files)
     _require_same_type(checkpoint, tuned)
     other = make_plan(tuned, **options)
     places = {(target.role, target.stack, target.layer): target for target in other.targets}
@@ -69,8 +70,8 @@ class TunedCheckpoint:
     kind: str = "checkpoint"
 
     @property
-    def location(self) -> str:
-        return self.files.location
+    def origin(self) -> Origin:
+        return self.files.origin
 
     @property
     def read_bytes(self) -> int:
@@ -83,7 +84,7 @@ class TunedCheckpoint:
         if not renamed:
             return ()
         first, second = renamed[0]
-        return (f"{len(renamed)} tensors are named differently in {self.location}: {first} is {second} there",)
+        return (f"{len(renamed)} tensors are named differently in {self.origin.text}: {first} is {second} there",)
 
     def difference(self, target: Target, W: Tensor) -> Difference:
         """W1 - W in float64 and its singular values."""
@@ -93,7 +94,7 @@ class TunedCheckpoint:
 
         pair = self.pairs[target.tensor]
         tuned = load_matrix(self.files, pair.file, pair).to(W.device)
-        require_finite(tuned, f"{self.location}: {pair.tensor}")
+        require_finite(tuned, f"{self.origin.text}: {pair.tensor}")
         delta = tuned.double() - W.double()
         return Difference(delta, tuned, spectrum(delta).S, low_rank=False)
 
@@ -118,8 +119,8 @@ class TunedAdapter:
     kind: str = "adapter"
 
     @property
-    def location(self) -> str:
-        return self.files.location
+    def origin(self) -> Origin:
+        return self.files.origin
 
     @property
     def read_bytes(self) -> int:
@@ -149,16 +150,16 @@ class TunedAdapter:
         from .metrics.change import require_finite
 
         loaded = load_matrix(self.files, ADAPTER_WEIGHTS, info).to(W.device)
-        require_finite(loaded, f"{self.location}: {info.name}")
+        require_finite(loaded, f"{self.origin.text}: {info.name}")
         return loaded.double()
 
 
-def _adapter(folder: Path, checkpoint: Checkpoint, plan: Plan) -> TunedAdapter:
-    files = LocalFiles(folder)
+def _adapter(files: Files, checkpoint: Checkpoint, plan: Plan) -> TunedAdapter:
+    folder = files.origin.text
     config = read_json(files, ADAPTER_CONFIG)
     if config.get("peft_type") != "LORA":
         raise TargetError(
-            f"{folder / ADAPTER_CONFIG}: peft_type is {config.get('peft_type')!r}; only LORA adapters can be compared.",
+            f"{files.where(ADAPTER_CONFIG)}: peft_type is {config.get('peft_type')!r}; only LORA can be compared.",
             "Merge the adapter into its base first, and compare the merged checkpoint.",
         )
     if ADAPTER_WEIGHTS not in files.names():
@@ -176,7 +177,7 @@ def _adapter(folder: Path, checkpoint: Checkpoint, plan: Plan) -> TunedAdapter:
             f"{len(plan.targets)} matrices analysed ({plan.targets[0].module}, ...).",
             "Give the adapter of this model, or choose its modules with --roles and --layers.",
         )
-    return TunedAdapter(files, factors, tuple(_adapter_notices(folder, checkpoint, plan, factors, left)))
+    return TunedAdapter(files, factors, tuple(_adapter_notices(files.origin, checkpoint, plan, factors, left)))
 
 
 def _modules(header: Header) -> dict[str, dict[str, TensorInfo]]:
@@ -196,7 +197,7 @@ def _match(module: str, modules: Mapping[str, Any]) -> str | None:
 
 
 def _factors(
-    folder: Path, parts: Mapping[str, TensorInfo], config: Mapping[str, Any], module: str, target: Target
+    folder: str, parts: Mapping[str, TensorInfo], config: Mapping[str, Any], module: str, target: Target
 ) -> Factors:
     A, B = parts.get("A"), parts.get("B")
     shapes = tuple(part.shape if part else None for part in (B, A))
@@ -224,16 +225,17 @@ def _pattern_value(pattern: object, module: str, default: Any) -> Any:
 
 
 def _adapter_notices(
-    folder: Path, checkpoint: Checkpoint, plan: Plan, factors: Mapping[str, Factors], left: Mapping[str, Any]
+    origin: Origin, checkpoint: Checkpoint, plan: Plan, factors: Mapping[str, Factors], left: Mapping[str, Any]
 ) -> list[str]:
-    notices = []
+    notices, folder = [], origin.text
     untouched = len(plan.targets) - len(factors)
     if untouched:
         notices.append(f"{folder} leaves {untouched} of the {len(plan.targets)} matrices as they are")
     if left:
         notices.append(f"{folder} also adapts {len(left)} other modules, such as {min(left)}: not looked at")
-    home = folder.resolve().parent
-    if (home / _MANIFEST).is_file() and Path(checkpoint.location).resolve() != home:
+    home = origin.path.resolve().parent if origin.path else None
+    base = checkpoint.origin.path
+    if home and (home / _MANIFEST).is_file() and not (base and base.resolve() == home):
         notices.append(
             f"{folder} was made for the residual base in {home}: against any other base its change is not what "
             "training did"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -19,8 +21,10 @@ from .report.words import matrix, number, ranges
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
-    from rich.progress import TaskID
+    from rich.progress import ProgressColumn, Task, TaskID
 
+    from .checkpoint.files import Origin
+    from .checkpoint.transfer import Traffic
     from .output.manifest import ModuleRecord
     from .targets.plan import Target
     from .verbs.initialize import Initialization
@@ -66,7 +70,7 @@ def show_inspection(found: Inspection, quiet: bool) -> None:
     if not quiet:
         _notices(plan.notices)
     share = plan.read_bytes / checkpoint.nbytes
-    _out.print(Text(checkpoint.location, style="bold"), soft_wrap=True)
+    _out.print(_origin(checkpoint.origin), soft_wrap=True)
     shards = f"{len(checkpoint.headers)} file{'s' if len(checkpoint.headers) > 1 else ''}"
     _out.print(f"{plan.family} (model type {plan.model_type or 'not stated'}), {shards}, {size(checkpoint.nbytes)}")
     _print_block(_target_table(plan.targets))
@@ -74,6 +78,9 @@ def show_inspection(found: Inspection, quiet: bool) -> None:
         f"To read: {size(plan.read_bytes)} of {size(checkpoint.nbytes)} ({share:.1%}). "
         f"Working memory: about {size(found.working_memory)} beside Python and torch."
     )
+    if checkpoint.files.traffic is not None:
+        _out.print(f"That takes {_durations(plan.read_bytes)}.")
+        _show_traffic(checkpoint.files.traffic)
 
 
 def show_initialization(result: Initialization) -> None:
@@ -93,6 +100,7 @@ def show_initialization(result: Initialization) -> None:
         "load it", Text(f"PeftModel.from_pretrained(base, {str(result.adapter)!r}, is_trainable=True)", overflow="fold")
     )
     _out.print(where)
+    _show_traffic(operation.checkpoint.files.traffic)
 
 
 def show_verification(result: Verification) -> None:
@@ -107,8 +115,8 @@ def show_verification(result: Verification) -> None:
     _out.print(Text(f"{result.folder} ") + verdict + Text(f" ({basis})."), soft_wrap=True)
 
 
-def show_analysis(document: Mapping[str, Any], report: Path) -> None:
-    """The findings, a line of each metric over the layers, and where the report lies."""
+def show_analysis(document: Mapping[str, Any], report: Path, traffic: Traffic | None = None) -> None:
+    """The findings, a line of each metric over the layers, where the report lies, and what was read for it."""
     model = document["model"]
     title = " against ".join([model["name"], *(other["name"] for other in document["against"])])
     _out.print(Text(title, style="bold"), soft_wrap=True)
@@ -123,6 +131,39 @@ def show_analysis(document: Mapping[str, Any], report: Path) -> None:
         _out.print(f"  {rest} more in the report.", style="dim")
     _print_block(_metric_table(document))
     _out.print(Text.assemble("report ", (str(report), "bold")), soft_wrap=True)
+    _show_traffic(traffic)
+
+
+def _show_traffic(traffic: Traffic | None) -> None:
+    """What really went over the network."""
+    if traffic is not None:
+        again = f", {_count(traffic.retries, 'retry', 'retries')}" if traffic.retries else ""
+        _err.print(f"Read {size(traffic.nbytes)} in {_count(traffic.requests, 'request', 'requests')}{again}.")
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
+
+
+def _origin(origin: Origin) -> Text:
+    """The place; of a model on the Hub also the commit."""
+    return Text.assemble((origin.text, "bold"), f" at {origin.revision}" if origin.revision else "")
+
+
+def _durations(nbytes: int) -> str:
+    """How long that many bytes take at two usual speeds."""
+    slow, fast = (nbytes * 8 / speed for speed in (1e8, 1e9))
+    return f"about {_seconds(slow)} at 100 Mbit/s, {_seconds(fast)} at 1 Gbit/s"
+
+
+def _seconds(seconds: float) -> str:
+    return (
+        f"{seconds:.2g} s"
+        if seconds < 99.5
+        else f"{seconds / 60:.0f} min"
+        if seconds < 5970
+        else f"{seconds / 3600:.1f} h"
+    )
 
 
 def _metric_table(document: Mapping[str, Any]) -> Table:
@@ -165,17 +206,48 @@ def progress(*, quiet: bool, verbose_notices: bool) -> Iterator[_Progress]:
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
+    meter = _Meter()
     columns = (TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-               TextColumn("[dim]{task.fields[label]}"))  # fmt: skip
+               meter.column(), TextColumn("[dim]{task.fields[label]}"))  # fmt: skip
     with Bar(*columns, console=_err, transient=True, disable=quiet or not _err.is_terminal) as bar:
-        yield _Progress(bar, verbose_notices)
+        yield _Progress(bar, verbose_notices, meter)
+
+
+class _Meter:
+    """Bytes that came over the network, and how many a second since the last look but a few."""
+
+    def __init__(self) -> None:
+        self.arrived: Callable[[], int] | None = None
+        self._looks: deque[tuple[float, int]] = deque(maxlen=50)
+
+    def column(self) -> ProgressColumn:
+        from rich.progress import ProgressColumn
+
+        meter = self
+
+        class Column(ProgressColumn):
+            max_refresh = 0.1
+
+            def render(self, task: Task) -> Text:
+                return Text(meter.text(), style="cyan")
+
+        return Column()
+
+    def text(self) -> str:
+        """Nothing as long as nothing is read from the network."""
+        if self.arrived is None:
+            return ""
+        self._looks.append((monotonic(), self.arrived()))
+        (then, before), (now, after) = self._looks[0], self._looks[-1]
+        rate = f", {size((after - before) / (now - then))}/s" if now > then else ""
+        return f"{size(after)}{rate}"
 
 
 class _Progress:
     """`progress.Progress` drawn by rich."""
 
-    def __init__(self, bar: Bar, verbose: bool) -> None:
-        self._bar, self._verbose = bar, verbose
+    def __init__(self, bar: Bar, verbose: bool, meter: _Meter) -> None:
+        self._bar, self._verbose, self._meter = bar, verbose, meter
         self._task: TaskID | None = None
 
     def start(self, stage: str, total: int, done: int) -> None:
@@ -186,6 +258,10 @@ class _Progress:
     def advance(self, label: str) -> None:
         if self._task is not None:
             self._bar.update(self._task, advance=1, label=escape(label))
+
+    def reading(self, arrived: Callable[[], int], nbytes: int, total: int) -> None:
+        self._meter.arrived = arrived
+        self.notice(f"reading {size(nbytes)} of {size(total)} over the network: {_durations(nbytes)}")
 
     def notice(self, text: str) -> None:
         if self._verbose:

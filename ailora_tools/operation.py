@@ -134,14 +134,21 @@ class Operation:
         copied = sum(self.checkpoint.files.size(name) for name in self.companions)
         return factors + copied + sum(layout.size for layout in self.layouts.values())
 
+    @property
+    def reads(self) -> list[tuple[str, int]]:
+        """(file, bytes) of what will be read: with a residual base everything, else the targets."""
+        if not self.layouts:
+            return self.plan.reads
+        copied = [(name, self.checkpoint.files.size(name)) for name in self.companions]
+        return copied + [(shard, header.file_size) for shard, header in self.checkpoint.headers.items()]
+
     def job(self) -> dict[str, Any]:
         """What a resumed run must agree on, as JSON."""
         return {"version": version("ailora-tools"), "source": self.source(), **asdict(self.settings)}
 
     def source(self) -> dict[str, Any]:
-        """The source as the manifest names it: location, and size and header hash of every shard."""
-        location = str(Path(self.checkpoint.location).resolve())
-        return {"location": location, "revision": None, "shards": fingerprint(self.checkpoint)}
+        """The source as the manifest names it: origin, and size and header hash of every shard."""
+        return {**self.checkpoint.origin.to_json(), "shards": fingerprint(self.checkpoint)}
 
     @property
     def architectures(self) -> tuple[str, ...]:
@@ -200,12 +207,13 @@ class Operation:
 
     def adapter_config(self) -> dict[str, Any]:
         """PEFT's adapter_config.json; the base it names is the residual one, or the source if that is untouched."""
-        base = self.folder if self.layouts else Path(self.source()["location"])
+        origin = self.checkpoint.origin
+        original = origin.location if origin.path is None else str(origin.path.resolve())
         return adapter_config(
             self.modules,
             target_modules(self.plan, self.checkpoint),
-            base=str(base),
-            revision=None,
+            base=str(self.folder) if self.layouts else original,
+            revision=None if self.layouts else origin.revision,
             architectures=self.architectures,
             rslora=self.settings.rslora,
         )

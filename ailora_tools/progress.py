@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 
@@ -16,6 +17,10 @@ class Progress(Protocol):
         """One step of the stage is done."""
         ...
 
+    def reading(self, arrived: Callable[[], int], nbytes: int, total: int) -> None:
+        """`nbytes` of a source of `total` bytes will come over the network; `arrived` counts them."""
+        ...
+
     def notice(self, text: str) -> None:
         """Something the user should know although the work goes on."""
         ...
@@ -28,6 +33,9 @@ class Silent:
         pass
 
     def advance(self, label: str) -> None:
+        pass
+
+    def reading(self, arrived: Callable[[], int], nbytes: int, total: int) -> None:
         pass
 
     def notice(self, text: str) -> None:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
+from ailora_tools.checkpoint.files import Origin
 from ailora_tools.errors import CheckpointError
 
 
 class MemoryFiles:
     """Files as a dict of name to bytes; `reads` lists (name, start, stop) in order."""
 
+    connections = 1
+    traffic = None
+    notices: tuple[str, ...] = ()
+
     def __init__(self, contents: Mapping[str, bytes], location: str = "memory") -> None:
         self.contents = dict(contents)
-        self.location = location
+        self.origin = Origin(location)
         self.reads: list[tuple[str, int, int]] = []
 
     def names(self) -> list[str]:
@@ -25,10 +31,16 @@ class MemoryFiles:
         self.reads.append((name, start, stop))
         span = bytearray(self._bytes(name)[start:stop])
         if len(span) < stop - start:
-            raise CheckpointError(f"{self.location}/{name}: ended at byte {self.size(name):,}, expected {stop:,}.")
+            raise CheckpointError(f"{self.origin.text}/{name}: ended at byte {self.size(name):,}, expected {stop:,}.")
         return span
+
+    def where(self, name: str) -> str:
+        return f"{self.origin.text}/{name}"
+
+    def local_path(self, name: str) -> Path | None:
+        return None
 
     def _bytes(self, name: str) -> bytes:
         if name not in self.contents:
-            raise CheckpointError(f"{self.location}/{name}: not there.")
+            raise CheckpointError(f"{self.origin.text}/{name}: not there.")
         return self.contents[name]

@@ -48,9 +48,9 @@ def test_names_are_sorted(files: Files) -> None:
     assert files.names() == ["config.json", "model.safetensors"]
 
 
-def test_location_is_text(files: Files) -> None:
-    assert isinstance(files.location, str)
-    assert files.location
+def test_every_implementation_says_where_it_is(files: Files) -> None:
+    assert files.origin.text and files.where("config.json").endswith("/config.json")
+    assert set(files.origin.to_json()) == {"location", "revision", "subfolder"}
 
 
 def test_size(files: Files) -> None:

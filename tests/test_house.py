@@ -18,9 +18,28 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Each room may import from the floors below its own.
 FLOORS = [
     {"errors", "progress"},
-    {"methods", "ranks", "rounding", "linalg.components", "checkpoint.header", "metrics.definitions", "metrics.paired"},
-    {"linalg.exact", "checkpoint.files", "metrics.noise", "metrics.tail", "metrics.elements", "metrics.heads"},
-    {"linalg.principal", "linalg.minor", "checkpoint.index", "checkpoint.stream", "metrics.spectral"},
+    {
+        "methods",
+        "ranks",
+        "rounding",
+        "linalg.components",
+        "checkpoint.transfer",
+        "metrics.definitions",
+        "metrics.paired",
+    },
+    {
+        "linalg.exact",
+        "checkpoint.header",
+        "checkpoint.files",
+        "checkpoint.hub",
+        "metrics.noise",
+        "metrics.tail",
+        "metrics.elements",
+        "metrics.heads",
+    },
+    {"checkpoint.ahead", "checkpoint.remote", "linalg.principal", "linalg.minor", "metrics.spectral"},
+    {"checkpoint.source"},
+    {"checkpoint.index", "checkpoint.stream"},
     {"targets.architectures", "output.spans", "linalg.spectrum"},
     {"targets.matching", "output.atomic", "output.base", "output.adapter", "output.manifest", "output.analysis"},
     {"targets.module_names", "output.card", "output.audit", "output.package", "metrics.change"},
@@ -30,6 +49,7 @@ FLOORS = [
     {"report.maps", "report.findings"},
     {"report.sections"},
     {"report.page"},
+    {"verbs.announce"},
     {"verbs.inspect", "verbs.initialize", "verbs.verify", "verbs.analyze", "verbs.report"},
     {"console"},
     {"cli"},
@@ -39,7 +59,7 @@ FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 ONLY_IN = {"rich": {"console"}, "click": {"cli"}, "huggingface_hub": {"checkpoint.hub"}, "plotly": set()}
 NO_TORCH = (
     "errors", "progress", "methods", "ranks", "operation", "comparison", "allocation", "console", "cli", "targets",
-    "output", "report", "verbs.in", "verbs.analyze", "verbs.report",
+    "output", "report", "verbs.in", "verbs.analyze", "verbs.report", "verbs.announce",
 )  # fmt: skip
 
 

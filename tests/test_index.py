@@ -226,7 +226,7 @@ REFUSED: dict[str, tuple[dict[str, bytes], str, str, str]] = {
         {"unet/diffusion_pytorch_model.safetensors": shard("a"), "vae/diffusion_pytorch_model.safetensors": shard("b")},
         "",
         "the weights lie in subfolders: unet, vae.",
-        "Give the subfolder as MODEL.",
+        "Choose one with --subfolder.",
     ),
     "shard missing": (
         sharded({"a": ONE, "b": ONE, "c": "model-00009-of-00002.safetensors"}),
@@ -386,8 +386,8 @@ def bad_paths(folder: Path) -> Iterator[tuple[str, str]]:
     (folder / "loop").symlink_to("loop")
     (folder / "dangling").symlink_to("gone")
     os.mkfifo(folder / "pipe.safetensors")
-    yield f"{folder}/absent", "no such file or folder.\nMODEL is a folder or a .safetensors file"
-    yield f"{folder}/notes.txt/absent", "no such file or folder.\nMODEL is a folder or a .safetensors file"
+    yield f"{folder}/absent", "no such file or folder.\nMODEL is a folder, a .safetensors file, or a Hub id"
+    yield f"{folder}/notes.txt/absent", "no such file or folder.\nMODEL is a folder, a .safetensors file, or a Hub id"
     yield f"{folder}/dangling", "no such file or folder.\nMODEL is"
     yield f"{folder}/notes.txt", "not a .safetensors file.\nGive the folder of the model, or one .safetensors file"
     yield f"{folder}/{INDEX}", "not a .safetensors file.\nGive the folder of the model"
@@ -409,7 +409,7 @@ def test_paths_that_cannot_be_opened(number: int, tmp_path: Path) -> None:
 
 def test_an_empty_path_is_not_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(write(tmp_path, SINGLE))
-    with pytest.raises(CheckpointError, match=r"MODEL is empty\.\nMODEL is a folder or a"):
+    with pytest.raises(CheckpointError, match=r"MODEL is empty\.\nMODEL is a folder, a"):
         open_checkpoint("")
 
 

@@ -92,7 +92,7 @@ def test_a_device_without_room_hands_the_matrix_to_the_cpu_with_a_notice(monkeyp
     """The device is played by `meta`; the work says that it ran out of memory there."""
     files, targets, values = places(2)
 
-    def stage(files: MemoryFiles, target: Place, device: torch.device) -> object:
+    def stage(read: object, offset: int, target: Place, device: torch.device) -> object:
         host = load_matrix(files, target.file, target)
         return room._Staged(host, host.to("meta"))
 
@@ -101,7 +101,7 @@ def test_a_device_without_room_hands_the_matrix_to_the_cpu_with_a_notice(monkeyp
             raise torch.OutOfMemoryError("no room")
         return W.clone()
 
-    monkeypatch.setattr(room, "_load", stage)
+    monkeypatch.setattr(room, "_stage", stage)
     told: list[str] = []
     found = [W for _, W in stream(files, targets, work, torch.device("meta"), told.append)]
     assert all(torch.equal(W, value) for W, value in zip(found, values, strict=True))

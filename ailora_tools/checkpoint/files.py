@@ -7,21 +7,74 @@ Disk, Hub and the in-memory double of the tests all speak this protocol and shar
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from stat import S_ISREG
 from typing import Protocol
 
 from ..errors import CheckpointError
+from .transfer import Traffic
 
 _CUT = "The file is shorter than its header says, or it was cut while being read: download or copy it again."
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a checkpoint comes from: a path, or the name of a repository on the Hub and the commit that is read."""
+
+    location: str
+    revision: str | None = None
+    subfolder: str = ""
+
+    @property
+    def on_hub(self) -> bool:
+        return self.revision is not None
+
+    @property
+    def text(self) -> str:
+        """The location as the user knows it."""
+        return "/".join(part for part in (self.location, self.subfolder) if part)
+
+    @property
+    def name(self) -> str:
+        """A short name for titles and default folders."""
+        path = Path(self.location) if self.on_hub else Path(self.location).expanduser().resolve()
+        stem = path.stem if path.suffix == ".safetensors" else path.name
+        return "-".join([stem, *Path(self.subfolder).parts])
+
+    @property
+    def path(self) -> Path | None:
+        """The path on this machine, None for a repository."""
+        return None if self.on_hub else Path(self.location)
+
+    def to_json(self) -> dict[str, str | None]:
+        """What finds the same bytes again: an absolute path, or hf://org/name with its commit and subfolder."""
+        if self.path is not None:
+            return {"location": str(self.path.resolve()), "revision": None, "subfolder": ""}
+        return {"location": f"hf://{self.location}", "revision": self.revision, "subfolder": self.subfolder}
 
 
 class Files(Protocol):
     """Read-only files under one root; names are relative and use '/'."""
 
     @property
-    def location(self) -> str:
-        """The root as the user knows it, for messages and the manifest."""
+    def origin(self) -> Origin:
+        """Where the root is, for messages and the manifest."""
+        ...
+
+    @property
+    def connections(self) -> int:
+        """How many reads at a time are faster than one; 1 for a disk."""
+        ...
+
+    @property
+    def traffic(self) -> Traffic | None:
+        """What went over the network; None where nothing does."""
+        ...
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What the user should know about where the bytes come from."""
         ...
 
     def names(self) -> list[str]:
@@ -36,28 +89,43 @@ class Files(Protocol):
         """Exactly bytes [start, stop); raises CheckpointError rather than return fewer."""
         ...
 
+    def where(self, name: str) -> str:
+        """A file as messages name it."""
+        ...
+
+    def local_path(self, name: str) -> Path | None:
+        """The file on a disk of this machine, None if it is not on one."""
+        ...
+
 
 class LocalFiles:
-    """A folder, or one .safetensors file with the config.json beside it."""
+    """A folder, or one .safetensors file with the config.json beside it; `origin` if it is a copy of something."""
 
-    def __init__(self, path: Path) -> None:
+    connections = 1
+    traffic: Traffic | None = None
+
+    def __init__(self, path: Path, origin: Origin | None = None, notices: tuple[str, ...] = ()) -> None:
         self.root = path if path.is_dir() else path.parent
         self._only = None if path.is_dir() else path.name
-        self.location = str(path)
+        self.origin = origin or Origin(str(path))
+        self.notices = notices
 
     def names(self) -> list[str]:
         if self._only is not None:
-            return sorted(name for name in {self._only, "config.json"} if _is_file(self.path(name)))
+            return sorted(name for name in {self._only, "config.json"} if _is_file(self.root / name))
         try:
             return sorted(_walk(self.root))
         except OSError as error:
             raise _refused(self.root, error) from None
 
-    def path(self, name: str) -> Path:
+    def where(self, name: str) -> str:
+        return str(self.root / name)
+
+    def local_path(self, name: str) -> Path:
         return self.root / name
 
     def size(self, name: str) -> int:
-        path = self.path(name)
+        path = self.root / name
         try:
             status = path.stat()
         except OSError as error:
@@ -67,7 +135,7 @@ class LocalFiles:
         return status.st_size
 
     def read(self, name: str, start: int, stop: int) -> bytearray:
-        path = self.path(name)
+        path = self.root / name
         buffer = bytearray(stop - start)
         view = memoryview(buffer)
         done = 0

@@ -6,6 +6,7 @@ JSON, then the data. `data_offsets` count from the end of the header, so a tenso
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import reprlib
@@ -54,6 +55,7 @@ class Header:
     data_start: int
     tensors: Mapping[str, TensorInfo]
     metadata: Mapping[str, str]
+    sha256: str  # of the bytes before the data
 
 
 def header_size(prefix: bytes, file: str, file_size: int) -> int:
@@ -90,7 +92,8 @@ def parse_header(raw: bytes, file: str, file_size: int) -> Header:
     found = [_tensor(name, entry, file, data_start) for name, entry in entries.items()]
     found.sort(key=lambda info: (info.start, info.stop, info.name))
     _require_contiguous(found, file, data_start, file_size)
-    return Header(file, file_size, data_start, {info.name: info for info in found}, metadata)
+    digest = hashlib.sha256(raw[:data_start]).hexdigest()
+    return Header(file, file_size, data_start, {info.name: info for info in found}, metadata, digest)
 
 
 def build_header(

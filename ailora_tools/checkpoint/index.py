@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-import stat
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Unpack
 
 from ..errors import CheckpointError
-from .files import Files, LocalFiles
+from .files import Files, Origin
 from .header import LENGTH_BYTES, MAX_HEADER_BYTES, Header, TensorInfo, header_size, parse_header, quoted
+from .source import SourceOptions, open_files
 
 # transformers looks for the single file first, then for the index; diffusers uses its own stem.
 STEMS = ("model", "diffusion_pytorch_model")
@@ -38,8 +39,13 @@ class Checkpoint:
         object.__setattr__(self, "tensors", located)
 
     @property
+    def origin(self) -> Origin:
+        return self.files.origin
+
+    @property
     def location(self) -> str:
-        return self.files.location
+        """The source as the user knows it."""
+        return self.origin.text
 
     @property
     def nbytes(self) -> int:
@@ -47,38 +53,23 @@ class Checkpoint:
         return sum(header.file_size for header in self.headers.values())
 
 
-def open_checkpoint(model: str | Path) -> Checkpoint:
-    """Open a folder or one .safetensors file; reads headers only.
+def open_checkpoint(model: str | Path, **source: Unpack[SourceOptions]) -> Checkpoint:
+    """Open a folder, one .safetensors file or a model on the Hub; reads headers only.
 
-    Raises CheckpointError for a path that is not there, holds no safetensors weights, or whose index
+    Raises CheckpointError for a source that is not there, holds no safetensors weights, or whose index
     and shards disagree.
     """
-    if not str(model):  # an unset variable in a shell; Path("") would silently be the current folder
-        raise CheckpointError("MODEL is empty.", "MODEL is a folder or a .safetensors file.")
-    try:
-        path = Path(model).expanduser()
-        mode = path.stat().st_mode
-    except (FileNotFoundError, NotADirectoryError):
-        raise CheckpointError(
-            f"{model}: no such file or folder.", "MODEL is a folder or a .safetensors file: check the spelling."
-        ) from None
-    except (OSError, RuntimeError, ValueError) as error:  # no permission, name too long, unknown ~user, a NUL
-        reason = getattr(error, "strerror", None) or str(error).rstrip(".")
-        raise CheckpointError(f"{model}: cannot be opened: {reason}.", "Check the path and its permissions.") from None
-    if not stat.S_ISDIR(mode) and not (stat.S_ISREG(mode) and path.suffix == ".safetensors"):
-        raise CheckpointError(
-            f"{model}: not a .safetensors file.", "Give the folder of the model, or one .safetensors file of it."
-        )
-    return read_checkpoint(LocalFiles(path))
+    return read_checkpoint(open_files(model, **source))
 
 
 def read_checkpoint(files: Files) -> Checkpoint:
     """Read config, index and headers through the seam."""
     names = files.names()
     shards, index_name, weight_map = _find_shards(files, names)
-    headers = {shard: read_header(files, shard) for shard in shards}
+    with ThreadPoolExecutor(files.connections, "headers") as pool:
+        headers = dict(zip(shards, pool.map(lambda shard: read_header(files, shard), shards), strict=True))
     if index_name is not None and weight_map is not None:
-        _require_agreement(weight_map, headers, _where(files, index_name))
+        _require_agreement(weight_map, headers, files.where(index_name))
     config = read_json(files, "config.json") if "config.json" in names else {}
     return Checkpoint(files, config, headers, index_name)
 
@@ -86,7 +77,7 @@ def read_checkpoint(files: Files) -> Checkpoint:
 def read_header(files: Files, name: str) -> Header:
     """One read for most files, a second one where the header is long."""
     size = files.size(name)
-    where = _where(files, name)
+    where = files.where(name)
     raw = files.read(name, 0, min(size, FIRST_READ))
     needed = header_size(bytes(raw[:LENGTH_BYTES]), where, size)
     if needed > len(raw):
@@ -96,7 +87,7 @@ def read_header(files: Files, name: str) -> Header:
 
 def read_json(files: Files, name: str) -> dict[str, Any]:
     """A JSON object; anything else is a CheckpointError that names the file."""
-    where = _where(files, name)
+    where = files.where(name)
     size = files.size(name)
     if size > MAX_HEADER_BYTES:
         raise CheckpointError(f"{where}: {size:,} bytes; expected a JSON file of at most {MAX_HEADER_BYTES:,}.", _AGAIN)
@@ -109,11 +100,6 @@ def read_json(files: Files, name: str) -> dict[str, Any]:
     return value
 
 
-def _where(files: Files, name: str) -> str:
-    """The path of a file for messages; the location of a single file already is that file's."""
-    return str(files.path(name)) if isinstance(files, LocalFiles) else f"{files.location}/{name}"
-
-
 def _find_shards(files: Files, names: list[str]) -> tuple[list[str], str | None, dict[str, str] | None]:
     for stem in STEMS:
         if f"{stem}.safetensors" in names:
@@ -124,19 +110,19 @@ def _find_shards(files: Files, names: list[str]) -> tuple[list[str], str | None,
             missing = [quoted(shard) for shard in sorted(set(weight_map.values()) - set(names))]
             if missing:
                 raise CheckpointError(
-                    f"{_where(files, index_name)} names shards that are not there: {_some(missing)}.",
-                    "The download is incomplete: fetch the missing files.",
+                    f"{files.where(index_name)} names shards that are not there: {_some(missing)}.",
+                    _INCOMPLETE_REPOSITORY if files.origin.on_hub else _INCOMPLETE,
                 )
             return sorted(set(weight_map.values())), index_name, weight_map
     # Hidden ones are no weights: macOS leaves "._model.safetensors" beside a file copied from it.
     candidates = [name for name in names if name.endswith(".safetensors") and "/" not in name and name[0] != "."]
     if len(candidates) == 1:
         return candidates, None, None
-    raise _no_weights(files.location, names, candidates)
+    raise _no_weights(files.origin, names, candidates)
 
 
 def _weight_map(files: Files, index_name: str) -> dict[str, str]:
-    where = _where(files, index_name)
+    where = files.where(index_name)
     weight_map = read_json(files, index_name).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         found = f"found {quoted(weight_map)}" if weight_map is not None else "it is missing"
@@ -172,7 +158,8 @@ def _require_agreement(weight_map: Mapping[str, str], headers: Mapping[str, Head
         )
 
 
-def _no_weights(location: str, names: list[str], candidates: list[str]) -> CheckpointError:
+def _no_weights(origin: Origin, names: list[str], candidates: list[str]) -> CheckpointError:
+    location = origin.text
     if candidates:
         return CheckpointError(
             f"{location}: {len(candidates)} safetensors files but no index: {_some(candidates)}.",
@@ -181,19 +168,23 @@ def _no_weights(location: str, names: list[str], candidates: list[str]) -> Check
     nested = sorted({name.rsplit("/", 1)[0] for name in names if name.endswith(".safetensors")})
     if nested:
         return CheckpointError(
-            f"{location}: the weights lie in subfolders: {_some(nested)}.", "Give the subfolder as MODEL."
+            f"{location}: the weights lie in subfolders: {_some(nested)}.", "Choose one with --subfolder."
         )
     others = [name for name in names if name.endswith(OTHER_WEIGHTS)]
     if others:
         convert = any(name.endswith(TRAINABLE_WEIGHTS) for name in others)
         return CheckpointError(
-            f"{location}: no safetensors weights, only {_some(others)}.", _CONVERT if convert else _ORIGINAL
+            f"{location}: no safetensors weights, only {_some(others)}.",
+            (_PULL_REQUEST if origin.on_hub else "") + _CONVERT if convert else _ORIGINAL,
         )
     return CheckpointError(
         f"{location}: not a checkpoint: no .safetensors file in it.", "Give the folder of a model as MODEL."
     )
 
 
+_INCOMPLETE = "The download is incomplete: fetch the missing files."
+_INCOMPLETE_REPOSITORY = "Download the files that are missing, or choose a complete revision with --revision."
+_PULL_REQUEST = "Many such repositories have a conversion waiting as a pull request: try --revision refs/pr/1. "
 _CONVERT = (
     "Convert them first, with the class of the model: "
     "AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder) writes safetensors."

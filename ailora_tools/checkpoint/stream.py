@@ -1,14 +1,14 @@
 """Matrices in file order, read ahead while others are being worked on; the only room that knows devices.
 
-One thread reads, a few work, the caller gets the results in order. At most `workers + 1` matrices are in
-flight, whatever the size of the model.
+A disk is read by one thread, the Hub by several; a few work, and the caller gets the results in order. At most
+`workers + 1` matrices are in flight, from the Hub somewhat more while they are small, whatever the size of the model.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import OptionError
+from .ahead import gather, has_room, threads
 from .files import Files
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -60,39 +61,50 @@ def stream(
     On the CPU `at_once` matrices are worked on at a time, each with its part of the threads: LAPACK's eigensolvers
     scale badly over threads. If a matrix does not fit on the device it is worked on by the CPU, with a notice.
     """
-    threads = torch.get_num_threads()
-    workers = max(1, min(at_once, threads, len(targets))) if device.type == "cpu" else 1
-    reader = ThreadPoolExecutor(1, "read")
-    pool = ThreadPoolExecutor(workers, "work", torch.set_num_threads, (max(1, threads // workers),))
+    cores = torch.get_num_threads()
+    workers = max(1, min(at_once, cores, len(targets))) if device.type == "cpu" else 1
     window: deque[tuple[Target, Future[Result]]] = deque()
     told: deque[str] = deque()
+    waiting = deque(gather(targets, join=files.connections > 1))
+    with (
+        threads(files.connections, "read") as reader,
+        threads(1, "stage") as stager,
+        threads(workers, "work", torch.set_num_threads, (max(1, cores // workers),)) as pool,
+    ):
 
-    def submit(target: Target) -> None:
-        staged = reader.submit(_load, files, target, device)
-        window.append((target, pool.submit(_work, work, target, staged, told)))
+        def submit(run: Sequence[Target]) -> None:
+            raw = reader.submit(files.read, run[0].file, run[0].start, run[-1].stop)
+            for target in run:
+                staged = stager.submit(_stage, raw, target.start - run[0].start, target, device)
+                window.append((target, pool.submit(_work, work, target, staged, told)))
 
-    waiting = iter(targets)
-    try:
-        for target in _take(waiting, workers + 1):
-            submit(target)
-        while window:
+        while waiting or window:
+            while waiting and has_room([_size(target) for target, _ in window], workers + 1, files.connections):
+                submit(waiting.popleft())
             target, future = window.popleft()
             result = future.result()
             while told:
                 notice(told.popleft())
             yield target, result
             del result, future
-            for following in _take(waiting, 1):
-                submit(following)
-    finally:
-        for executor in (pool, reader):
-            executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _size(target: Source) -> int:
+    return target.stop - target.start
 
 
 def load_matrix(files: Files, file: str, place: Span) -> Tensor:
     """The tensor that lies at `place` in `file`, in its stored dtype, in memory of its own."""
-    raw = files.read(file, place.start, place.stop)
+    return _as_matrix(files.read(file, place.start, place.stop), place)
+
+
+def _as_matrix(raw: bytearray, place: Span) -> Tensor:
     return torch.frombuffer(raw, dtype=DTYPES[place.dtype]).view(place.shape)
+
+
+def _cut(raw: bytearray, offset: int, length: int) -> bytearray:
+    """A part in memory of its own, aligned and released by itself; the whole as it is."""
+    return raw if len(raw) == length else raw[offset : offset + length]
 
 
 def matrix_bytes(W: Tensor) -> memoryview:
@@ -124,8 +136,8 @@ class _Staged:
     arrived: torch.cuda.Event | None = None
 
 
-def _load(files: Files, target: Source, device: torch.device) -> _Staged:
-    host = load_matrix(files, target.file, target)
+def _stage(read: Future[bytearray], offset: int, target: Source, device: torch.device) -> _Staged:
+    host = _as_matrix(_cut(read.result(), offset, target.stop - target.start), target)
     if device.type == "cpu":
         return _Staged(host, host)
     try:
@@ -162,8 +174,3 @@ def _work(
             staged = _Staged(staged.host, None)
     told.append(f"{target.file}: a {target.shape} matrix was worked on by the CPU: the device could not take it.")
     return work(target, staged.host)
-
-
-def _take(items: Iterable[Target], count: int) -> Iterator[Target]:
-    for _, item in zip(range(count), items, strict=False):
-        yield item

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ..checkpoint.files import Origin
 from ..errors import AiloraError, OutputError
 from .spans import sync_file
 
@@ -83,9 +84,12 @@ def building(
         raise
 
 
-def require_outside(final: Path, source: Path) -> None:
+def require_outside(final: Path, origin: Origin) -> None:
     """The output must not be the source, lie in it, or contain it."""
-    out, src = final.resolve(), source.resolve()
+    if origin.path is None:
+        return
+    out, source = final.resolve(), origin.path
+    src = source.resolve()
     if out == src:
         raise OutputError(f"{final}: the output folder is the source itself.", "Choose another folder with -o.")
     if src in out.parents:

@@ -10,18 +10,24 @@ import errno
 import fcntl
 import os
 import threading
-from collections.abc import Container, Iterable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import deque
+from collections.abc import Container, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from ..checkpoint.files import Files, LocalFiles
+from ..checkpoint.ahead import read_ahead
+from ..checkpoint.files import Files
 from ..checkpoint.header import DTYPE_BITS, Header, build_header
 from ..checkpoint.index import OTHER_WEIGHTS, Checkpoint
-from .spans import BLOCK, blocks, create, read_span, sha256_file, sync_file, write_span
+from .spans import blocks, create, read_span, sha256_file, sync_file, write_span
 
 _FICLONE = 0x40049409  # linux/fs.h: share all extents of one file with another (btrfs, xfs, bcachefs)
 _CANNOT = {errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EBADF}
+_STEP = 16 << 20
+_SYNC_EVERY = 256 << 20  # bytes between two marks from which an interrupted copy can go on
+Copy = tuple[int, int, int]  # source start, source stop, output start
 _OWN_FILES = ("adapter_config.json", "adapter_model.safetensors", "ailora.json", "README.md")
 
 
@@ -29,13 +35,18 @@ _OWN_FILES = ("adapter_config.json", "adapter_model.safetensors", "ailora.json",
 class ShardLayout:
     """How an output shard is made: its header if that is new, source spans to copy, and where tensors go.
 
-    copies: (source start, source stop, output start). spans: output (start, stop) of each touched tensor.
+    spans: output (start, stop) of each touched tensor.
     """
 
     size: int
     header: bytes
-    copies: tuple[tuple[int, int, int], ...]
+    copies: tuple[Copy, ...]
     spans: Mapping[str, tuple[int, int]]
+
+    @property
+    def copied_bytes(self) -> int:
+        """How many bytes come from the source unchanged."""
+        return sum(stop - start for start, stop, _ in self.copies)
 
 
 def keep_layout(source: Header, touched: Container[str]) -> ShardLayout:
@@ -77,20 +88,18 @@ def companions(checkpoint: Checkpoint) -> list[str]:
 class BaseWriter:
     """Writes the shards of the residual base into `tree`, copying in the background.
 
-    `copied` names the shards that an earlier run finished copying. Use as a context manager: leaving it
-    stops the background work.
+    `copied` tells for each shard how many of its bytes to copy are on disk from an earlier run. Use as a context
+    manager: leaving it stops the background work.
     """
 
-    def __init__(self, files: Files, layouts: Mapping[str, ShardLayout], tree: Path, copied: Iterable[str]) -> None:
+    def __init__(self, files: Files, layouts: Mapping[str, ShardLayout], tree: Path, copied: Mapping[str, int]) -> None:
         self._files, self._layouts, self._tree = files, layouts, tree
         self._stop = threading.Event()
         self._copier, self._hasher = ThreadPoolExecutor(1, "copy"), ThreadPoolExecutor(1, "hash")
         self._missing = {shard: set(layout.spans) for shard, layout in layouts.items()}
         self._hashes: dict[str, Future[str]] = {}
-        already = set(copied)
-        self._copies = {
-            shard: self._copier.submit(self._copy, shard, self._prepare(shard) or shard in already) for shard in layouts
-        }
+        self._copied = {shard: self._prepare(shard, copied.get(shard, 0)) for shard in layouts}
+        self._copies = {shard: self._copier.submit(self._copy, shard) for shard in layouts}
         for shard, missing in self._missing.items():
             if not missing:
                 self._finish(shard)
@@ -98,10 +107,11 @@ class BaseWriter:
     def __enter__(self) -> BaseWriter:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._stop.set()
         for executor in (self._copier, self._hasher):
-            executor.shutdown(wait=True, cancel_futures=True)
+            # Ctrl-C does not wait for the network; after anything else the folder may be removed, so nobody may write.
+            executor.shutdown(wait=kind is not KeyboardInterrupt, cancel_futures=True)
 
     def write(self, shard: str, tensor: str, data: memoryview) -> None:
         """The new bytes of one touched tensor."""
@@ -127,27 +137,39 @@ class BaseWriter:
             return None
         return read_span(self._tree / shard, *self._layouts[shard].spans[tensor])
 
-    def copied(self) -> list[str]:
-        """Shards whose untouched bytes are all on disk."""
-        return [shard for shard, copy in self._copies.items() if copy.done() and copy.result() is None]
+    def copied(self) -> dict[str, int]:
+        """For each shard, how many of its bytes to copy are on disk, in the order of its layout."""
+        return dict(self._copied)
 
     def sha256(self, shard: str) -> str:
         """Wait until the shard is complete and on disk; its SHA-256."""
         self._copies[shard].result()
         return self._hashes[shard].result()
 
-    def _prepare(self, shard: str) -> bool:
-        """Make the file; True if the file system could share the source's blocks, so nothing is to be copied."""
+    def is_sealed(self, shard: str, seconds: float) -> bool:
+        """Whether the shard is complete, on disk and hashed, after waiting at most so long for it."""
+        parts: list[Future[Any]] = [self._copies[shard], self._hashes[shard]]
+        return not wait(parts, seconds).not_done
+
+    def _prepare(self, shard: str, copied: int) -> int:
+        """Make the file unless it is there; how many bytes need no copying, all if the file system could share them."""
         path, layout = self._tree / shard, self._layouts[shard]
         if path.exists() and path.stat().st_size == layout.size:
-            return False
+            return copied
         create(path, layout.size, layout.header)
-        return not layout.header and _clone(self._files, shard, path)
+        return layout.copied_bytes if not layout.header and _clone(self._files, shard, path) else 0
 
-    def _copy(self, shard: str, nothing_to_do: bool) -> None:
-        for start, stop, to in () if nothing_to_do else self._layouts[shard].copies:
-            copy_span(self._files, shard, start, stop, self._tree / shard, to, self._stop)
-        sync_file(self._tree / shard)
+    def _copy(self, shard: str) -> None:
+        path, done = self._tree / shard, self._copied[shard]
+        for step in copy_spans(self._files, shard, rest_of(self._layouts[shard].copies, done), path):
+            if self._stop.is_set():
+                return
+            done += step
+            if done - self._copied[shard] >= _SYNC_EVERY:
+                sync_file(path)
+                self._copied[shard] = done
+        sync_file(path)
+        self._copied[shard] = done
 
     def _finish(self, shard: str) -> None:
         if shard not in self._hashes:
@@ -163,20 +185,39 @@ def copy_file(files: Files, name: str, path: Path) -> None:
     """One whole file out of `files`."""
     size = files.size(name)
     create(path, size)
-    copy_span(files, name, 0, size, path, 0, threading.Event())
+    for _ in copy_spans(files, name, [(0, size, 0)], path):
+        pass
 
 
-def copy_span(files: Files, name: str, start: int, stop: int, path: Path, to: int, cancel: threading.Event) -> None:
-    """Bytes [start, stop) of a source file to byte `to` of an output file; stops early if cancelled."""
-    for low, high in blocks(start, stop, 16 * BLOCK):
-        if cancel.is_set():
-            return
-        if not (isinstance(files, LocalFiles) and _kernel_copy(files.path(name), low, high, path, to + low - start)):
-            for first, last in blocks(low, high):
-                write_span(path, to + first - start, files.read(name, first, last))
+def copy_spans(files: Files, name: str, copies: Iterable[Copy], path: Path) -> Iterator[int]:
+    """Source spans to their places in an existing file, step by step; yields the bytes of each finished step."""
+    source = files.local_path(name)
+    rest = deque(
+        (low, high, to + low - start) for start, stop, to in copies for low, high in blocks(start, stop, _STEP)
+    )
+    while source is not None and rest and _kernel_copy(source, *rest[0], path):
+        start, stop, _ = rest.popleft()
+        yield stop - start
+    spans = ((name, start, stop) for start, stop, _ in rest)
+    for (start, stop, to), data in zip(rest, read_ahead(files, spans), strict=True):
+        write_span(path, to, data)
+        yield stop - start
 
 
-def _kernel_copy(source: Path, start: int, stop: int, path: Path, to: int) -> bool:
+def _steps(start: int, stop: int, to: int) -> Iterator[Copy]:
+    return ((low, high, to + low - start) for low, high in blocks(start, stop, _STEP))
+
+
+def rest_of(copies: Iterable[Copy], done: int) -> Iterator[Copy]:
+    """What is left of the copies after their first `done` bytes."""
+    for start, stop, to in copies:
+        skip = min(done, stop - start)
+        done -= skip
+        if start + skip < stop:
+            yield start + skip, stop, to + skip
+
+
+def _kernel_copy(source: Path, start: int, stop: int, to: int, path: Path) -> bool:
     """`copy_file_range`, which lets NFS and reflink file systems copy without moving bytes; False if it cannot."""
     read, write = os.open(source, os.O_RDONLY), os.open(path, os.O_WRONLY)
     try:
@@ -196,9 +237,10 @@ def _kernel_copy(source: Path, start: int, stop: int, path: Path, to: int) -> bo
 
 
 def _clone(files: Files, name: str, path: Path) -> bool:
-    if not isinstance(files, LocalFiles):
+    held = files.local_path(name)
+    if held is None:
         return False
-    with open(files.path(name), "rb") as source, open(path, "r+b") as target:
+    with open(held, "rb") as source, open(path, "r+b") as target:
         try:
             fcntl.ioctl(target.fileno(), _FICLONE, source.fileno())
             return True

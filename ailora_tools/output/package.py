@@ -12,13 +12,15 @@ from .base import BaseWriter
 from .manifest import ModuleRecord, module_record
 from .spans import sha256, sha256_file
 
+_HEARTBEAT = 1.0  # seconds between two looks at how far copying is
+
 
 class Package:
     """Takes finished modules in any order; `records` holds them by module path, an earlier run's included."""
 
     def __init__(self, work: WorkFolder, adapter: AdapterWriter, base: BaseWriter) -> None:
         self._work, self._adapter, self._base = work, adapter, base
-        self._copied = set(work.finished("copied"))
+        self._copied = base.copied()
         self.records: dict[str, ModuleRecord] = {}
         for entry in work.finished("module"):
             self._take_over(module_record(entry))
@@ -35,6 +37,8 @@ class Package:
     def seal(self) -> Iterator[str]:
         """Wait for each shard to be complete and on disk; yields the shard's name."""
         for shard in self._base.shards:
+            while not self._base.is_sealed(shard, _HEARTBEAT):
+                self._journal_copies()
             self._base.sha256(shard)
             self._journal_copies()
             yield shard
@@ -61,6 +65,8 @@ class Package:
             self._base.skip(record.file, record.tensor)
 
     def _journal_copies(self) -> None:
-        for shard in set(self._base.copied()) - self._copied:
-            self._work.record({"copied": shard})
-            self._copied.add(shard)
+        copied = self._base.copied()
+        for shard, count in copied.items():
+            if count != self._copied.get(shard):
+                self._work.record({"copied": [shard, count]})
+        self._copied = copied

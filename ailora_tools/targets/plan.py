@@ -53,8 +53,13 @@ class Plan:
     notices: tuple[str, ...]
 
     @property
+    def reads(self) -> list[tuple[str, int]]:
+        """(file, bytes) of every target."""
+        return [(target.file, target.nbytes) for target in self.targets]
+
+    @property
     def read_bytes(self) -> int:
-        return sum(target.nbytes for target in self.targets)
+        return sum(nbytes for _, nbytes in self.reads)
 
 
 def make_plan(
@@ -95,7 +100,7 @@ def make_plan(
         key=lambda target: (target.file, target.start),
     )
     family = row.family if row else "Recognised by names"
-    return Plan(model_type, family, tuple(ordered), (*notices, *_incomplete(matches, roles)))
+    return Plan(model_type, family, tuple(ordered), (*checkpoint.files.notices, *notices, *_incomplete(matches, roles)))
 
 
 def parse_layers(text: str) -> frozenset[int]:

@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from ..allocation import parse_budget, suggest_ranks
 from ..checkpoint.index import Checkpoint, open_checkpoint
+from ..checkpoint.source import SourceOptions
+from ..checkpoint.transfer import Traffic
 from ..comparison import Tuned, open_tuned
 from ..errors import NumericalError, OptionError, listed
 from ..metrics.heads import Heads, read_heads
@@ -23,6 +25,7 @@ from ..progress import Progress, Silent
 from ..report.findings import find
 from ..report.page import render
 from ..targets.plan import Plan, Target, make_plan
+from .announce import announce
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,6 +40,7 @@ class Analysis:
 
     document: dict[str, Any]
     folder: Path
+    traffic: Traffic | None = None
 
     @property
     def report(self) -> Path:
@@ -48,8 +52,9 @@ class Analysis:
         return list(self.document["skipped"])
 
     def to_json(self) -> dict[str, Any]:
-        """What `--json` prints: the document, and where it lies."""
-        return {"folder": str(self.folder), **self.document}
+        """What `--json` prints: the document, where it lies, and what went over the network."""
+        traffic = self.traffic.to_json() if self.traffic else None
+        return {"folder": str(self.folder), "traffic": traffic, **self.document}
 
 
 @dataclass(frozen=True)
@@ -65,10 +70,10 @@ class _Job:
 
     def to_json(self) -> dict[str, Any]:
         """What a resumed run must agree on."""
-        sources = [self.checkpoint.location, *(tuned.location for tuned in self.tuned)]
+        origins = [self.checkpoint.origin, *(tuned.origin for tuned in self.tuned)]
         return {
             "version": version("ailora-tools"),
-            "sources": [str(Path(source).resolve()) for source in sources],
+            "sources": [origin.to_json() for origin in origins],
             "shards": fingerprint(self.checkpoint),
             **self.settings,
         }
@@ -90,20 +95,21 @@ def analyze(
     overwrite: bool = False,
     resume: bool = False,
     progress: Progress | None = None,
+    **source: Unpack[SourceOptions],
 ) -> Analysis:
     """Measure every W^Q and W^V of `model` and write report.html, analysis.json and metrics.csv.
 
-    `model` is a folder or one .safetensors file; `against` are fine-tuned checkpoints of the same architecture
-    or PEFT LoRA folders for it. `output` defaults to `reports/<name>`. `rank` is that of the subspaces which are
-    compared and of the sentences about a rank. `heads` adds the per-head view. `suggest_ranks` is an average rank
-    (8) or a number of parameters ("2M"), and adds ranks.json for `init`.
+    `model` is a folder, one .safetensors file, or a Hub id with options `source`; `against` are fine-tuned checkpoints
+    of the same architecture or PEFT LoRA folders for it, here or on the Hub. `output` defaults to `reports/<name>`.
+    `rank` is that of the subspaces which are compared and of the sentences about a rank. `heads` adds the per-head
+    view. `suggest_ranks` is an average rank (8) or a number of parameters ("2M"), and adds ranks.json for `init`.
 
     A matrix with NaN or infinity is left out and named in `skipped`; the rest is analysed. Raises CheckpointError,
     TargetError, OptionError or OutputError; NumericalError if no matrix could be analysed.
     """
     progress = progress or Silent()
     started = time.monotonic()
-    checkpoint = open_checkpoint(model)
+    checkpoint = open_checkpoint(model, **source)
     options = {"roles": tuple(roles), "layers": layers, "q_tensor": q_tensor, "v_tensor": v_tensor}
     plan = make_plan(checkpoint, **options)  # type: ignore[arg-type]
     tuned = tuple(open_tuned(other, checkpoint, plan, options) for other in against)
@@ -111,23 +117,18 @@ def analyze(
     job = _Job(checkpoint, plan, tuned, _heads(checkpoint, heads, progress), rank, settings)
     _require_rank(plan, rank)
     budget = None if suggest_ranks is None else parse_budget(suggest_ranks, plan)
-    folder = Path(output or default_folder(model)).expanduser().absolute()
-    for source in (checkpoint.location, *(other.location for other in tuned)):
-        require_outside(folder, Path(source))
+    folder = Path(output or Path("reports", checkpoint.origin.name)).expanduser().absolute()
+    for origin in (checkpoint.origin, *(other.origin for other in tuned)):
+        require_outside(folder, origin)
     notices = [*plan.notices, *(text for other in tuned for text in other.notices)]
     for text in notices:
         progress.notice(text)
+    announce(checkpoint.files, plan.reads, checkpoint.nbytes, progress)
     with building(folder, job.to_json(), overwrite=overwrite, resume=resume, marker=NAME) as work:
         rows = _measure(job, work, progress)
         document = _document(job, rows, notices, time.monotonic() - started)
         _write(work.tree, document, budget)
-    return Analysis(document, folder)
-
-
-def default_folder(model: str | Path) -> Path:
-    """`reports/<slug>` in the current folder."""
-    path = Path(model).expanduser().resolve()
-    return Path("reports", path.stem if path.is_file() else path.name)
+    return Analysis(document, folder, checkpoint.files.traffic)
 
 
 def _measure(job: _Job, work: WorkFolder, progress: Progress) -> dict[str, Any]:
@@ -178,9 +179,9 @@ def _document(job: _Job, rows: dict[str, Any], notices: list[str], seconds: floa
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "seconds": round(seconds, 2),
         "model": {
-            "name": _name(job.checkpoint.location),
+            "name": job.checkpoint.origin.name,
             "location": job.checkpoint.location,
-            "revision": None,
+            "revision": job.checkpoint.origin.revision,
             "model_type": job.plan.model_type,
             "family": job.plan.family,
             "bytes_total": job.checkpoint.nbytes,
@@ -190,8 +191,9 @@ def _document(job: _Job, rows: dict[str, Any], notices: list[str], seconds: floa
         },
         "against": [
             {
-                "name": _name(other.location),
-                "location": other.location,
+                "name": other.origin.name,
+                "location": other.origin.text,
+                "revision": other.origin.revision,
                 "kind": other.kind,
                 "bytes_read": other.read_bytes,
             }
@@ -226,11 +228,6 @@ def _write(tree: Path, document: dict[str, Any], budget: int | None) -> None:
     (tree / NAME).write_text(dump(document), encoding="utf-8")
     (tree / CSV_NAME).write_text(metrics_csv(document), encoding="utf-8")
     (tree / REPORT_NAME).write_text(render(document), encoding="utf-8")
-
-
-def _name(location: str) -> str:
-    path = Path(location).resolve()
-    return path.stem if path.suffix == ".safetensors" else path.name
 
 
 def _heads(checkpoint: Checkpoint, wanted: bool, progress: Progress) -> Heads | None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from ..checkpoint.index import open_checkpoint
+from ..checkpoint.source import SourceOptions
 from ..methods import find_method
 from ..operation import ADAPTER_DTYPES, Operation, Settings
 from ..output.adapter import FOLDER, AdapterWriter, write_json
@@ -19,6 +20,7 @@ from ..output.spans import sha256, sync_file
 from ..progress import Progress, Silent
 from ..ranks import Ranks, read_ranks
 from ..targets.plan import Target, make_plan
+from .announce import announce
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -79,14 +81,15 @@ def initialize(
     resume: bool = False,
     dry_run: bool = False,
     progress: Progress | None = None,
+    **source: Unpack[SourceOptions],
 ) -> Initialization:
     """Write an adapter that starts from the weights, and the base without what went into it.
 
-    `model` is a folder or one .safetensors file; `output` defaults to `<name>-<method>-r<rank>` here. `rank`
-    defaults to 8; `ranks` is a ranks.json with a rank and an alpha for each module, and then `rank` and `alpha` are for
-    those it does not list. `alpha` defaults to `rank`, which makes the scaling 1 (with `rslora`, sqrt(rank)). The
-    other options take the values that `ailora-tools init --help` lists. Same source, options, device and thread
-    count give the same bytes.
+    `model` is a folder, one .safetensors file, or a Hub id with options `source`; `output` defaults to
+    `<name>-<method>-r<rank>` here. `rank` defaults to 8; `ranks` is a ranks.json with a rank and an alpha for each
+    module, and then `rank` and `alpha` are for those it does not list. `alpha` defaults to `rank`, which makes the
+    scaling 1 (with `rslora`, sqrt(rank)). The other options take the values that `ailora-tools init --help` lists.
+    Same source, options, device and thread count give the same bytes.
 
     Raises CheckpointError, TargetError, OptionError, NumericalError or OutputError. Then nothing stands under
     the final name; the source is never written to.
@@ -101,17 +104,18 @@ def initialize(
         alpha_pattern=sizes.alpha_pattern,
     )  # fmt: skip
     row = find_method(method, settings.roles)
-    checkpoint = open_checkpoint(model)
+    checkpoint = open_checkpoint(model, **source)
     plan = make_plan(checkpoint, roles=settings.roles, layers=layers, q_tensor=q_tensor, v_tensor=v_tensor)
     folder = (
-        Path(output or default_folder(model, method, f"r{general}" if ranks is None else "ranks"))
+        Path(output or f"{checkpoint.origin.name}-{method}-{f'r{general}' if ranks is None else 'ranks'}")
         .expanduser()
         .absolute()
     )
-    require_outside(folder, Path(checkpoint.location))
+    require_outside(folder, checkpoint.origin)
     operation = Operation(checkpoint, plan, row, settings, folder)
     for text in plan.notices:
         progress.notice(text)
+    announce(checkpoint.files, operation.reads, checkpoint.nbytes, progress)
     if dry_run:
         return Initialization(operation, None)
     with building(folder, operation.job(), overwrite=overwrite, resume=resume) as work:
@@ -121,18 +125,12 @@ def initialize(
     return Initialization(operation, manifest)
 
 
-def default_folder(model: str | Path, method: str, size: str) -> Path:
-    """`<slug>-<method>-r<R>`, or `<slug>-<method>-ranks`, in the current folder."""
-    path = Path(model).expanduser().resolve()
-    return Path(f"{path.stem if path.is_file() else path.name}-{method}-{size}")
-
-
 def _operate(operation: Operation, work: WorkFolder, progress: Progress) -> Manifest:
     """The main path: start copying; read, decompose and store one matrix after the other; seal and describe."""
     files, targets, settings = operation.checkpoint.files, operation.plan.targets, operation.settings
     dtype = ADAPTER_DTYPES[settings.adapter_dtype]
     adapter = AdapterWriter(work.tree / FOLDER, operation.modules, dtype, operation.note())
-    with BaseWriter(files, operation.layouts, work.tree, work.finished("copied")) as base:
+    with BaseWriter(files, operation.layouts, work.tree, dict(work.finished("copied"))) as base:
         # Imported here so that torch loads (about a second) while the shards are already being copied.
         from ..checkpoint.stream import find_device, matrix_bytes, stream
         from ..decompose import decompose

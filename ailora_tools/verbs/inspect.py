@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from ..checkpoint.index import Checkpoint, open_checkpoint
+from ..checkpoint.source import SourceOptions
 from ..targets.plan import Plan, make_plan
 
 
@@ -27,9 +28,10 @@ class Inspection:
 
     def to_json(self) -> dict[str, Any]:
         """What `--json` prints."""
-        plan = self.plan
+        plan, traffic = self.plan, self.checkpoint.files.traffic
         return {
             "model": self.checkpoint.location,
+            "revision": self.checkpoint.origin.revision,
             "model_type": plan.model_type,
             "family": plan.family,
             "shards": {name: header.file_size for name, header in self.checkpoint.headers.items()},
@@ -52,6 +54,7 @@ class Inspection:
                 for target in plan.targets
             ],
             "notices": list(plan.notices),
+            "traffic": traffic.to_json() if traffic else None,
         }
 
 
@@ -62,11 +65,12 @@ def inspect_checkpoint(
     layers: str | None = None,
     q_tensor: str | None = None,
     v_tensor: str | None = None,
+    **source: Unpack[SourceOptions],
 ) -> Inspection:
-    """Find W^Q and W^V of `model` (a folder or one .safetensors file) without reading any weight.
+    """Find W^Q and W^V of `model` (a folder, one .safetensors file or a Hub id) without reading any weight.
 
     Raises CheckpointError for damaged files and TargetError where the projections cannot be told.
     """
-    checkpoint = open_checkpoint(model)
+    checkpoint = open_checkpoint(model, **source)
     plan = make_plan(checkpoint, roles=tuple(roles), layers=layers, q_tensor=q_tensor, v_tensor=v_tensor)
     return Inspection(checkpoint, plan)

@@ -6,16 +6,18 @@ of the manifest decide. The result says which of the two was done.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from torch import Tensor
 
+from ..checkpoint.ahead import read_ahead
 from ..checkpoint.files import Files, LocalFiles
 from ..checkpoint.header import TensorInfo
 from ..checkpoint.index import Checkpoint, open_checkpoint, read_header
+from ..checkpoint.source import SourceOptions
 from ..checkpoint.stream import load_matrix, matrix_bytes
 from ..errors import CheckpointError, listed
 from ..output.adapter import FOLDER, WEIGHTS, tensor_names
@@ -24,6 +26,7 @@ from ..output.manifest import Manifest, ModuleRecord, fingerprint, read_manifest
 from ..output.spans import blocks, sha256
 from ..progress import Progress, Silent
 from ..recombine import Recombination, recombine
+from .announce import announce
 
 _SLACK = 1e-3  # float64 here, float32 in `init` where the recorded error was measured
 _FLOOR = 1e-9
@@ -53,18 +56,27 @@ class Verification:
         }
 
 
-def verify(folder: str | Path, *, source: str | Path | None = None, progress: Progress | None = None) -> Verification:
+def verify(
+    folder: str | Path,
+    *,
+    source: str | Path | None = None,
+    progress: Progress | None = None,
+    **options: Unpack[SourceOptions],
+) -> Verification:
     """Check a folder that `initialize` wrote against its manifest and, if it can be found, its source.
 
-    `source` defaults to the place that the manifest names; it is an error if one is given and cannot be
-    opened. Raises VerificationError for a manifest that is changed or not there; every other fault is a
-    check that does not hold.
+    `source`, read with `options`, defaults to the folder that the manifest names; a model on the Hub is only read
+    again if it is given. It is an error if one is given and cannot be opened. Raises VerificationError for a manifest
+    that is changed or not there; every other fault is a check that does not hold.
     """
     progress = progress or Silent()
     folder = Path(folder).expanduser()
     manifest = read_manifest(folder)
-    original, strange = _find_source(manifest, source, progress)
+    original, strange = _find_source(manifest, source, options, progress)
     progress.start("Checking", 2 + len(manifest.modules), 0)
+    if original is not None:
+        parts = [(shard, header.file_size) for shard, header in original.headers.items()]
+        announce(original.files, parts, original.nbytes, progress)
     checks = [check_files(folder, manifest), check_neighbours(folder, manifest)]
     progress.advance("files")
     checks += [check_adapter_config(folder, manifest), check_adapter_tensors(folder, manifest), *strange]
@@ -76,12 +88,15 @@ def verify(folder: str | Path, *, source: str | Path | None = None, progress: Pr
 
 
 def _find_source(
-    manifest: Manifest, given: str | Path | None, progress: Progress
+    manifest: Manifest, given: str | Path | None, options: SourceOptions, progress: Progress
 ) -> tuple[Checkpoint | None, list[Check]]:
     """The source, if it is the one the manifest describes; a failed check if another was given by hand."""
     location = given if given is not None else manifest.source["location"]
+    if given is None and manifest.source["revision"] is not None:
+        progress.notice(_far(manifest.source))
+        return None, []
     try:
-        checkpoint = open_checkpoint(location)
+        checkpoint = open_checkpoint(location, **options)
     except CheckpointError:
         if given is not None:
             raise
@@ -92,6 +107,13 @@ def _find_source(
         progress.notice(f"The model at {location} is no longer the one this folder was made from: hashes alone decide.")
         return None, []
     return None, [Check("source", False, f"{location} is not the model this folder was made from")]
+
+
+def _far(source: Mapping[str, Any]) -> str:
+    """Comparing every byte with the Hub would download the model again: only if it is asked for."""
+    inside = f" --subfolder {source['subfolder']}" if source["subfolder"] else ""
+    name = f"{source['location'].removeprefix('hf://')}@{source['revision']}"
+    return f"the source is on the Hub, hashes decide; to compare every byte: --source {name}{inside}"
 
 
 def _check_matrices(
@@ -123,7 +145,7 @@ class _Look:
 
 
 def _look_at(folder: Path, manifest: Manifest, record: ModuleRecord, original: Checkpoint | None) -> _Look:
-    W = _read(original.files, record.file, record.tensor) if original else None
+    W = _original(original, record) if original else None
     base = _read(LocalFiles(folder), record.file, record.tensor) if manifest.base else W
     A, B = (_read(LocalFiles(folder / FOLDER), WEIGHTS, name) for name in tensor_names(record.module))
     numbers = None
@@ -143,6 +165,13 @@ def _read(files: Files, file: str, tensor: str) -> Tensor | None:
         return load_matrix(files, file, read_header(files, file).tensors[tensor])
     except (CheckpointError, KeyError):
         return None
+
+
+def _original(source: Checkpoint, record: ModuleRecord) -> Tensor | None:
+    if record.tensor not in source.tensors:
+        return None
+    file, info = source.tensors[record.tensor]
+    return load_matrix(source.files, file, info)
 
 
 def _digest(W: Tensor | None) -> str | None:
@@ -208,8 +237,9 @@ def _check_untouched(folder: Path, manifest: Manifest, original: Checkpoint) -> 
 def _same_bytes(original: Checkpoint, shard: str, source: TensorInfo, files: LocalFiles, here: TensorInfo) -> bool:
     if (source.nbytes, source.dtype, source.shape) != (here.nbytes, here.dtype, here.shape):
         return False
+    parts = list(blocks(0, source.nbytes))
+    there = read_ahead(original.files, [(shard, source.start + low, source.start + high) for low, high in parts])
     return all(
-        original.files.read(shard, source.start + low, source.start + high)
-        == files.read(shard, here.start + low, here.start + high)
-        for low, high in blocks(0, source.nbytes)
+        files.read(shard, here.start + low, here.start + high) == data
+        for (low, high), data in zip(parts, there, strict=True)
     )
