@@ -12,9 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from hub_server import HubServer, Repo
 from memory_files import MemoryFiles
 
 from ailora_tools.checkpoint.files import Files, LocalFiles
+from ailora_tools.checkpoint.source import open_files
 from ailora_tools.errors import CheckpointError
 
 BYTES = bytes(range(256))
@@ -37,10 +39,15 @@ def in_memory(folder: Path) -> Files:
     return MemoryFiles(CONTENTS)
 
 
+def on_the_hub(folder: Path) -> Files:
+    return open_files("org/model")
+
+
 # A new implementation of the seam is one more row here.
-@pytest.fixture(params=[in_folder, as_single_file, in_memory], ids=lambda make: make.__name__)
-def files(request: pytest.FixtureRequest, tmp_path: Path) -> Files:
+@pytest.fixture(params=[in_folder, as_single_file, in_memory, on_the_hub], ids=lambda make: make.__name__)
+def files(request: pytest.FixtureRequest, tmp_path: Path, hub: HubServer) -> Files:
     make: Callable[[Path], Files] = request.param
+    hub.repos["org/model"] = Repo(dict(CONTENTS))
     return make(tmp_path)
 
 

@@ -1,0 +1,38 @@
+"""A Hub of our own for every test: the environment must name it before huggingface_hub is imported."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hub_server import HubServer
+
+_SERVER = HubServer()
+_HOME = tempfile.mkdtemp(prefix="hf-home-")
+os.environ |= {
+    "HF_ENDPOINT": _SERVER.endpoint,
+    "HF_HOME": _HOME,
+    "HF_HUB_DOWNLOAD_TIMEOUT": "1",
+    "HF_HUB_ETAG_TIMEOUT": "2",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "NO_PROXY": "127.0.0.1",
+}
+for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_CACHE"):
+    os.environ.pop(name, None)
+
+
+@pytest.fixture
+def hub() -> Iterator[HubServer]:
+    """The server, empty and in a good mood; the local cache of the client is emptied, too."""
+    _SERVER.reset()
+    yield _SERVER
+    _SERVER.reset()
+    shutil.rmtree(Path(_HOME, "hub"), ignore_errors=True)
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(_HOME, ignore_errors=True)
