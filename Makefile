@@ -23,6 +23,7 @@ bench: $(VENV)/.test
 	$(BIN)/python examples/benchmarks/decompose.py
 	$(BIN)/python examples/benchmarks/init_vs_peft.py
 	$(BIN)/python examples/benchmarks/analyze.py
+	$(BIN)/python examples/benchmarks/hub.py
 
 clean:
 	rm -rf $(VENV) $(DEMO)

@@ -119,6 +119,7 @@ def inspect(model: str, as_json: bool, quiet: bool, **options: Any) -> None:
 
     found = inspect_checkpoint(model, **options)
     _print_json(found.to_json()) if as_json else console.show_inspection(found, quiet)
+    console.show_traffic(found.checkpoint.files.traffic, quiet)
 
 
 @main.command()
@@ -190,6 +191,7 @@ def init(model: str, as_json: bool, quiet: bool, **options: Any) -> None:
     with console.progress(quiet=quiet or as_json, verbose_notices=not quiet) as progress:
         result = initialize(model, progress=progress, **options)
     _print_json(result.to_json()) if as_json else console.show_initialization(result)
+    console.show_traffic(result.operation.checkpoint.files.traffic, quiet)
 
 
 @main.command()
@@ -235,7 +237,8 @@ def analyze(model: str, as_json: bool, quiet: bool, **options: Any) -> None:
 
     with console.progress(quiet=quiet or as_json, verbose_notices=not quiet) as progress:
         result = run(model, progress=progress, **options)
-    _print_json(result.to_json()) if as_json else console.show_analysis(result.document, result.report, result.traffic)
+    _print_json(result.to_json()) if as_json else console.show_analysis(result.document, result.report)
+    console.show_traffic(result.traffic, quiet)
     if result.skipped:
         reasons = "; ".join(row["reason"] for row in result.skipped)
         raise NumericalError(f"{len(result.skipped)} matrices were left out: {reasons}")

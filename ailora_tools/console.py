@@ -80,7 +80,6 @@ def show_inspection(found: Inspection, quiet: bool) -> None:
     )
     if checkpoint.files.traffic is not None:
         _out.print(f"That takes {_durations(plan.read_bytes)}.")
-        _show_traffic(checkpoint.files.traffic)
 
 
 def show_initialization(result: Initialization) -> None:
@@ -100,7 +99,6 @@ def show_initialization(result: Initialization) -> None:
         "load it", Text(f"PeftModel.from_pretrained(base, {str(result.adapter)!r}, is_trainable=True)", overflow="fold")
     )
     _out.print(where)
-    _show_traffic(operation.checkpoint.files.traffic)
 
 
 def show_verification(result: Verification) -> None:
@@ -115,8 +113,8 @@ def show_verification(result: Verification) -> None:
     _out.print(Text(f"{result.folder} ") + verdict + Text(f" ({basis})."), soft_wrap=True)
 
 
-def show_analysis(document: Mapping[str, Any], report: Path, traffic: Traffic | None = None) -> None:
-    """The findings, a line of each metric over the layers, where the report lies, and what was read for it."""
+def show_analysis(document: Mapping[str, Any], report: Path) -> None:
+    """The findings, a line of each metric over the layers, and where the report lies."""
     model = document["model"]
     title = " against ".join([model["name"], *(other["name"] for other in document["against"])])
     _out.print(Text(title, style="bold"), soft_wrap=True)
@@ -131,12 +129,11 @@ def show_analysis(document: Mapping[str, Any], report: Path, traffic: Traffic | 
         _out.print(f"  {rest} more in the report.", style="dim")
     _print_block(_metric_table(document))
     _out.print(Text.assemble("report ", (str(report), "bold")), soft_wrap=True)
-    _show_traffic(traffic)
 
 
-def _show_traffic(traffic: Traffic | None) -> None:
+def show_traffic(traffic: Traffic | None, quiet: bool) -> None:
     """What really went over the network."""
-    if traffic is not None:
+    if traffic is not None and not quiet:
         again = f", {_count(traffic.retries, 'retry', 'retries')}" if traffic.retries else ""
         _err.print(f"Read {size(traffic.nbytes)} in {_count(traffic.requests, 'request', 'requests')}{again}.")
 

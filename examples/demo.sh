@@ -29,6 +29,7 @@ Done. What to look at next:
   $DEMO/minilm-ailora-r8/README.md      the model card: how to load base and adapter in each trainer
   $DEMO/minilm-ailora-r8/ailora.json    every number that was measured, module by module
   $DEMO/minilm-ailora-r8/ailora_init/   the adapter, ready for PeftModel.from_pretrained
-and with a model of your own:
+and with a model of your own, or any on the Hub:
   $BIN/ailora-tools init path/to/model --rank 8
+  $BIN/ailora-tools analyze Qwen/Qwen2.5-0.5B
 EOF

@@ -64,13 +64,17 @@ class Repo:
     branches: tuple[str, ...] = ()
     private: bool = False
     gated: bool = False
+    _hashed: dict[str, tuple[bytes, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         content = json.dumps({name: self.etag(name) for name in sorted(self.files)})
         self.commit = self.commit or hashlib.sha1(content.encode()).hexdigest()
 
     def etag(self, name: str) -> str:
-        return hashlib.sha256(self.files[name]).hexdigest()
+        data = self.files[name]
+        if self._hashed.get(name, (None, ""))[0] is not data:
+            self._hashed[name] = (data, hashlib.sha256(data).hexdigest())
+        return self._hashed[name][1]
 
     def knows(self, revision: str) -> bool:
         return revision in ("main", self.commit, *self.branches)
@@ -244,8 +248,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send(self, body: bytes, fault: Fault) -> None:
         end = len(body) if fault.cut is None else min(fault.cut, len(body))
-        for low in range(0, end, 1 << 16):
-            part = body[low : min(low + (1 << 16), end)]
+        for low in range(0, end, 1 << 18):
+            part = body[low : min(low + (1 << 18), end)]
             self.server.hub.pace(len(part))
             self.wfile.write(part)
         time.sleep(fault.stall)
