@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from inspect import signature
 from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 import huggingface_hub as hub
 from huggingface_hub import constants, errors
-from huggingface_hub.utils import build_hf_headers, get_session, http_backoff  # type: ignore[attr-defined]
+from huggingface_hub.utils import build_hf_headers, get_session  # type: ignore[attr-defined]
 
 from ..errors import CheckpointError
 from .transfer import BUSY, Traffic, TransientError, retry_after
@@ -24,9 +23,7 @@ from .transfer import BUSY, Traffic, TransientError, retry_after
 _LIBRARY = "ailora-tools"
 _REDIRECTS = {301, 302, 303, 307, 308}
 _MAX_REDIRECTS = 5
-# What the client itself retries on, whatever its version: time-outs, resets, refused connections.
-_PASSING = (*signature(http_backoff).parameters["retry_on_exceptions"].default, ConnectionError, TimeoutError)
-# The base of its HTTP library's errors (httpx.HTTPError since 1.0, requests.HTTPError before) and of the system's.
+# The base of the HTTP library's errors, whichever the client uses: httpx.HTTPError since 1.0, requests' are OSErrors.
 _FAILURES = (errors.HfHubHTTPError.__bases__[0], OSError)
 
 
@@ -127,10 +124,12 @@ class Repository:
             raise CheckpointError(f"{self.name}: not a Hub id: {error}.", "Hub ids have the form org/name.") from None
         except errors.HfHubHTTPError as error:
             raise self._refusal(error, path) from None
-        except _PASSING as error:
-            raise TransientError(f"no answer from {constants.ENDPOINT} ({_brief(error)})") from None
         except _FAILURES as error:  # type: ignore[misc]
-            raise CheckpointError(f"{self._where(path)}: {_brief(error)}.", "Check the connection.") from None
+            if _is_local(error):
+                raise CheckpointError(
+                    f"{self._where(path)}: {_brief(error)}.", "Make room, or check HF_HOME."
+                ) from None
+            raise TransientError(f"no answer from {constants.ENDPOINT} ({_brief(error)})") from None
 
     def _refusal(self, error: errors.HfHubHTTPError, path: str) -> Exception:
         """What a status above 399 means; the client has sorted the well-known ones into classes."""
@@ -171,19 +170,24 @@ def _open(url: str, headers: Mapping[str, str]) -> Iterator[Answer]:
     """One GET through the client's session, without following redirects."""
     session: Any = get_session()
     timeout, host = _timeout(), urlsplit(url).netloc
-    if hasattr(session, "stream"):  # httpx, since huggingface_hub 1.0
+    if callable(getattr(session, "stream", None)):  # httpx, since huggingface_hub 1.0
         with session.stream("GET", url, headers=headers, timeout=timeout, follow_redirects=False) as response:
             yield Answer(host, response.status_code, response.headers, response.iter_raw())
     else:
         found = session.get(url, headers=headers, timeout=timeout, allow_redirects=False, stream=True)
         with closing(found):
-            parts = found.raw.stream(1 << 16, decode_content=False)
-            yield Answer(host, found.status_code, found.headers, parts)
+            yield Answer(host, found.status_code, found.headers, found.iter_content(1 << 16))
 
 
 def _timeout() -> float:
     """Seconds without a byte after which an attempt has failed; the user's HF_HUB_DOWNLOAD_TIMEOUT."""
     return float(constants.HF_HUB_DOWNLOAD_TIMEOUT)
+
+
+def _is_local(error: BaseException) -> bool:
+    """Whether the system refused something here, such as room on the disk, and not the network."""
+    network = isinstance(error, (ConnectionError, TimeoutError))
+    return isinstance(error, OSError) and error.errno is not None and not network
 
 
 def _is_hub(url: str) -> bool:
@@ -202,4 +206,5 @@ def _gated(page: str) -> str:
 
 
 _PRIVATE = "Check the spelling; for a private model log in first: `hf auth login`, or set HF_TOKEN."
+_ROOM = "Make room, or check HF_HOME."
 _GO_ONLINE = "Unset HF_HUB_OFFLINE, or download the model first: `hf download org/name`."
