@@ -215,6 +215,7 @@ class _Meter:
 
     def __init__(self) -> None:
         self.arrived: Callable[[], int] | None = None
+        self.total = 0
         self._looks: deque[tuple[float, int]] = deque(maxlen=50)
 
     def column(self) -> ProgressColumn:
@@ -237,7 +238,7 @@ class _Meter:
         self._looks.append((monotonic(), self.arrived()))
         (then, before), (now, after) = self._looks[0], self._looks[-1]
         rate = f", {size((after - before) / (now - then))}/s" if now > then else ""
-        return f"{size(after)}{rate}"
+        return f"{size(after)} of {size(self.total)}{rate}"
 
 
 class _Progress:
@@ -257,7 +258,7 @@ class _Progress:
             self._bar.update(self._task, advance=1, label=escape(label))
 
     def reading(self, arrived: Callable[[], int], nbytes: int, total: int) -> None:
-        self._meter.arrived = arrived
+        self._meter.arrived, self._meter.total = arrived, nbytes
         self.notice(f"reading {size(nbytes)} of {size(total)} over the network: {_durations(nbytes)}")
 
     def notice(self, text: str) -> None:

@@ -142,6 +142,11 @@ class Operation:
         copied = [(name, self.checkpoint.files.size(name)) for name in self.companions]
         return copied + [(shard, header.file_size) for shard, header in self.checkpoint.headers.items()]
 
+    @property
+    def source_bytes(self) -> int:
+        """Size of the shards and of the files that would be copied beside them."""
+        return self.checkpoint.nbytes + sum(self.checkpoint.files.size(name) for name in companions(self.checkpoint))
+
     def job(self) -> dict[str, Any]:
         """What a resumed run must agree on, as JSON."""
         return {"version": version("ailora-tools"), "source": self.source(), **asdict(self.settings)}

@@ -115,7 +115,7 @@ def initialize(
     operation = Operation(checkpoint, plan, row, settings, folder)
     for text in plan.notices:
         progress.notice(text)
-    announce(checkpoint.files, operation.reads, checkpoint.nbytes, progress)
+    announce(checkpoint.files, operation.reads, operation.source_bytes, progress)
     if dry_run:
         return Initialization(operation, None)
     with building(folder, operation.job(), overwrite=overwrite, resume=resume) as work:
@@ -149,7 +149,7 @@ def _operate(operation: Operation, work: WorkFolder, progress: Progress) -> Mani
             record = operation.record(target, surgery.numbers, before, after, sha256(A, B))
             package.store(record, A, B, residual)
             progress.advance(target.label)
-        progress.start("Hashing", len(base.shards), 0)
+        progress.start("Copying", len(base.shards), 0)
         for shard in package.seal():
             progress.advance(shard)
         return _describe(operation, work.tree, package, str(device))
