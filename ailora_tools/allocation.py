@@ -14,7 +14,7 @@ from typing import Any
 
 from .errors import OptionError
 from .ranks import FORMAT, VERSION
-from .targets.plan import Plan
+from .targets.projections import Plan
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
 

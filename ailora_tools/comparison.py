@@ -16,7 +16,9 @@ from .checkpoint.header import Header, TensorInfo
 from .checkpoint.index import Checkpoint, read_checkpoint, read_header, read_json
 from .checkpoint.source import open_files
 from .errors import CheckpointError, TargetError, listed
-from .targets.plan import SUPPORTED_DTYPES, Plan, Target, make_plan
+from .targets.layouts import Part
+from .targets.plan import SUPPORTED_DTYPES, make_plan
+from .targets.projections import Plan, Target
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,17 +58,19 @@ def open_tuned(model: str | Path, checkpoint: Checkpoint, plan: Plan, options: M
     _require_same_type(checkpoint, tuned)
     other = make_plan(tuned, **options)
     places = {(target.role, target.stack, target.layer): target for target in other.targets}
-    pairs = {target.tensor: places.pop((target.role, target.stack, target.layer), None) for target in plan.targets}
+    pairs = {target.label: places.pop((target.role, target.stack, target.layer), None) for target in plan.targets}
     _require_pairs(tuned.location, plan, pairs, list(places.values()))
-    return TunedCheckpoint(tuned.files, {name: pair for name, pair in pairs.items() if pair is not None})
+    names = {target.label: target.tensor for target in plan.targets}
+    return TunedCheckpoint(tuned.files, {label: pair for label, pair in pairs.items() if pair is not None}, names)
 
 
 @dataclass(frozen=True)
 class TunedCheckpoint:
-    """Another checkpoint; `pairs` maps the base's tensor names to its targets."""
+    """Another checkpoint; `pairs` maps the base's labels to its targets, `names` to the base's tensor names."""
 
     files: Files
     pairs: Mapping[str, Target]
+    names: Mapping[str, str]
     kind: str = "checkpoint"
 
     @property
@@ -75,12 +79,14 @@ class TunedCheckpoint:
 
     @property
     def read_bytes(self) -> int:
-        return sum(target.nbytes for target in self.pairs.values())
+        tensors = {(pair.file, pair.start): pair.stop - pair.start for pair in self.pairs.values()}
+        return sum(tensors.values())
 
     @property
     def notices(self) -> tuple[str, ...]:
         """Pairs that only match without a prefix."""
-        renamed = [(name, pair.tensor) for name, pair in self.pairs.items() if name != pair.tensor]
+        renamed = [(self.names[label], pair.tensor) for label, pair in self.pairs.items()]
+        renamed = [(name, other) for name, other in renamed if name != other]
         if not renamed:
             return ()
         first, second = renamed[0]
@@ -88,12 +94,12 @@ class TunedCheckpoint:
 
     def difference(self, target: Target, W: Tensor) -> Difference:
         """W1 - W in float64 and its singular values."""
-        from .checkpoint.stream import load_matrix
         from .linalg.spectrum import spectrum
         from .metrics.change import Difference, require_finite
+        from .parts import load_projection
 
-        pair = self.pairs[target.tensor]
-        tuned = load_matrix(self.files, pair.file, pair).to(W.device)
+        pair = self.pairs[target.label]
+        tuned = load_projection(self.files, pair).to(W.device)
         require_finite(tuned, f"{self.origin.text}: {pair.tensor}")
         delta = tuned.double() - W.double()
         return Difference(delta, tuned, spectrum(delta).S, low_rank=False)
@@ -111,7 +117,7 @@ class Factors:
 
 @dataclass(frozen=True)
 class TunedAdapter:
-    """A LoRA folder; `factors` maps the base's tensor names to their factors, absent where it leaves W alone."""
+    """A LoRA folder; `factors` maps the base's labels to their factors, absent where it leaves W alone."""
 
     files: Files
     factors: Mapping[str, Factors]
@@ -133,14 +139,15 @@ class TunedAdapter:
         from .linalg.spectrum import low_rank_spectrum, spectrum
         from .metrics.change import Difference
 
-        factors = self.factors.get(target.tensor)
+        factors = self.factors.get(target.label)
         if factors is None:
             return Difference(torch.zeros_like(W, dtype=torch.float64), W, torch.zeros(1, dtype=torch.float64), True)
-        A, B = (self._load(info, W) for info in (factors.A, factors.B))
+        A, B = self._load(factors.A, W), _own_rows(self._load(factors.B, W), target)
         delta = (factors.scaling * B) @ A
         if factors.magnitude is not None:
             tuned = W.double() + delta
-            tuned *= (self._load(factors.magnitude, W).view(-1) / tuned.norm(dim=1))[:, None]
+            magnitude = _own_rows(self._load(factors.magnitude, W).view(-1, 1), target)
+            tuned *= magnitude / tuned.norm(dim=1, keepdim=True)
             delta = tuned - W.double()
             return Difference(delta, tuned, spectrum(delta).S, low_rank=True)
         return Difference(delta, W, low_rank_spectrum(factors.scaling * B, A).cpu(), low_rank=True)
@@ -152,6 +159,13 @@ class TunedAdapter:
         loaded = load_matrix(self.files, ADAPTER_WEIGHTS, info).to(W.device)
         require_finite(loaded, f"{self.origin.text}: {info.name}")
         return loaded.double()
+
+
+def _own_rows(B: Tensor, target: Target) -> Tensor:
+    """The outputs of one projection among those of its module."""
+    from .parts import gather
+
+    return gather(B, None if target.part is None else Part(target.part.runs))
 
 
 def _adapter(files: Files, checkpoint: Checkpoint, plan: Plan) -> TunedAdapter:
@@ -170,7 +184,8 @@ def _adapter(files: Files, checkpoint: Checkpoint, plan: Plan) -> TunedAdapter:
     for target in plan.targets:
         name = _match(target.module, modules)
         if name is not None:
-            factors[target.tensor] = _factors(folder, left.pop(name), config, name, target)
+            left.pop(name, None)
+            factors[target.label] = _factors(folder, modules[name], config, name, target)
     if not factors:
         raise TargetError(
             f"{folder}: none of its {len(modules)} adapted modules ({listed(sorted(modules))}) is one of the "
@@ -201,7 +216,7 @@ def _factors(
 ) -> Factors:
     A, B = parts.get("A"), parts.get("B")
     shapes = tuple(part.shape if part else None for part in (B, A))
-    rows, columns = target.shape
+    rows, columns = target.sides
     if A is None or B is None or shapes != ((rows, A.shape[0]), (B.shape[1], columns)):
         raise TargetError(
             f"{folder}: B and A of {module} have shapes {shapes}; for {target.tensor} of shape {target.shape} "
@@ -255,11 +270,11 @@ def _require_same_type(base: Checkpoint, tuned: Checkpoint) -> None:
 def _require_pairs(
     location: str, plan: Plan, pairs: Mapping[str, Target | None], extra: list[Target]
 ) -> None:  # fmt: skip
-    missing = [target.label for target in plan.targets if pairs[target.tensor] is None]
+    missing = [target.label for target in plan.targets if pairs[target.label] is None]
     wrong = [
         f"{target.tensor} is {list(target.shape)} and {list(pair.shape)} there"
         for target in plan.targets
-        if (pair := pairs[target.tensor]) is not None and pair.shape != target.shape
+        if (pair := pairs[target.label]) is not None and pair.shape != target.shape
     ]
     faults = [
         *([f"it lacks {listed(missing, 6)}"] if missing else []),

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .checkpoint.files import Origin
     from .checkpoint.transfer import Traffic
     from .output.manifest import ModuleRecord
-    from .targets.plan import Target
+    from .targets.projections import Target
     from .verbs.initialize import Initialization
     from .verbs.inspect import Inspection
     from .verbs.verify import Verification

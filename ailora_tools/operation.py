@@ -19,7 +19,8 @@ from .output.adapter import AdapterModule, adapter_config, write_json
 from .output.base import ShardLayout, companions, keep_layout, recast_layout
 from .output.card import CardFacts, model_card
 from .output.manifest import Manifest, ModuleRecord, fingerprint
-from .targets.plan import Plan, Target, target_modules
+from .targets.plan import target_modules
+from .targets.projections import Plan, Target, Unit
 
 if TYPE_CHECKING:
     from .decompose import Numbers, Recipe
@@ -56,11 +57,6 @@ class Settings:
     def alpha_of(self, module: str) -> int:
         """A listed module without an alpha of its own has its rank: scaling 1."""
         return self.alpha_pattern.get(module, self.rank_pattern.get(module, self.alpha))
-
-    def scaling_of(self, module: str) -> float:
-        """alpha / r, or alpha / sqrt(r) with rsLoRA (arXiv 2312.03732)."""
-        rank, alpha = self.rank_of(module), self.alpha_of(module)
-        return alpha / rank**0.5 if self.rslora else alpha / rank
 
 
 @dataclass(frozen=True)
@@ -106,9 +102,19 @@ class Operation:
 
     @cached_property
     def modules(self) -> tuple[AdapterModule, ...]:
-        settings, targets = self.settings, self.plan.targets
-        sizes = ((target, settings.rank_of(target.module), settings.alpha_of(target.module)) for target in targets)
-        return tuple(AdapterModule(target.module, target.shape, rank, alpha) for target, rank, alpha in sizes)
+        """One adapter a module. A fused module has the ranks and the alphas of its projections together, which keeps
+        the scaling alpha / r of each; with rsLoRA both sides of `scaling` see the sums."""
+        return tuple(self._adapter(unit) for unit in self.plan.units)
+
+    def _adapter(self, unit: Unit) -> AdapterModule:
+        count, module = len(unit.targets), unit.module
+        rank, alpha = self.settings.rank_of(module), self.settings.alpha_of(module)
+        return AdapterModule(module, unit.sides, count * rank, count * alpha)
+
+    def scaling(self, unit: Unit) -> float:
+        """What PEFT multiplies B A with: alpha / r, or alpha / sqrt(r) with rsLoRA (arXiv 2312.03732)."""
+        adapter = self._adapter(unit)
+        return adapter.alpha / adapter.rank**0.5 if self.settings.rslora else adapter.alpha / adapter.rank
 
     @cached_property
     def layouts(self) -> Mapping[str, ShardLayout]:
@@ -116,8 +122,8 @@ class Operation:
         if not self.method.residual:
             return {}
         dtypes: dict[str, dict[str, str]] = {shard: {} for shard in self.checkpoint.headers}
-        for target in self.plan.targets:
-            dtypes[target.file][target.tensor] = self.base_dtype(target)
+        for unit in self.plan.units:
+            dtypes[unit.file][unit.tensor] = self.base_dtype(unit)
         lay_out = keep_layout if self.settings.base_dtype == "keep" else recast_layout
         return {shard: lay_out(header, dtypes[shard]) for shard, header in self.checkpoint.headers.items()}
 
@@ -167,7 +173,7 @@ class Operation:
         text = {"tool": "ailora-tools", "version": version("ailora-tools"), "method": settings.method}
         return {**text, "rank": str(settings.rank), "seed": str(settings.seed)}
 
-    def recipe(self, target: Target) -> Recipe:
+    def recipe(self, unit: Unit, target: Target) -> Recipe:
         """What `decompose` is to do with one matrix."""
         from .checkpoint.stream import DTYPES
         from .decompose import Recipe
@@ -175,21 +181,23 @@ class Operation:
         return Recipe(
             rule=self.method.rules[target.role],
             rank=self.settings.rank_of(target.module),
-            scaling=self.settings.scaling_of(target.module),
+            scaling=self.scaling(unit),
             adapter_dtype=DTYPES[ADAPTER_DTYPES[self.settings.adapter_dtype]],
-            base_dtype=DTYPES[self.base_dtype(target)],
+            base_dtype=DTYPES[self.base_dtype(unit)],
             rounding=self.settings.rounding,
             seed=self.settings.seed,
-            name=target.tensor,
+            name=target.tensor if target.part is None else f"{target.tensor} ({target.role})",
         )
 
-    def base_dtype(self, target: Target) -> str:
-        """The dtype of a target in the residual base; never narrower than in the source."""
-        widened = self.settings.base_dtype == "float32" and target.dtype in ("F16", "BF16")
-        return "F32" if widened else target.dtype
+    def base_dtype(self, unit: Unit) -> str:
+        """The dtype of a tensor in the residual base; never narrower than in the source."""
+        widened = self.settings.base_dtype == "float32" and unit.dtype in ("F16", "BF16")
+        return "F32" if widened else unit.dtype
 
-    def record(self, target: Target, numbers: Numbers, before: str, after: str, adapter: str) -> ModuleRecord:
-        """The manifest's entry for one module; the last three are SHA-256 of W, W_res, and A and B."""
+    def record(
+        self, unit: Unit, target: Target, numbers: Numbers, before: str, after: str, adapter: str
+    ) -> ModuleRecord:
+        """The manifest's entry for one projection; the last three are SHA-256 of W, W_res, and the module's A and B."""
         return ModuleRecord(
             module=target.module,
             tensor=target.tensor,
@@ -199,11 +207,13 @@ class Operation:
             stack=target.stack,
             shape=target.shape,
             dtype=target.dtype,
-            base_dtype=self.base_dtype(target),
+            base_dtype=self.base_dtype(unit),
+            part=None if target.part is None else {"runs": target.part.runs, "transposed": target.part.transposed},
+            outputs=unit.sides[0],
             rule=self.method.rules[target.role],
             rank=self.settings.rank_of(target.module),
             alpha=self.settings.alpha_of(target.module),
-            scaling=self.settings.scaling_of(target.module),
+            scaling=self.scaling(unit),
             source_sha256=before,
             base_sha256=after,
             adapter_sha256=adapter,
@@ -221,6 +231,7 @@ class Operation:
             revision=None if self.layouts else origin.revision,
             architectures=self.architectures,
             rslora=self.settings.rslora,
+            transposed=any(unit.transposed for unit in self.plan.units),
         )
 
     def card(self, records: Sequence[ModuleRecord]) -> str:
@@ -248,8 +259,8 @@ class Operation:
         index = json.loads((tree / name).read_text(encoding="utf-8"))
         headers = self.checkpoint.headers
         total = sum(info.nbytes for header in headers.values() for info in header.tensors.values())
-        for target in self.plan.targets:
-            total += tensor_bytes(self.base_dtype(target), target.shape) - target.nbytes
+        for unit in self.plan.units:
+            total += tensor_bytes(self.base_dtype(unit), unit.shape) - (unit.stop - unit.start)
         index["metadata"] = {**index.get("metadata", {}), "total_size": total}
         write_json(tree / name, index)
 

@@ -28,7 +28,7 @@ class Family:
 def build(name: str) -> nn.Module:
     """The model with all parameters random and large enough that no zero bias or weak attention hides a fault."""
     torch.manual_seed(0)
-    model = FAMILIES[name].build().eval()
+    model = {**FAMILIES, **FUSED}[name].build().eval()
     for parameter in model.parameters():
         if not parameter.any():
             nn.init.normal_(parameter, std=0.05)
@@ -273,6 +273,52 @@ FAMILIES: Mapping[str, Family] = {
         ),
         _pair,
         lambda: _pair(1, 1),
+    ),
+}  # fmt: skip
+
+
+_HEADED = {"n_embd": _HIDDEN, "n_layer": 2, "n_head": 6, "vocab_size": _WORDS, "n_positions": 32}
+_MLA = {
+    **_TEXT, "num_key_value_heads": 6, "kv_lora_rank": 14, "qk_nope_head_dim": 6, "qk_rope_head_dim": 4,
+    "v_head_dim": 7, "head_dim": 4, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1,
+    "moe_intermediate_size": 20, "first_k_dense_replace": 1, "pad_token_id": 0,
+}  # fmt: skip
+_DELTA = {"layer_types": ["full_attention", "linear_attention"], "linear_num_key_heads": 2, "head_dim": 10,
+          "linear_num_value_heads": 2, "linear_key_head_dim": 6, "linear_value_head_dim": 6, "num_experts": 4,
+          "num_experts_per_tok": 2, "moe_intermediate_size": 20, "shared_expert_intermediate_size": 20}  # fmt: skip
+
+
+def _falcon(**changes: Any) -> Family:
+    return _decoder(hf.FalconForCausalLM, hf.FalconConfig, **{"bias": True, "ffn_hidden_size": 50, **changes})
+
+
+# Models whose W^Q or W^V is a part of a larger tensor.
+FUSED: Mapping[str, Family] = {
+    "gpt2": _decoder(hf.GPT2LMHeadModel, hf.GPT2Config, **_HEADED),
+    "openai-gpt": Family(lambda: hf.OpenAIGPTLMHeadModel(hf.OpenAIGPTConfig(**_HEADED)), _words, _word),
+    "gpt-neox": _decoder(hf.GPTNeoXForCausalLM, hf.GPTNeoXConfig),
+    "bloom": _decoder(hf.BloomForCausalLM, hf.BloomConfig, n_layer=2, n_head=6),
+    "falcon, one key": _falcon(multi_query=True, new_decoder_architecture=False),
+    "falcon, groups": _falcon(new_decoder_architecture=True, num_kv_heads=2),
+    "falcon, heads": _falcon(multi_query=False, new_decoder_architecture=False),
+    "mpt": _decoder(hf.MptForCausalLM, hf.MptConfig, d_model=_HIDDEN, n_heads=6, n_layers=2, max_seq_len=32),
+    "phi3, grouped": _decoder(hf.Phi3ForCausalLM, hf.Phi3Config),
+    "gpt-bigcode, one key": _decoder(hf.GPTBigCodeForCausalLM, hf.GPTBigCodeConfig, **_HEADED, multi_query=True),
+    "gpt-bigcode, heads": _decoder(hf.GPTBigCodeForCausalLM, hf.GPTBigCodeConfig, **_HEADED, multi_query=False),
+    "persimmon": _decoder(
+        hf.PersimmonForCausalLM, hf.PersimmonConfig, hidden_size=48, num_key_value_heads=6, qk_layernorm=False
+    ),
+    "codegen": Family(
+        lambda: hf.CodeGenForCausalLM(hf.CodeGenConfig(**{**_HEADED, "n_embd": 48, "n_head": 8}, rotary_dim=4)),
+        _words,
+        _word,
+    ),
+    "modernbert": _encoder(hf.ModernBertForMaskedLM, hf.ModernBertConfig, global_attn_every_n_layers=1),
+    "deberta": _encoder(hf.DebertaForMaskedLM, hf.DebertaConfig),
+    "qwen3-next, gated queries": _decoder(hf.Qwen3NextForCausalLM, hf.Qwen3NextConfig, **_DELTA),
+    "deepseek-v3, latent": _decoder(hf.DeepseekV3ForCausalLM, hf.DeepseekV3Config, **_MLA, q_lora_rank=13),
+    "deepseek-v2, latent, plain queries": _decoder(
+        hf.DeepseekV2ForCausalLM, hf.DeepseekV2Config, **_MLA, q_lora_rank=None
     ),
 }  # fmt: skip
 

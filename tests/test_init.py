@@ -12,7 +12,7 @@ import torch
 from checkpoints import llama_tensors, tree, write_checkpoint
 from safetensors.torch import load_file
 
-import ailora_tools.decompose
+import ailora_tools.surgery
 from ailora_tools import initialize, verify
 from ailora_tools.checkpoint.index import open_checkpoint
 from ailora_tools.errors import NumericalError, OutputError
@@ -85,9 +85,9 @@ def test_a_resumed_run_gives_the_same_bytes_without_doing_work_twice(
         initialize(src, 4, output=out, overwrite=True, progress=Interrupting(after))
     assert tree(out) == whole, "the old result stays until the new one is complete"
     done = []
-    real = ailora_tools.decompose.decompose
+    real = ailora_tools.surgery.decompose
     monkeypatch.setattr(
-        ailora_tools.decompose, "decompose", lambda W, recipe: done.append(recipe.name) or real(W, recipe)
+        ailora_tools.surgery, "decompose", lambda W, recipe: done.append(recipe.name) or real(W, recipe)
     )
     assert tree(initialize(src, 4, output=out, overwrite=True, resume=True).folder) == whole
     assert len(done) == max(0, 8 - after)

@@ -74,6 +74,7 @@ def adapter_config(
     revision: str | None,
     architectures: Sequence[str],
     rslora: bool,
+    transposed: bool = False,
 ) -> dict[str, Any]:
     """adapter_config.json of a LoRA that starts from stored factors.
 
@@ -87,7 +88,7 @@ def adapter_config(
         "alpha_pattern": {item.module: item.alpha for item in odd},
         "base_model_name_or_path": base,
         "bias": "none",
-        "fan_in_fan_out": False,
+        "fan_in_fan_out": transposed,
         "inference_mode": True,
         "init_lora_weights": True,
         "lora_alpha": alpha,

@@ -94,27 +94,36 @@ def _config_faults(config: dict[str, Any], manifest: Manifest) -> Iterator[str]:
         yield f"target_modules do not reach {listed(missed)}"
     if config.get("peft_type") != "LORA":
         yield f"peft_type is {config.get('peft_type')!r}, not 'LORA'"
-    for record in manifest.modules:
-        rank = _lookup(config.get("rank_pattern"), record.module, config.get("r"))
-        alpha = _lookup(config.get("alpha_pattern"), record.module, config.get("lora_alpha"))
+    for module, records in _by_module(manifest.modules).items():
+        rank = _lookup(config.get("rank_pattern"), module, config.get("r"))
+        alpha = _lookup(config.get("alpha_pattern"), module, config.get("lora_alpha"))
         found = (rank, alpha, bool(config.get("use_rslora")))
-        expected = (record.rank, record.alpha, bool(manifest.settings["rslora"]))
+        sums = (sum(record.rank for record in records), sum(record.alpha for record in records))
+        expected = (*sums, bool(manifest.settings["rslora"]))
         if found != expected:
-            yield f"{record.module} gets (rank, alpha, rslora) {found}, expected {expected}"
+            yield f"{module} gets (rank, alpha, rslora) {found}, expected {expected}"
 
 
 def _tensor_faults(header: Header, modules: Sequence[ModuleRecord]) -> Iterator[str]:
     expected = {}
-    for record in modules:
-        name_a, name_b = tensor_names(record.module)
-        expected[name_a] = (record.rank, record.shape[1])
-        expected[name_b] = (record.shape[0], record.rank)
+    for module, records in _by_module(modules).items():
+        name_a, name_b = tensor_names(module)
+        rank = sum(record.rank for record in records)
+        expected[name_a] = (rank, records[0].shape[1])
+        expected[name_b] = (records[0].outputs, rank)
     for name, shape in expected.items():
         if name not in header.tensors:
             yield f"{name} is missing"
         elif header.tensors[name].shape != shape:
             yield f"{name} has shape {header.tensors[name].shape}, expected {shape}"
     yield from (f"{name} belongs to no module" for name in header.tensors if name not in expected)
+
+
+def _by_module(records: Sequence[ModuleRecord]) -> dict[str, list[ModuleRecord]]:
+    groups: dict[str, list[ModuleRecord]] = {}
+    for record in records:
+        groups.setdefault(record.module, []).append(record)
+    return groups
 
 
 def _hits(target: str, module: str) -> bool:

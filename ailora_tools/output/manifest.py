@@ -21,10 +21,12 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class ModuleRecord:
-    """One module: where it lies, what was asked, and the numbers measured on what is stored.
+    """One projection: where it lies, what was asked, and the numbers measured on what is stored.
 
-    `source_sha256` and `base_sha256` are over the tensor's bytes before and after, `adapter_sha256` over those
-    of A and then B; the numbers are those of `decompose.Numbers`.
+    In a fused module `part` names the lines (rows, or columns if it is transposed) that are W, and the module's
+    adapter has the ranks of its projections one after the other, W^Q first. `source_sha256` and `base_sha256` are over
+    the bytes of W (out, in) before and after, `adapter_sha256` over those of the module's A and then B; the numbers are
+    those of `decompose.Numbers`.
     """
 
     module: str
@@ -36,6 +38,8 @@ class ModuleRecord:
     shape: tuple[int, int]
     dtype: str
     base_dtype: str
+    part: Mapping[str, Any] | None
+    outputs: int  # of the module: rows of B
     rule: str
     rank: int
     alpha: int
@@ -122,5 +126,7 @@ def _from_json(body: dict[str, Any]) -> Manifest:
 
 def module_record(entry: Mapping[str, Any]) -> ModuleRecord:
     """A record from its JSON form; TypeError or KeyError if fields are missing or unknown."""
-    shape, values = tuple(entry["shape"]), tuple(entry["singular_values"])
-    return ModuleRecord(**{**entry, "shape": shape, "singular_values": values})
+    shape, values, part = tuple(entry["shape"]), tuple(entry["singular_values"]), entry["part"]
+    if part is not None:
+        part = {**part, "runs": tuple(tuple(run) for run in part["runs"])}
+    return ModuleRecord(**{**entry, "shape": shape, "singular_values": values, "part": part})

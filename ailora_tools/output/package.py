@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -21,17 +21,19 @@ class Package:
     def __init__(self, work: WorkFolder, adapter: AdapterWriter, base: BaseWriter) -> None:
         self._work, self._adapter, self._base = work, adapter, base
         self._copied = base.copied()
-        self.records: dict[str, ModuleRecord] = {}
+        self.records: dict[str, tuple[ModuleRecord, ...]] = {}
         for entry in work.finished("module"):
-            self._take_over(module_record(entry))
+            self._take_over(tuple(module_record(record) for record in entry["records"]), entry["tensor_sha256"])
 
-    def store(self, record: ModuleRecord, A: memoryview, B: memoryview, residual: memoryview | None) -> None:
-        """Write one module (A (r, in), B (out, r), W_res as bytes), then journal it."""
-        self._adapter.write(record.module, A, B)
+    def store(self, records: Sequence[ModuleRecord], A: memoryview, B: memoryview, residual: memoryview | None) -> None:
+        """Write one module (A (r, in), B (out, r), the tensor of the base, as bytes), then journal it."""
+        module, file, tensor = records[0].module, records[0].file, records[0].tensor
+        self._adapter.write(module, A, B)
         if residual is not None:
-            self._base.write(record.file, record.tensor, residual)
-        self.records[record.module] = record
-        self._work.record({"module": asdict(record)})
+            self._base.write(file, tensor, residual)
+        self.records[module] = tuple(records)
+        digest = None if residual is None else sha256(residual)
+        self._work.record({"module": {"records": [asdict(record) for record in records], "tensor_sha256": digest}})
         self._journal_copies()
 
     def seal(self) -> Iterator[str]:
@@ -53,14 +55,15 @@ class Package:
             for name in names
         }
 
-    def _take_over(self, record: ModuleRecord) -> None:
+    def _take_over(self, records: tuple[ModuleRecord, ...], digest: str | None) -> None:
         """Accept a module of an earlier run if its bytes really are on disk: a power cut may have lost them."""
+        record = records[0]
         held = self._base.read(record.file, record.tensor)
-        if held is not None and sha256(held) != record.base_sha256:
+        if held is not None and sha256(held) != digest:
             return
         if sha256(*self._adapter.read(record.module)) != record.adapter_sha256:
             return
-        self.records[record.module] = record
+        self.records[record.module] = records
         if held is not None:
             self._base.skip(record.file, record.tensor)
 

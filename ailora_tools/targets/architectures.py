@@ -1,4 +1,4 @@
-"""Where W^Q and W^V lie, by `model_type`: one row per family of checkpoints with separate projections.
+"""Where W^Q and W^V lie, by `model_type`: one row per family of checkpoints.
 
 A slot is a path inside the base model with `{layer}` for the layer's number; together with a leaf name and
 `.weight` it is the name of a tensor. The base prefix (`model.`, `bert.`, ...) may stand before it or not.
@@ -8,48 +8,12 @@ A new architecture is a row, or a name in one. Sources: transformers 5.23, `mode
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
+from .fused import FUSED_ROWS
+from .rows import DECODER, QKV_PROJ, Architecture, Slot, leaves, types
 
-@dataclass(frozen=True)
-class Slot:
-    """One kind of attention in a model; `stack` tells several apart ("encoder", "decoder cross", "text")."""
-
-    path: str
-    stack: str = ""
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """One family.
-
-    model_types: model_type -> base prefix of its head classes, "" where there is none.
-    leaves: role -> possible last parts of the module's name in the checkpoint.
-    prefixes: further prefixes under which checkpoints keep the same tower (multimodal models).
-    renames: (expression, replacement, first transformers major) from checkpoint path to module path.
-    """
-
-    family: str
-    model_types: Mapping[str, str]
-    slots: tuple[Slot, ...]
-    leaves: Mapping[str, tuple[str, ...]]
-    prefixes: tuple[str, ...] = ()
-    renames: tuple[tuple[str, str, int], ...] = ()
-
-
-def _types(prefix: str, names: str) -> dict[str, str]:
-    return dict.fromkeys(names.split(), prefix)
-
-
-def _leaves(q: str, k: str, v: str, *o: str) -> dict[str, tuple[str, ...]]:
-    return {"q": (q,), "k": (k,), "v": (v,), "o": o}
-
-
-_QKV_PROJ = _leaves("q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "dense")
-_QUERY = _leaves("query", "key", "value")
-_T5 = _leaves("q", "k", "v", "o")
-
-_DECODER = (Slot("layers.{layer}.self_attn"),)
+_QUERY = leaves("query", "key", "value")
+_T5 = leaves("q", "k", "v", "o")
 _ENCODER_DECODER = (
     Slot("encoder.layers.{layer}.self_attn", "encoder"),
     Slot("decoder.layers.{layer}.self_attn", "decoder"),
@@ -72,7 +36,7 @@ _VIT_LAYERS = ((r"(^|\.)encoder\.layer\.", r"\1layers.", 5),)
 ARCHITECTURES: tuple[Architecture, ...] = (
     Architecture(
         "Llama-like decoder",
-        _types(
+        types(
             "model",
             "llama mistral mixtral ministral ministral3 qwen2 qwen2_moe qwen3 qwen3_moe gemma gemma2 gemma3_text "
             "embedding_gemma2_text vaultgemma olmo olmo2 olmo3 olmoe flex_olmo granite granitemoe granitemoeshared "
@@ -81,63 +45,63 @@ ARCHITECTURES: tuple[Architecture, ...] = (
             "seed_oss hunyuan_v1_dense hunyuan_v1_moe dots1 minimax_m2 bitnet "
             "diffllama doge cwm solar_open hy_v3 mellum jais2 afmoe nanochat",
         ),
-        _DECODER,
-        _QKV_PROJ,
+        DECODER,
+        QKV_PROJ,
         ("transformer.",),  # of the classes for question answering
     ),
     Architecture(
         "Hybrid decoder",
-        _types(
+        types(
             "model",
             "jamba bamba falcon_h1 granitemoehybrid lfm2 lfm2_moe olmo_hybrid gemma3n_text gemma4_text",
         ),
-        _DECODER,
-        _QKV_PROJ,
+        DECODER,
+        QKV_PROJ,
     ),
     Architecture(
         "Multimodal, text tower",
-        _types(
+        types(
             "model",
             "llava llava_next llava_next_video llava_onevision vipllava video_llava mistral3 gemma3 gemma3n gemma4 "
             "paligemma qwen2_vl qwen2_5_vl qwen3_vl qwen3_vl_moe internvl aya_vision glm4v cohere2_vision got_ocr2 "
             "embedding_gemma2",
         ),
         (Slot("layers.{layer}.self_attn", "text"),),
-        _QKV_PROJ,
+        QKV_PROJ,
         ("language_model.", "language_model.model.", "model.language_model.", "model.language_model.model."),
         ((r"^(language_model\.|language_model\.model\.|model\.)layers\.", "model.language_model.layers.", 4),),
     ),
     Architecture(
         "Multimodal, text tower (Idefics)",
-        _types("model", "idefics2 idefics3 smolvlm"),
+        types("model", "idefics2 idefics3 smolvlm"),
         (Slot("text_model.layers.{layer}.self_attn", "text"),),
-        _QKV_PROJ,
+        QKV_PROJ,
     ),
     Architecture(
         "Llama-4 multimodal, text tower",
-        _types("language_model.model", "llama4"),
+        types("language_model.model", "llama4"),
         (Slot("layers.{layer}.self_attn", "text"),),
-        _QKV_PROJ,
+        QKV_PROJ,
     ),
     Architecture(
         "OPT-like decoder",
-        _types("model", "opt xglm biogpt") | {"biogpt": "biogpt"},
+        types("model", "opt xglm biogpt") | {"biogpt": "biogpt"},
         (Slot("decoder.layers.{layer}.self_attn"), Slot("layers.{layer}.self_attn")),
-        _QKV_PROJ,
+        QKV_PROJ,
     ),
     Architecture(
         "BART-like encoder-decoder",
-        _types(
+        types(
             "model",
             "bart mbart pegasus pegasus_x marian blenderbot blenderbot-small m2m_100 plbart mvp nllb-moe whisper "
             "speech_to_text trocr",
         ),
         _ENCODER_DECODER,
-        _QKV_PROJ,
+        QKV_PROJ,
     ),
     Architecture(
         "T5-like",
-        _types("", "t5 mt5 umt5 longt5 switch_transformers udop pop2piano"),
+        types("", "t5 mt5 umt5 longt5 switch_transformers udop pop2piano"),
         (
             Slot("encoder.block.{layer}.layer.0.SelfAttention", "encoder"),
             Slot("encoder.block.{layer}.layer.0.LocalSelfAttention", "encoder"),
@@ -169,40 +133,40 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         "ALBERT (one tensor serves every layer of a group)",
         {"albert": "albert"},
         (Slot("encoder.albert_layer_groups.{layer}.albert_layers.{inner}.attention", "shared"),),
-        _leaves("query", "key", "value", "dense"),
+        leaves("query", "key", "value", "dense"),
     ),
     Architecture(
         "DistilBERT",
         {"distilbert": "distilbert"},
         (Slot("transformer.layer.{layer}.attention"),),
-        _leaves("q_lin", "k_lin", "v_lin", "out_lin"),
+        leaves("q_lin", "k_lin", "v_lin", "out_lin"),
     ),
     Architecture(
         "XLM",
         {"xlm": "transformer", "flaubert": "transformer"},
         (Slot("attentions.{layer}"),),
-        _leaves("q_lin", "k_lin", "v_lin", "out_lin"),
+        leaves("q_lin", "k_lin", "v_lin", "out_lin"),
     ),
     Architecture(
         "DeBERTa-v2",
         {"deberta-v2": "deberta", "sew-d": "sew_d"},
         (Slot("encoder.layer.{layer}.attention.self"), Slot("encoder.encoder.layer.{layer}.attention.self")),
-        _leaves("query_proj", "key_proj", "value_proj"),
+        leaves("query_proj", "key_proj", "value_proj"),
     ),
-    Architecture("GPT-J", {"gptj": "transformer"}, (Slot("h.{layer}.attn"),), _QKV_PROJ),
-    Architecture("GPT-Neo", {"gpt_neo": "transformer"}, (Slot("h.{layer}.attn.attention"),), _QKV_PROJ),
+    Architecture("GPT-J", {"gptj": "transformer"}, (Slot("h.{layer}.attn"),), QKV_PROJ),
+    Architecture("GPT-Neo", {"gpt_neo": "transformer"}, (Slot("h.{layer}.attn.attention"),), QKV_PROJ),
     Architecture(
         "CLIP-like, two towers",
-        _types("", "clip siglip siglip2 metaclip_2 owlvit owlv2 clipseg"),
+        types("", "clip siglip siglip2 metaclip_2 owlvit owlv2 clipseg"),
         _TWO_TOWERS,
-        _QKV_PROJ,
+        QKV_PROJ,
         ("owlvit.", "owlv2.", "clip."),
     ),
     Architecture(
         "CLIP-like, one tower",
-        _types("", "clip_text_model clip_vision_model siglip_text_model siglip_vision_model siglip2_vision_model"),
+        types("", "clip_text_model clip_vision_model siglip_text_model siglip_vision_model siglip2_vision_model"),
         (Slot("encoder.layers.{layer}.self_attn"),),
-        _QKV_PROJ,
+        QKV_PROJ,
         ("text_model.", "vision_model."),
         ((r"^(text|vision)_model\.(?=encoder\.)", "", 5),),
     ),
@@ -230,8 +194,9 @@ ARCHITECTURES: tuple[Architecture, ...] = (
             "unispeech-sat": "unispeech_sat", "sew": "sew", "data2vec-audio": "data2vec_audio",
         },
         (Slot("encoder.layers.{layer}.attention"),),
-        _QKV_PROJ,
+        QKV_PROJ,
     ),
+    *FUSED_ROWS,
 )  # fmt: skip
 
 BY_MODEL_TYPE: Mapping[str, Architecture] = {name: row for row in ARCHITECTURES for name in row.model_types}
@@ -265,11 +230,6 @@ FUSED = {
     "kv_b_proj": "W^K and W^V behind a latent (multi-head latent attention)",
     "kv_proj": "keys and values in one",
 }
-
-# Their q_proj is twice as wide: queries and an output gate, interleaved by head.
-GATED = frozenset(
-    ["qwen3_next", "qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text", "qwen4_exp", "qwen4_exp_text"]
-)
 
 # Types whose W^Q and W^V have tensors of their own that no LoRA adapter can take part of -> why.
 UNREACHABLE = {

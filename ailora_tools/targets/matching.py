@@ -6,7 +6,9 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from .architectures import LEAF_PAIRS, Architecture
+from .architectures import LEAF_PAIRS
+from .layouts import Layout
+from .rows import Architecture
 
 _ROLE_ORDER = ("q", "k", "v", "o")
 
@@ -20,6 +22,7 @@ class Match:
     stack: str
     tensor: str
     prefix: str = ""
+    layout: Layout | None = None
 
 
 def match_table(row: Architecture, base: str, names: Iterable[str], roles: Sequence[str]) -> list[Match]:
@@ -27,19 +30,21 @@ def match_table(row: Architecture, base: str, names: Iterable[str], roles: Seque
     prefixes = sorted({"", *row.prefixes, *([f"{base}."] if base else [])}, key=len, reverse=True)
     head = "|".join(re.escape(prefix) for prefix in prefixes)
     patterns = [
-        (role, slot.stack, re.compile(rf"(?P<prefix>{head}){_expression(slot.path)}\.{re.escape(leaf)}\.weight"))
+        (role, slot.stack, re.compile(rf"(?P<prefix>{head}){_expression(slot.path)}\.{re.escape(leaf)}\.weight"), leaf)
         for slot in row.slots
         for role in roles
         for leaf in row.leaves[role]
     ]
     found = []
     for name in names:
-        for role, stack, pattern in patterns:
-            if hit := pattern.fullmatch(name):
+        roles_here: set[str] = set()
+        for role, stack, pattern, leaf in patterns:
+            if role not in roles_here and (hit := pattern.fullmatch(name)):
+                roles_here.add(role)
                 inner = int(hit.groupdict().get("inner") or 0)
                 label = f"{stack} {inner}" if inner else stack
-                found.append(Match(role, int(hit["layer"]), label, name, hit["prefix"]))
-                break
+                layout = row.layouts.get(leaf)
+                found.append(Match(role, int(hit["layer"]), label, name, hit["prefix"], layout))
     return found
 
 

@@ -6,8 +6,9 @@ import re
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
-from .architectures import BODIES, Architecture
+from .architectures import BODIES
 from .matching import Match
+from .rows import Architecture
 
 _LATEST_MAJOR = 5
 

@@ -3,63 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
 from ..checkpoint.header import TensorInfo
 from ..checkpoint.index import Checkpoint
 from ..errors import OptionError, TargetError, listed
-from .architectures import BY_MODEL_TYPE, FUSED, GATED, UNREACHABLE, Architecture
+from .architectures import BY_MODEL_TYPE, FUSED, UNREACHABLE
+from .layouts import LATENT
 from .matching import Match, match_leaves, match_table, match_template
 from .module_names import installed_transformers_major, module_path
+from .projections import Plan, Target
+from .rows import Architecture
 
 SUPPORTED_DTYPES = ("F64", "F32", "F16", "BF16")
 _PACKED_SUFFIXES = (".qweight", ".weight_packed", ".weight.absmax", ".weight_scale_inv", ".SCB", "_blocks")
-
-
-@dataclass(frozen=True)
-class Target:
-    """One projection: what it is, where its bytes lie (absolute offsets), and its module's path in memory."""
-
-    role: str
-    layer: int
-    stack: str
-    tensor: str
-    module: str
-    file: str
-    dtype: str
-    shape: tuple[int, int]
-    start: int
-    stop: int
-
-    @property
-    def nbytes(self) -> int:
-        return self.stop - self.start
-
-    @property
-    def label(self) -> str:
-        """Such as "q 3" or "v decoder cross 3"."""
-        return " ".join(part for part in (self.role, self.stack, str(self.layer)) if part)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The targets in reading order (file, offset), and what the user should know about their choice."""
-
-    model_type: str | None
-    family: str
-    targets: tuple[Target, ...]
-    notices: tuple[str, ...]
-
-    @property
-    def reads(self) -> list[tuple[str, int]]:
-        """(file, bytes) of every target."""
-        return [(target.file, target.nbytes) for target in self.targets]
-
-    @property
-    def read_bytes(self) -> int:
-        return sum(nbytes for _, nbytes in self.reads)
 
 
 def make_plan(
@@ -86,19 +44,15 @@ def make_plan(
         matches = _select(matches, parse_layers(layers))
     major = transformers_major or installed_transformers_major()
     architectures = _architectures(checkpoint.config)
-    targets = []
+    found = []
     for match in matches:
         file, info = checkpoint.tensors[match.tensor]
         module = module_path(match, None if match.role in templates else row, base, architectures, major)
-        targets.append((match, module, file, info))
-    _require_usable(targets)
-    ordered = sorted(
-        (
-            Target(m.role, m.layer, m.stack, m.tensor, module, file, info.dtype, _pair(info), info.start, info.stop)
-            for m, module, file, info in targets
-        ),
-        key=lambda target: (target.file, target.start),
-    )
+        found.append((match, module, file, info))
+    _require_usable(found)
+    targets = [_target(match, module, file, info, checkpoint.config) for match, module, file, info in found]
+    ordered = sorted(targets, key=lambda target: (target.file, target.start, "qkvo".index(target.role)))
+    notices += _about_layouts(matches)
     family = row.family if row else "Recognised by names"
     return Plan(model_type, family, tuple(ordered), (*checkpoint.files.notices, *notices, *_incomplete(matches, roles)))
 
@@ -148,8 +102,6 @@ def _find(
             f"{checkpoint.location}: {model_type} models cannot be worked on: {UNREACHABLE[model_type]}.",
             "Choose a model of another type.",
         )
-    if model_type in GATED and "q" in rest:
-        raise _gated(model_type or "", checkpoint)
     notices = []
     if row is not None:
         found = match_table(row, base, names, rest)
@@ -198,7 +150,7 @@ def _require_usable(found: Sequence[tuple[Match, str, str, TensorInfo]]) -> None
         elif len(info.shape) != 2 or 0 in info.shape:
             faults.append(f"{info.name} has shape {list(info.shape)}, not that of a matrix")
         place = (match.stack, match.layer, match.role)
-        if module in modules or place in places:
+        if (module in modules and match.layout is None) or place in places:
             faults.append(f"{info.name} is a second tensor for {' '.join(map(str, place)).strip()}")
         modules.add(module)
         places.add(place)
@@ -209,9 +161,34 @@ def _require_usable(found: Sequence[tuple[Match, str, str, TensorInfo]]) -> None
         )
 
 
-def _pair(info: TensorInfo) -> tuple[int, int]:
+def _target(match: Match, module: str, file: str, info: TensorInfo, config: Mapping[str, Any]) -> Target:
     rows, columns = info.shape
-    return rows, columns
+    part, shape = None, (rows, columns)
+    if match.layout is not None:
+        lines, inputs = (columns, rows) if match.layout.transposed else (rows, columns)
+        part = match.layout.part(config, match.role, lines, match.layer, match.tensor)
+        shape = (part.lines, inputs)
+    return Target(
+        match.role, match.layer, match.stack, match.tensor, module, file, info.dtype, shape, info.start, info.stop,
+        (rows, columns), part,
+    )  # fmt: skip
+
+
+def _about_layouts(matches: Sequence[Match]) -> list[str]:
+    """What the user should know about fused tensors."""
+    layouts = {match.layout for match in matches if match.layout is not None}
+    notices = [
+        f"the layout {layout.text} of this model's fused projections is read from its published code and is not proven "
+        "by a test: compare the model with base and adapter against the original before training"
+        for layout in layouts
+        if not layout.proven
+    ]
+    if LATENT in layouts:
+        notices.append(
+            "multi-head latent attention: W^V is the part of kv_b_proj behind the latent, whose norm lies between the "
+            "two factors; its rank is at most that of the latent"
+        )
+    return notices
 
 
 def _incomplete(matches: Sequence[Match], roles: Sequence[str]) -> list[str]:
@@ -240,13 +217,6 @@ def _left_alone(row: Architecture, names: Sequence[str], found: Sequence[Match],
     if len(others) == 1:
         return [f"{others[0]}, of another part of the model, is left alone"]
     return [f"{len(others)} tensors of other parts of the model are left alone, such as {others[0]}"]
-
-
-def _gated(model_type: str, checkpoint: Checkpoint) -> TargetError:
-    return TargetError(
-        f"{checkpoint.location}: in a {model_type} model q_proj holds queries and an output gate, interleaved by head.",
-        "This version works on projections that have a tensor of their own; --roles v leaves W^Q alone.",
-    )
 
 
 def _not_found(

@@ -24,7 +24,8 @@ from ..output.manifest import fingerprint
 from ..progress import Progress, Silent
 from ..report.findings import find
 from ..report.page import render
-from ..targets.plan import Plan, Target, make_plan
+from ..targets.plan import make_plan
+from ..targets.projections import Plan, Target, Unit
 from .announce import announce
 
 if TYPE_CHECKING:
@@ -135,8 +136,12 @@ def _measure(job: _Job, work: WorkFolder, progress: Progress) -> dict[str, Any]:
     """Tensor name -> record, those of an interrupted run included; every finished matrix is kept at once."""
     from ..checkpoint.stream import find_device, stream
     from ..measure import measure
+    from ..parts import gather
 
-    def work_on(target: Target, W: Tensor) -> dict[str, Any]:
+    def work_on(unit: Unit, stored: Tensor) -> dict[str, dict[str, Any]]:
+        return {target.label: look_at(target, gather(stored, target.part)) for target in unit.targets}
+
+    def look_at(target: Target, W: Tensor) -> dict[str, Any]:
         changes = [lambda W, other=other: other.difference(target, W) for other in job.tuned]
         count = job.heads.count(target.role, target.shape) if job.heads else None
         try:
@@ -144,28 +149,28 @@ def _measure(job: _Job, work: WorkFolder, progress: Progress) -> dict[str, Any]:
         except NumericalError as error:
             return {"skipped": error.problem}
 
-    rows = {step["tensor"]: step["record"] for step in work.done}
-    targets = job.plan.targets
-    progress.start("Analysing", len(targets), len(rows))
-    waiting = [target for target in targets if target.tensor not in rows]
+    rows = {label: record for step in work.done for label, record in step["records"].items()}
+    progress.start("Analysing", len(job.plan.targets), len(rows))
+    waiting = [unit for unit in job.plan.units if not {target.label for target in unit.targets} <= rows.keys()]
     device = find_device(job.settings["device"])
-    largest = max((min(target.shape) for target in waiting), default=0)
+    largest = max((min(target.shape) for unit in waiting for target in unit.targets), default=0)
     at_once = 2 if largest <= _LARGE_SIDE else 1
-    for target, record in stream(job.checkpoint.files, waiting, work_on, device, progress.notice, at_once):
-        rows[target.tensor] = record
-        work.record({"tensor": target.tensor, "record": record})
-        progress.advance(target.label)
+    for _, records in stream(job.checkpoint.files, waiting, work_on, device, progress.notice, at_once):
+        rows.update(records)
+        work.record({"records": records})
+        for label in records:
+            progress.advance(label)
     return rows
 
 
 def _document(job: _Job, rows: dict[str, Any], notices: list[str], seconds: float) -> dict[str, Any]:
     """Matrices in natural order, and what was found in them."""
     ordered = sorted(job.plan.targets, key=lambda target: (target.stack, target.layer, _ROLE_ORDER.index(target.role)))
-    matrices = [{**_place(target), **rows[target.tensor]} for target in ordered if "skipped" not in rows[target.tensor]]
+    matrices = [{**_place(target), **rows[target.label]} for target in ordered if "skipped" not in rows[target.label]]
     skipped = [
-        {**_place(target), "reason": rows[target.tensor]["skipped"]}
+        {**_place(target), "reason": rows[target.label]["skipped"]}
         for target in ordered
-        if "skipped" in rows[target.tensor]
+        if "skipped" in rows[target.label]
     ]
     if not matrices:
         raise NumericalError(

@@ -16,16 +16,17 @@ from ..output.atomic import WorkFolder, building, require_outside, require_space
 from ..output.base import BaseWriter, copy_file
 from ..output.manifest import NAME, Manifest
 from ..output.package import Package
-from ..output.spans import sha256, sync_file
+from ..output.spans import sync_file
 from ..progress import Progress, Silent
 from ..ranks import Ranks, read_ranks
-from ..targets.plan import Target, make_plan
+from ..targets.plan import make_plan
+from ..targets.projections import Unit
 from .announce import announce
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..decompose import Surgery
+    from ..surgery import Outcome
 
 
 @dataclass(frozen=True)
@@ -127,28 +128,24 @@ def initialize(
 
 def _operate(operation: Operation, work: WorkFolder, progress: Progress) -> Manifest:
     """The main path: start copying; read, decompose and store one matrix after the other; seal and describe."""
-    files, targets, settings = operation.checkpoint.files, operation.plan.targets, operation.settings
+    files, units, settings = operation.checkpoint.files, operation.plan.units, operation.settings
     dtype = ADAPTER_DTYPES[settings.adapter_dtype]
     adapter = AdapterWriter(work.tree / FOLDER, operation.modules, dtype, operation.note())
     with BaseWriter(files, operation.layouts, work.tree, dict(work.finished("copied"))) as base:
         # Imported here so that torch loads (about a second) while the shards are already being copied.
-        from ..checkpoint.stream import find_device, matrix_bytes, stream
-        from ..decompose import decompose
+        from ..checkpoint.stream import find_device, stream
+        from ..surgery import operate_on
 
-        def operate(target: Target, W: Tensor) -> tuple[Surgery, str]:
-            return decompose(W, operation.recipe(target)).cpu(), sha256(matrix_bytes(W.cpu()))
+        def operate(unit: Unit, stored: Tensor) -> Outcome:
+            return operate_on(unit, stored, operation)
 
         device = find_device(settings.device)
         package = Package(work, adapter, base)
-        progress.start("Decomposing", len(targets), len(package.records))
-        waiting = [target for target in targets if target.module not in package.records]
-        for target, (surgery, before) in stream(files, waiting, operate, device, progress.notice):
-            A, B = matrix_bytes(surgery.A), matrix_bytes(surgery.B)
-            residual = None if surgery.residual is None else matrix_bytes(surgery.residual)
-            after = before if residual is None else sha256(residual)
-            record = operation.record(target, surgery.numbers, before, after, sha256(A, B))
-            package.store(record, A, B, residual)
-            progress.advance(target.label)
+        progress.start("Decomposing", len(units), len(package.records))
+        waiting = [unit for unit in units if unit.module not in package.records]
+        for unit, outcome in stream(files, waiting, operate, device, progress.notice):
+            package.store(outcome.records, outcome.A, outcome.B, outcome.residual)
+            progress.advance(unit.label)
         progress.start("Copying", len(base.shards), 0)
         for shard in package.seal():
             progress.advance(shard)
@@ -161,7 +158,7 @@ def _describe(operation: Operation, tree: Path, package: Package, device: str) -
         copy_file(operation.checkpoint.files, name, tree / name)
     operation.update_index(tree)
     write_json(tree / FOLDER / "adapter_config.json", operation.adapter_config())
-    records = [package.records[target.module] for target in operation.plan.targets]
+    records = [record for unit in operation.plan.units for record in package.records[unit.module]]
     (tree / "README.md").write_text(operation.card(records), encoding="utf-8")
     manifest = operation.manifest(records, package.file_hashes(), device)
     (tree / NAME).write_text(manifest.to_json(), encoding="utf-8")

@@ -9,7 +9,8 @@ from typing import Any, Unpack
 
 from ..checkpoint.index import Checkpoint, open_checkpoint
 from ..checkpoint.source import SourceOptions
-from ..targets.plan import Plan, make_plan
+from ..targets.plan import make_plan
+from ..targets.projections import Plan
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Unpack
 
+import torch
 from torch import Tensor
 
 from ..checkpoint.ahead import read_ahead
@@ -24,8 +25,10 @@ from ..output.adapter import FOLDER, WEIGHTS, tensor_names
 from ..output.audit import Check, check_adapter_config, check_adapter_tensors, check_files, check_neighbours
 from ..output.manifest import Manifest, ModuleRecord, fingerprint, read_manifest
 from ..output.spans import blocks, sha256
+from ..parts import gather, record_part, scatter
 from ..progress import Progress, Silent
 from ..recombine import Recombination, recombine
+from ..targets.layouts import Part
 from .announce import announce
 
 _SLACK = 1e-3  # float64 here, float32 in `init` where the recorded error was measured
@@ -145,9 +148,11 @@ class _Look:
 
 
 def _look_at(folder: Path, manifest: Manifest, record: ModuleRecord, original: Checkpoint | None) -> _Look:
-    W = _original(original, record) if original else None
-    base = _read(LocalFiles(folder), record.file, record.tensor) if manifest.base else W
+    W = _projection(_original(original, record), record) if original else None
+    base = _projection(_read(LocalFiles(folder), record.file, record.tensor), record) if manifest.base else W
     A, B = (_read(LocalFiles(folder / FOLDER), WEIGHTS, name) for name in tensor_names(record.module))
+    if A is not None and B is not None:
+        A, B = _own_factors(A, B, record, manifest)
     numbers = None
     if base is not None and A is not None and B is not None and _fit(record, base, A, B):
         numbers = recombine(base, A, B, record.scaling, W)
@@ -165,6 +170,26 @@ def _read(files: Files, file: str, tensor: str) -> Tensor | None:
         return load_matrix(files, file, read_header(files, file).tensors[tensor])
     except (CheckpointError, KeyError):
         return None
+
+
+def _projection(stored: Tensor | None, record: ModuleRecord) -> Tensor | None:
+    """W (out, in) out of the stored tensor; None if that has another shape."""
+    part = record_part(record)
+    if stored is None or stored.ndim != 2 or part is None:
+        return stored
+    lines = stored.shape[1 if part.transposed else 0]
+    return gather(stored, part) if max(stop for _, stop in part.runs) <= lines else None
+
+
+def _own_factors(A: Tensor, B: Tensor, record: ModuleRecord, manifest: Manifest) -> tuple[Tensor, Tensor]:
+    """A and B of one projection out of those of its module."""
+    part = record_part(record)
+    if part is None or A.ndim != 2 or B.ndim != 2 or max(stop for _, stop in part.runs) > len(B):
+        return A, B
+    mates = [other for other in manifest.modules if other.module == record.module]
+    first = sum(other.rank for other in mates[: mates.index(record)])
+    ranks = slice(first, first + record.rank)
+    return A[ranks], gather(B, Part(part.runs))[:, ranks]
 
 
 def _original(source: Checkpoint, record: ModuleRecord) -> Tensor | None:
@@ -218,7 +243,8 @@ def _recombination_check(found: Sequence[_Look]) -> Check:
 def _check_untouched(folder: Path, manifest: Manifest, original: Checkpoint) -> Check:
     """Every tensor that the surgery did not touch has the source's bytes."""
     touched = {record.tensor for record in manifest.modules}
-    files, changed, compared = LocalFiles(folder), [], 0
+    files, compared = LocalFiles(folder), 0
+    changed = _changed_beside(folder, manifest, original)
     for shard, source in original.headers.items():
         try:
             here = read_header(files, shard)
@@ -232,6 +258,24 @@ def _check_untouched(folder: Path, manifest: Manifest, original: Checkpoint) -> 
                 changed.append(name)
     detail = f"{compared / 1e9:.2f} GB of untouched tensors are the source's, byte for byte"
     return Check("untouched bytes", not changed, f"changed: {listed(sorted(changed))}" if changed else detail)
+
+
+def _changed_beside(folder: Path, manifest: Manifest, original: Checkpoint) -> list[str]:
+    """Fused tensors whose other lines, such as W^K, are not the source's."""
+    changed = []
+    fused = {record.tensor: record for record in manifest.modules if record.part is not None}
+    for tensor, record in fused.items():
+        here, there = _read(LocalFiles(folder), record.file, tensor), _original(original, record)
+        if here is None or there is None or here.shape != there.shape:
+            changed.append(tensor)
+            continue
+        for mate in manifest.modules:
+            if mate.tensor == tensor and (part := record_part(mate)) is not None:
+                blank = torch.zeros(mate.shape)
+                here, there = scatter(here, part, blank), scatter(there, part, blank)
+        if not torch.equal(here, there.to(here.dtype)):
+            changed.append(tensor)
+    return changed
 
 
 def _same_bytes(original: Checkpoint, shard: str, source: TensorInfo, files: LocalFiles, here: TensorInfo) -> bool:

@@ -1,0 +1,55 @@
+"""One projection out of a stored tensor and back: rows or columns of a fused matrix, all of a plain one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .targets.layouts import Part
+
+if TYPE_CHECKING:
+    from .checkpoint.files import Files
+    from .output.manifest import ModuleRecord
+    from .targets.projections import Target
+
+
+def gather(stored: Tensor, part: Part | None) -> Tensor:
+    """W (out, in) of one projection, in the dtype of `stored`; `stored` itself where nothing is fused."""
+    if part is None:
+        return stored
+    lines = stored.T if part.transposed else stored
+    return torch.cat([lines[start:stop] for start, stop in part.runs])
+
+
+def scatter(stored: Tensor, part: Part | None, W: Tensor) -> Tensor:
+    """`stored` with W (out, in) in the place that `part` names; it is changed, unless W is all of it."""
+    if part is None:
+        return W
+    lines = stored.T if part.transposed else stored
+    taken = 0
+    for start, stop in part.runs:
+        lines[start:stop] = W[taken : taken + stop - start]
+        taken += stop - start
+    return stored
+
+
+def spread(block: Tensor, part: Part | None, lines: int) -> Tensor:
+    """B (out, r) of one projection among the `lines` outputs of its module, zero elsewhere."""
+    if part is None:
+        return block
+    return scatter(block.new_zeros(lines, block.shape[1]), Part(part.runs), block)
+
+
+def record_part(record: ModuleRecord) -> Part | None:
+    """The part that the manifest states."""
+    return None if record.part is None else Part(record.part["runs"], record.part["transposed"])
+
+
+def load_projection(files: Files, target: Target) -> Tensor:
+    """W (out, in) of one target, as stored."""
+    from .checkpoint.stream import load_matrix
+    from .targets.projections import Unit
+
+    return gather(load_matrix(files, target.file, Unit((target,))), target.part)

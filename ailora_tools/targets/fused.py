@@ -1,0 +1,145 @@
+"""The rows whose W^Q, W^K and W^V share a tensor, or lie in one with something else.
+
+Sources: transformers 5.23, `modeling_<model_type>.py`; for the rows called "code of the model", that code.
+"""
+
+from __future__ import annotations
+
+from . import layouts
+from .rows import DECODER, QKV_PROJ, Architecture, Slot, fused, types
+
+FUSED_ROWS: tuple[Architecture, ...] = (
+    Architecture(
+        "Decoder with gated queries",
+        types("model", "qwen3_next qwen3_5_text qwen3_5_moe_text"),
+        DECODER,
+        QKV_PROJ,
+        layouts={"q_proj": layouts.GATE},
+    ),
+    Architecture(
+        "Decoder with latent attention",
+        types("model", "deepseek_v2 deepseek_v3"),
+        DECODER,
+        {"q": ("q_b_proj", "q_proj"), "k": ("kv_b_proj",), "v": ("kv_b_proj",), "o": ("o_proj",)},
+        layouts={"kv_b_proj": layouts.LATENT},
+    ),
+    Architecture(
+        "GPT-2-like, Conv1D",
+        {"gpt2": "transformer", "openai-gpt": "transformer", "imagegpt": "transformer"},
+        (Slot("h.{layer}.attn"),),
+        fused("c_attn", "c_proj"),
+        layouts={"c_attn": layouts.COLUMNS},
+    ),
+    Architecture(
+        "GPT-NeoX",
+        {"gpt_neox": "gpt_neox"},
+        (Slot("layers.{layer}.attention"),),
+        fused("query_key_value", "dense"),
+        layouts={"query_key_value": layouts.PER_HEAD},
+    ),
+    Architecture(
+        "BLOOM",
+        {"bloom": "transformer"},
+        (Slot("h.{layer}.self_attention"),),
+        fused("query_key_value", "dense"),
+        layouts={"query_key_value": layouts.PER_HEAD},
+    ),
+    Architecture(
+        "Falcon",
+        {"falcon": "transformer"},
+        (Slot("h.{layer}.self_attention"),),
+        fused("query_key_value", "dense"),
+        layouts={"query_key_value": layouts.FALCON},
+    ),
+    Architecture(
+        "MPT",
+        {"mpt": "transformer"},
+        (Slot("blocks.{layer}.attn"),),
+        fused("Wqkv", "out_proj"),
+        layouts={"Wqkv": layouts.THIRDS},
+    ),
+    Architecture(
+        "Phi-3",
+        {"phi3": "model"},
+        DECODER,
+        fused("qkv_proj", "o_proj"),
+        layouts={"qkv_proj": layouts.SIDE_BY_SIDE},
+    ),
+    Architecture(
+        "GPTBigCode",
+        {"gpt_bigcode": "transformer"},
+        (Slot("h.{layer}.attn"),),
+        fused("c_attn", "c_proj"),
+        layouts={"c_attn": layouts.BIGCODE},
+    ),
+    Architecture(
+        "Persimmon",
+        {"persimmon": "model"},
+        DECODER,
+        fused("query_key_value", "dense"),
+        layouts={"query_key_value": layouts.PER_HEAD},
+    ),
+    Architecture(
+        "CodeGen",
+        {"codegen": "transformer"},
+        (Slot("h.{layer}.attn"),),
+        fused("qkv_proj", "out_proj"),
+        layouts={"qkv_proj": layouts.CODEGEN},
+    ),
+    Architecture(
+        "ModernBERT",
+        {"modernbert": "model"},
+        (Slot("layers.{layer}.attn"),),
+        fused("Wqkv", "Wo"),
+        layouts={"Wqkv": layouts.THIRDS},
+    ),
+    Architecture(
+        "DeBERTa",
+        {"deberta": "deberta"},
+        (Slot("encoder.layer.{layer}.attention.self"),),
+        fused("in_proj"),
+        layouts={"in_proj": layouts.PER_HEAD},
+    ),
+    Architecture(
+        "InternLM2 (code of the model)",
+        {"internlm2": "model"},
+        (Slot("layers.{layer}.attention"),),
+        fused("wqkv", "wo"),
+        layouts={"wqkv": layouts.GROUP_UNPROVEN},
+    ),
+    Architecture(
+        "Baichuan (code of the model)",
+        {"baichuan": "model"},
+        DECODER,
+        fused("W_pack", "o_proj"),
+        layouts={"W_pack": layouts.THIRDS_UNPROVEN},
+    ),
+    Architecture(
+        "Qwen-1 (code of the model)",
+        {"qwen": "transformer"},
+        (Slot("h.{layer}.attn"),),
+        fused("c_attn", "c_proj"),
+        layouts={"c_attn": layouts.THIRDS_UNPROVEN},
+    ),
+    Architecture(
+        "ChatGLM (code of the model)",
+        {"chatglm": "transformer"},
+        (Slot("encoder.layers.{layer}.self_attention"),),
+        fused("query_key_value", "dense"),
+        layouts={"query_key_value": layouts.CHATGLM},
+    ),
+    Architecture(
+        "OpenELM (code of the model)",
+        {"openelm": "transformer"},
+        (Slot("layers.{layer}.attn"),),
+        fused("qkv_proj", "out_proj"),
+        layouts={"qkv_proj": layouts.OPENELM},
+    ),
+    Architecture(
+        "JAIS (code of the model)",
+        {"jais": "transformer"},
+        (Slot("h.{layer}.attn"),),
+        fused("c_attn", "c_proj"),
+        layouts={"c_attn": layouts.COLUMNS_UNPROVEN},
+    ),
+)

@@ -1,0 +1,161 @@
+"""Which lines of a fused tensor are W^Q and W^V: contiguous, per head, per group, in blocks. Pure.
+
+Every layout is a pattern of widths that repeats: [q q q k v] for a group of three queries, three times side by side
+for three groups. A line is a row of a Linear's weight (out, in), a column of a Conv1D's (in, out).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import TargetError
+
+Runs = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Part:
+    """The lines [start, stop) of a stored matrix that together, in order, are one projection."""
+
+    runs: Runs
+    transposed: bool = False  # a Conv1D, stored (in, out)
+
+    @property
+    def lines(self) -> int:
+        return sum(stop - start for start, stop in self.runs)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a fused tensor is put together. `widths` gives, from config, number of lines and layer, how often which
+    sequence of (role, lines) repeats; `proven` tells whether a test holds it against a running model."""
+
+    text: str
+    widths: Callable[[Mapping[str, Any], int, int], tuple[int, Sequence[tuple[str, int]]]]
+    transposed: bool = False
+    proven: bool = True
+
+    def part(self, config: Mapping[str, Any], role: str, lines: int, layer: int, tensor: str) -> Part:
+        """The lines of one role; TargetError if config.json does not fit the shape of the tensor."""
+        try:
+            count, pattern = self.widths(config, lines, layer)
+        except (KeyError, IndexError, TypeError, ZeroDivisionError) as error:
+            raise TargetError(
+                f"{tensor}: config.json does not tell its layout, {self.text} ({type(error).__name__}: {error}).",
+                "Restore the config.json of the model.",
+            ) from None
+        if count * sum(width for _, width in pattern) != lines:
+            shown = " | ".join(f"{name} {width}" for name, width in pattern)
+            raise TargetError(
+                f"{tensor}: {lines} lines, but config.json makes it {count} times [{shown}] ({self.text}).",
+                "The config.json belongs to another model, or this variant of the architecture is not known yet.",
+            )
+        return Part(_runs(count, pattern, role), self.transposed)
+
+
+def _runs(count: int, pattern: Sequence[tuple[str, int]], role: str) -> Runs:
+    """Where `role` lies in `count` repetitions; runs that touch are one."""
+    runs: list[tuple[int, int]] = []
+    start = 0
+    for _ in range(count):
+        for name, width in pattern:
+            if name == role and width:
+                touching = runs and runs[-1][1] == start
+                runs = [*runs[:-1], (runs[-1][0], start + width)] if touching else [*runs, (start, start + width)]
+            start += width
+    return tuple(runs)
+
+
+_QUERIES = ("num_attention_heads", "n_head", "n_heads", "num_heads")
+_KEYS = ("num_key_value_heads", "num_kv_heads", "kv_n_heads", "n_head_kv", "multi_query_group_num")
+
+
+def _first(config: Mapping[str, Any], names: Sequence[str]) -> Any:
+    return next((config[name] for name in names if config.get(name) is not None), None)
+
+
+def _heads(config: Mapping[str, Any]) -> tuple[int, int]:
+    """Numbers of query heads and of key-value heads; as many of both where config.json names no second one."""
+    queries = _first(config, _QUERIES)
+    if queries is None:
+        raise KeyError(_QUERIES[0])
+    return int(queries), int(_first(config, _KEYS) or queries)
+
+
+def _side_by_side(config: Mapping[str, Any], lines: int, layer: int) -> tuple[int, list[tuple[str, int]]]:
+    queries, keys = _heads(config)
+    head = lines // (queries + 2 * keys)
+    return 1, [("q", queries * head), ("k", keys * head), ("v", keys * head)]
+
+
+def _thirds(config: Mapping[str, Any], lines: int, layer: int) -> tuple[int, list[tuple[str, int]]]:
+    return 1, [(role, lines // 3) for role in "qkv"]
+
+
+def _per_head(config: Mapping[str, Any], lines: int, layer: int) -> tuple[int, list[tuple[str, int]]]:
+    queries, _ = _heads(config)
+    return queries, [(role, lines // (3 * queries)) for role in "qkv"]
+
+
+def _per_group(config: Mapping[str, Any], lines: int, layer: int) -> tuple[int, list[tuple[str, int]]]:
+    queries, keys = _heads(config)
+    head = lines // (queries + 2 * keys)
+    return keys, [("q", queries // keys * head), ("k", head), ("v", head)]
+
+
+def _one_key(config: Mapping[str, Any], lines: int, layer: int) -> tuple[int, list[tuple[str, int]]]:
+    return _side_by_side({**config, "num_key_value_heads": 1}, lines, layer)
+
+
+def _falcon(config: Mapping[str, Any], lines: int, layer: int) -> tuple[int, list[tuple[str, int]]]:
+    if config.get("new_decoder_architecture"):
+        return _per_group(config, lines, layer)
+    return _one_key(config, lines, layer) if config.get("multi_query", True) else _per_head(config, lines, layer)
+
+
+def _bigcode(config: Mapping[str, Any], lines: int, layer: int) -> tuple[int, list[tuple[str, int]]]:
+    return _one_key(config, lines, layer) if config.get("multi_query", True) else _per_head(config, lines, layer)
+
+
+def _chatglm(config: Mapping[str, Any], lines: int, layer: int) -> tuple[int, list[tuple[str, int]]]:
+    grouped = config.get("multi_query_attention")
+    return _side_by_side(config, lines, layer) if grouped else _per_head(config, lines, layer)
+
+
+def _openelm(config: Mapping[str, Any], lines: int, layer: int) -> tuple[int, list[tuple[str, int]]]:
+    queries, keys = config["num_query_heads"][layer], config["num_kv_heads"][layer]
+    return _side_by_side({"n_head": queries, "num_kv_heads": keys}, lines, layer)
+
+
+def _codegen(config: Mapping[str, Any], lines: int, layer: int) -> tuple[int, list[tuple[str, int]]]:
+    return 4, [(role, lines // 12) for role in "qvk"]
+
+
+def _gate(config: Mapping[str, Any], lines: int, layer: int) -> tuple[int, list[tuple[str, int]]]:
+    queries, _ = _heads(config)
+    return queries, [("q", lines // (2 * queries)), ("gate", lines // (2 * queries))]
+
+
+def _latent(config: Mapping[str, Any], lines: int, layer: int) -> tuple[int, list[tuple[str, int]]]:
+    queries, _ = _heads(config)
+    return queries, [("k", int(config["qk_nope_head_dim"])), ("v", int(config["v_head_dim"]))]
+
+
+SIDE_BY_SIDE = Layout("[Q | K | V]", _side_by_side)
+THIRDS = Layout("[Q | K | V], three equal parts", _thirds)
+COLUMNS = Layout("[Q | K | V] in columns", _thirds, transposed=True)
+PER_HEAD = Layout("[q | k | v] head by head", _per_head)
+PER_GROUP = Layout("[queries | k | v] group by group", _per_group)
+FALCON = Layout("[queries | k | v] by group, [Q | k | v], or head by head", _falcon)
+BIGCODE = Layout("[Q | k | v], or head by head", _bigcode)
+CODEGEN = Layout("four blocks of [q | v | k]", _codegen)
+GATE = Layout("[query | gate] head by head", _gate)
+LATENT = Layout("[k | v] head by head, behind the latent", _latent)
+# Read in code that comes with the models and cannot be run here.
+GROUP_UNPROVEN = Layout("[queries | k | v] group by group", _per_group, proven=False)
+THIRDS_UNPROVEN = Layout("[Q | K | V], three equal parts", _thirds, proven=False)
+COLUMNS_UNPROVEN = Layout("[Q | K | V] in columns", _thirds, transposed=True, proven=False)
+CHATGLM = Layout("[Q | K | V], or head by head", _chatglm, proven=False)
+OPENELM = Layout("[Q | K | V], heads by layer", _openelm, proven=False)

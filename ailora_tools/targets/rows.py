@@ -1,0 +1,57 @@
+"""What a row of the table of architectures is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from .layouts import Layout
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One kind of attention in a model; `stack` tells several apart ("encoder", "decoder cross", "text")."""
+
+    path: str
+    stack: str = ""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One family.
+
+    model_types: model_type -> base prefix of its head classes, "" where there is none.
+    leaves: role -> possible last parts of the module's name in the checkpoint.
+    prefixes: further prefixes under which checkpoints keep the same tower (multimodal models).
+    renames: (expression, replacement, first transformers major) from checkpoint path to module path.
+    layouts: leaf -> how a tensor of that name holds several projections; without one it is a projection itself.
+    """
+
+    family: str
+    model_types: Mapping[str, str]
+    slots: tuple[Slot, ...]
+    leaves: Mapping[str, tuple[str, ...]]
+    prefixes: tuple[str, ...] = ()
+    renames: tuple[tuple[str, str, int], ...] = ()
+    layouts: Mapping[str, Layout] = field(default_factory=dict)
+
+
+def types(prefix: str, names: str) -> dict[str, str]:
+    """model_type -> prefix, for names in one string."""
+    return dict.fromkeys(names.split(), prefix)
+
+
+def leaves(q: str, k: str, v: str, *o: str) -> dict[str, tuple[str, ...]]:
+    """Names of the four projections where each has a module of its own."""
+    return {"q": (q,), "k": (k,), "v": (v,), "o": o}
+
+
+QKV_PROJ = leaves("q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "dense")
+
+
+def fused(leaf: str, *o: str) -> dict[str, tuple[str, ...]]:
+    """Names where W^Q, W^K and W^V are one tensor."""
+    return {"q": (leaf,), "k": (leaf,), "v": (leaf,), "o": o}
+
+
+DECODER = (Slot("layers.{layer}.self_attn"),)

@@ -1,0 +1,266 @@
+"""Fused, gated and latent projections: which lines are W^Q and W^V is proven on running models, by what changes."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from families import FUSED, build, output
+from peft import PeftModel
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ailora_tools import analyze, initialize, verify
+from ailora_tools.checkpoint.index import open_checkpoint
+from ailora_tools.errors import TargetError
+from ailora_tools.parts import gather, load_projection, scatter
+from ailora_tools.targets.architectures import ARCHITECTURES
+from ailora_tools.targets.layouts import PER_GROUP, PER_HEAD, Part
+from ailora_tools.targets.plan import make_plan
+from ailora_tools.targets.projections import Plan, Target
+
+RANK = 3
+LATENT = ("deepseek-v3, latent", "deepseek-v2, latent, plain queries")
+UNCACHED = ("modernbert", "deberta", "openai-gpt", *LATENT)  # what a latent cache holds is neither keys nor values
+CACHED = [name for name in FUSED if name not in UNCACHED]
+
+
+def planned(model: nn.Module, folder: Path, roles: str = "qv") -> Plan:
+    model.save_pretrained(folder)
+    return make_plan(open_checkpoint(folder), roles=tuple(roles))
+
+
+@contextmanager
+def silenced(model: nn.Module, *targets: Target) -> Iterator[None]:
+    """Meanwhile the lines of the targets, and their entries in the bias, are zero."""
+    saved = [(value, value.detach().clone()) for value in model.parameters()]
+    with torch.no_grad():
+        for target in targets:
+            module = model.get_submodule(target.module)
+            scatter(module.weight, target.part or Part(((0, target.shape[0]),)), torch.zeros(target.shape))
+            if getattr(module, "bias", None) is not None:
+                for start, stop in target.part.runs if target.part else ((0, target.shape[0]),):
+                    module.bias[start:stop] = 0
+        try:
+            yield
+        finally:
+            for value, old in saved:
+                value.copy_(old)
+
+
+def cache_of(model: nn.Module, name: str, layer: int) -> tuple[Tensor, Tensor]:
+    """Keys and values that one layer puts into the cache."""
+    with torch.no_grad():
+        cache = model(**FUSED[name].inputs(), use_cache=True).past_key_values
+    entry = cache.layers[layer]
+    return entry.keys.clone(), entry.values.clone()
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_what_is_read_is_that_part_of_the_module(name: str, tmp_path: Path) -> None:
+    model = build(name)
+    plan = planned(model, tmp_path)
+    files = open_checkpoint(tmp_path).files
+    assert {target.role for target in plan.targets} == {"q", "v"}
+    for target in plan.targets:
+        W = load_projection(files, target)
+        assert W.shape == target.shape
+        assert torch.equal(W, gather(model.get_submodule(target.module).weight.detach(), target.part))
+
+
+@pytest.mark.parametrize("name", CACHED)
+def test_exactly_the_values_or_the_queries_change(name: str, tmp_path: Path) -> None:
+    """In the cache of the first layer: without W^V all values are zero and no key changes; without W^Q both stay."""
+    model = build(name)
+    plan = planned(model, tmp_path)
+    layer = min(target.layer for target in plan.targets)
+    keys, values = cache_of(model, name, layer)
+    before = output(model, FUSED[name].inputs())
+    q, v = (next(t for t in plan.targets if (t.role, t.layer) == (role, layer)) for role in "qv")
+    with silenced(model, v):
+        still, none = cache_of(model, name, layer)
+        assert torch.equal(still, keys) and values.any() and not none.any()
+    with silenced(model, q):
+        same_keys, same_values = cache_of(model, name, layer)
+        assert torch.equal(same_keys, keys) and torch.equal(same_values, values)
+        assert not torch.allclose(output(model, FUSED[name].inputs()), before, rtol=1e-4)
+    for start, stop in q.part.runs if q.part else ():
+        with silenced(model, Target(**{**q.__dict__, "part": Part(((start, stop),), q.part.transposed),
+                                       "shape": (stop - start, q.shape[1])})):  # fmt: skip
+            changed = output(model, FUSED[name].inputs())
+        assert not torch.allclose(changed, before, rtol=1e-6), "every run of rows is used"
+
+
+@pytest.mark.parametrize("name", CACHED)
+def test_what_is_left_are_the_keys(name: str, tmp_path: Path) -> None:
+    if "gated" in name:
+        pytest.skip("their keys lie elsewhere")
+    model = build(name)
+    plan = planned(model, tmp_path, "qkv")
+    keys, values = cache_of(model, name, 0)
+    k = next(target for target in plan.targets if (target.role, target.layer) == ("k", 0))
+    with silenced(model, k):
+        none, same = cache_of(model, name, 0)
+        assert torch.equal(same, values) and keys.any() and not none.any()
+    of_layer = [target for target in plan.targets if target.layer == 0]
+    lines = sorted(line for target in of_layer for run in target.part.runs for line in range(*run))  # type: ignore[union-attr]
+    assert lines == list(range(of_layer[0].sides[0])), "W^Q, W^K and W^V are all of it, once"
+
+
+@pytest.mark.parametrize("name", UNCACHED)
+def test_over_one_key_only_the_values_matter(name: str, tmp_path: Path) -> None:
+    """The softmax over one key is 1 whatever W^Q and W^K are; over several, W^Q matters too."""
+    model = build(name)
+    plan = planned(model, tmp_path, "qkv")
+    one_key = FUSED[name].one_key
+    assert one_key is not None
+    for target in plan.targets:
+        alone, together = output(model, one_key()), output(model, FUSED[name].inputs())
+        with silenced(model, target):
+            assert torch.allclose(output(model, one_key()), alone, rtol=1e-5) == (target.role != "v")
+            assert not torch.allclose(output(model, FUSED[name].inputs()), together, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_base_and_adapter_compute_what_the_original_does(name: str, tmp_path: Path) -> None:
+    model = build(name)
+    model.save_pretrained(tmp_path / "source")
+    inputs = FUSED[name].inputs()
+    original = output(model, inputs)
+    result = initialize(tmp_path / "source", RANK, output=tmp_path / "out")
+    base = type(model).from_pretrained(tmp_path / "out").eval()
+    assert float((output(base, inputs) - original).norm() / original.norm()) > 1e-4
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*(missing adapter keys|fan_in_fan_out).*")
+        adapted = PeftModel.from_pretrained(base, tmp_path / "out" / "ailora_init").eval()
+    assert float((output(adapted, inputs) - original).norm() / original.norm()) <= 1e-5
+    assert verify(tmp_path / "out").holds
+    assert len(result.manifest.modules) == len(result.operation.plan.targets)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("options", [{"rslora": True}, {"alpha": 7}, {"method": "pissa"}, {"roles": ("v",)},
+                                     {"roles": ("q", "k", "v"), "method": "pissa"}, {"adapter_dtype": "bfloat16"}],
+                         ids=lambda options: ", ".join(options))  # fmt: skip
+@pytest.mark.parametrize("name", ["gpt2", "falcon, groups", "deepseek-v3, latent"])
+def test_every_option_keeps_the_function(name: str, options: dict[str, object], tmp_path: Path) -> None:
+    model = build(name)
+    model.save_pretrained(tmp_path / "source")
+    inputs = FUSED[name].inputs()
+    original = output(model, inputs)
+    initialize(tmp_path / "source", RANK, output=tmp_path / "out", **options)  # type: ignore[arg-type]
+    base = type(model).from_pretrained(tmp_path / "out").eval()
+    adapted = PeftModel.from_pretrained(base, tmp_path / "out" / "ailora_init").eval()
+    assert float((output(adapted, inputs) - original).norm() / original.norm()) <= 1e-5
+    assert verify(tmp_path / "out").holds
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["gpt2", "gpt-neox", "phi3, grouped"])
+def test_the_keys_keep_their_bytes(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    model = build(name).to(dtype)
+    plan = planned(model, tmp_path / "source", "qkv")
+    initialize(tmp_path / "source", RANK, output=tmp_path / "out")
+    old, new = (load_file(tmp_path / folder / "model.safetensors") for folder in ("source", "out"))
+    touched = {target.tensor for target in plan.targets}
+    for tensor in old:
+        if tensor not in touched:
+            assert torch.equal(old[tensor], new[tensor])
+    for target in plan.targets:
+        before, after = gather(old[target.tensor], target.part), gather(new[target.tensor], target.part)
+        assert torch.equal(before, after) == (target.role == "k")
+
+
+@pytest.mark.parametrize("role", ["k", "q"])
+def test_verify_sees_a_changed_line(role: str, tmp_path: Path) -> None:
+    model = build("gpt-neox")
+    plan = planned(model, tmp_path / "source", "qkv")
+    initialize(tmp_path / "source", RANK, output=tmp_path / "out")
+    path = tmp_path / "out" / "model.safetensors"
+    target = next(target for target in plan.targets if target.role == role)
+    raw = bytearray(path.read_bytes())
+    line = target.part.runs[0][0]  # type: ignore[union-attr]
+    raw[target.start + line * target.stored_shape[1] * 4] ^= 1
+    path.write_bytes(bytes(raw))
+    failed = {check.name for check in verify(tmp_path / "out").checks if not check.holds}
+    assert failed >= {"files", "untouched bytes" if role == "k" else "base"}
+
+
+def test_an_interrupted_run_goes_on(tmp_path: Path) -> None:
+    from checkpoints import tree
+    from test_init import Interrupting
+
+    build("gpt-neox").save_pretrained(tmp_path / "source")
+    whole = tree(initialize(tmp_path / "source", RANK, output=tmp_path / "out").folder)
+    with pytest.raises(KeyboardInterrupt):
+        initialize(tmp_path / "source", RANK, output=tmp_path / "out", overwrite=True, progress=Interrupting(1))
+    initialize(tmp_path / "source", RANK, output=tmp_path / "out", overwrite=True, resume=True)
+    assert tree(tmp_path / "out") == whole
+
+
+def test_analysis_looks_at_the_gathered_matrices(tmp_path: Path) -> None:
+    """The planted change is found in W^V of one layer and nowhere else, by checkpoint and by adapter."""
+    model = build("gpt-neox")
+    plan = planned(model, tmp_path / "base")
+    target = next(target for target in plan.targets if target.label == "v 1")
+    with torch.no_grad():
+        weight = model.get_submodule(target.module).weight
+        W = gather(weight, target.part)
+        scatter(weight, target.part, W + 0.1 * torch.outer(torch.ones(len(W)), torch.ones(W.shape[1])))
+    model.save_pretrained(tmp_path / "tuned")
+    document = analyze(tmp_path / "base", against=[tmp_path / "tuned"], output=tmp_path / "report", rank=2).document
+    changed = [row["label"] for row in document["matrices"] if row["changes"][0]["metrics"]["relative_change"] > 0]
+    assert changed == ["v 1"]
+    assert all(row["shape"] == [36, 36] for row in document["matrices"])
+    adapter = initialize(tmp_path / "base", RANK, output=tmp_path / "out").adapter
+    document = analyze(tmp_path / "base", against=[adapter], output=tmp_path / "again", rank=2).document
+    assert all(len([s for s in row["changes"][0]["delta_singular_values"] if s > 1e-6]) == RANK
+               for row in document["matrices"])  # fmt: skip
+
+
+# ---- the layouts themselves
+
+
+def test_a_config_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    build("gpt-neox").save_pretrained(tmp_path)
+    for change, message in (({"num_attention_heads": 7}, "108 lines, but config.json makes it 7 times"),
+                            ({"num_attention_heads": None}, "config.json does not tell its layout")):  # fmt: skip
+        config = json.loads((tmp_path / "config.json").read_text())
+        (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
+        with pytest.raises(TargetError, match=message):
+            make_plan(open_checkpoint(tmp_path))
+
+
+def test_runs_that_touch_are_one() -> None:
+    assert PER_HEAD.part({"n_head": 2}, "q", 12, 0, "t").runs == ((0, 2), (6, 8))
+    assert PER_GROUP.part({"n_head": 4, "num_kv_heads": 1}, "q", 12, 0, "t").runs == ((0, 8),)
+
+
+def test_scatter_undoes_gather() -> None:
+    stored = torch.randn(12, 5)
+    for part in (Part(((0, 2), (6, 8))), Part(((1, 3),), transposed=True), None):
+        W = gather(stored, part).clone()
+        blank = scatter(torch.zeros_like(stored), part, W)
+        assert torch.equal(gather(blank, part), W)
+        assert torch.equal(scatter(stored.clone(), part, W), stored)
+
+
+def test_layouts_that_no_test_can_run_say_so(tmp_path: Path) -> None:
+    from checkpoints import llama_tensors, write_checkpoint
+
+    kept = {name: value for name, value in llama_tensors().items() if "self_attn" not in name}
+    wqkv = {f"model.layers.{layer}.attention.wqkv.weight": torch.randn(96, 48) for layer in (0, 1)}
+    folder = write_checkpoint(
+        tmp_path, {**kept, **wqkv}, model_type="internlm2", num_attention_heads=4, num_key_value_heads=2,
+        architectures=["InternLM2ForCausalLM"],
+    )  # fmt: skip
+    plan = make_plan(open_checkpoint(folder))
+    assert any("not proven by a test" in text for text in plan.notices)
+    assert next(t for t in plan.targets if t.role == "q").part == Part(((0, 24), (48, 72)))
+    unproven = {name for row in ARCHITECTURES for layout in row.layouts.values() if not layout.proven
+                for name in row.model_types}  # fmt: skip
+    assert unproven == {"internlm2", "baichuan", "qwen", "chatglm", "openelm", "jais"}
