@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .errors import AiloraError as AiloraError
+    from .gradients import mask_fused_gradients as mask_fused_gradients
     from .verbs.analyze import Analysis as Analysis
     from .verbs.analyze import analyze as analyze
     from .verbs.initialize import Initialization as Initialization
@@ -32,6 +33,7 @@ _HOMES = {
     "render_report": ".verbs.report",
     "Initialization": ".verbs.initialize",
     "initialize": ".verbs.initialize",
+    "mask_fused_gradients": ".gradients",
     "Inspection": ".verbs.inspect",
     "inspect_checkpoint": ".verbs.inspect",
     "Verification": ".verbs.verify",

@@ -49,7 +49,7 @@ FLOORS = [
     {"targets.plan", "decompose", "recombine", "measure"},
     {"parts", "allocation", "report.words"},
     {"operation", "comparison"},
-    {"surgery"},
+    {"surgery", "gradients"},
     {"report.figures", "report.parts", "report.changes"},
     {"report.maps", "report.findings"},
     {"report.sections"},

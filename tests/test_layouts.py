@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,12 +14,13 @@ import pytest
 import torch
 from families import FUSED, build, output
 from peft import PeftModel
+from real_models import ROOT
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ailora_tools import analyze, initialize, verify
+from ailora_tools import analyze, initialize, mask_fused_gradients, verify
 from ailora_tools.checkpoint.index import open_checkpoint
-from ailora_tools.errors import TargetError
+from ailora_tools.errors import CheckpointError, TargetError
 from ailora_tools.parts import gather, load_projection, scatter
 from ailora_tools.targets.architectures import ARCHITECTURES
 from ailora_tools.targets.layouts import PER_GROUP, PER_HEAD, Part
@@ -220,6 +223,61 @@ def test_analysis_looks_at_the_gathered_matrices(tmp_path: Path) -> None:
     document = analyze(tmp_path / "base", against=[adapter], output=tmp_path / "again", rank=2).document
     assert all(len([s for s in row["changes"][0]["delta_singular_values"] if s > 1e-6]) == RANK
                for row in document["matrices"])  # fmt: skip
+
+
+# ---- training
+
+
+def trained(
+    name: str, folder: Path, masked: bool, optimiser: type
+) -> tuple[dict[str, Tensor], dict[str, Tensor], Plan]:
+    """Three steps; the adapter's tensors before and after."""
+    base = type(build(name)).from_pretrained(folder)
+    model = PeftModel.from_pretrained(base, folder / "ailora_init", is_trainable=True)
+    handles = mask_fused_gradients(model, folder / "ailora_init") if masked else []
+    before = {key: value.detach().clone() for key, value in model.named_parameters() if "lora_" in key}
+    steps = optimiser([value for value in model.parameters() if value.requires_grad], lr=1e-2, weight_decay=0.1)
+    inputs = FUSED[name].inputs()
+    for _ in range(3):
+        model(**inputs, labels=inputs["input_ids"]).loss.backward()
+        steps.step()
+        steps.zero_grad()
+    assert all(handle.remove() is None for handle in handles)  # type: ignore[func-returns-value]
+    return before, dict(model.named_parameters()), make_plan(open_checkpoint(folder), roles=("q", "k", "v"))
+
+
+@pytest.mark.parametrize("optimiser", [torch.optim.AdamW, torch.optim.SGD])
+@pytest.mark.parametrize("name", ["gpt-neox", "gpt2", "falcon, groups"])
+def test_the_mask_keeps_training_out_of_the_keys(name: str, optimiser: type, tmp_path: Path) -> None:
+    build(name).save_pretrained(tmp_path / "source")
+    initialize(tmp_path / "source", RANK, output=tmp_path / "out")
+    for masked in (True, False):
+        before, after, plan = trained(name, tmp_path / "out", masked, optimiser)
+        for target in plan.targets:
+            key = f"base_model.model.{target.module}.lora_{{}}.default.weight"
+            A, A0, B, B0 = (part[key.format(side)].detach() for side in "AB" for part in (after, before))
+            delta = gather(B @ A - B0 @ A0, Part(target.part.runs))  # type: ignore[union-attr]
+            assert bool(delta.any()) == (target.role != "k" or not masked)
+            if masked and target.role == "q":
+                own = gather(B, Part(target.part.runs))  # type: ignore[union-attr]
+                assert not own[:, RANK:].any(), "A_v does not reach W^Q"
+                assert own[:, :RANK].any()
+
+
+def test_a_mask_needs_its_model_and_its_manifest(tmp_path: Path) -> None:
+    build("gpt-neox").save_pretrained(tmp_path / "source")
+    folder = initialize(tmp_path / "source", RANK, output=tmp_path / "out").adapter
+    with pytest.raises(TargetError, match="the model has no LoRA on gpt_neox"):
+        mask_fused_gradients(build("gpt-neox"), folder)
+    with pytest.raises(CheckpointError, match=r"ailora\.json"):
+        mask_fused_gradients(build("gpt-neox"), tmp_path / "source" / "ailora_init")
+
+
+def test_the_example_shows_what_the_mask_changes() -> None:
+    script = ROOT / "examples" / "fused_training.py"
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
+    without, masked = done.stdout.splitlines()
+    assert "W^K 0.00e+00" in masked and "W^K 0.00e+00" not in without
 
 
 # ---- the layouts themselves

@@ -14,6 +14,7 @@ from hub_server import HubServer, Repo
 from real_models import ROOT, minilm
 
 from ailora_tools.methods import METHODS
+from ailora_tools.targets.fused import FUSED_ROWS
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -73,6 +74,16 @@ def test_the_method_table_is_the_table_of_the_code() -> None:
         default = " (default)" if row.name == "ailora" else ""
         changed = "yes" if row.residual else "no"
         assert f"| `{row.name}`{default} | {row.rules['q']} | {row.rules['v']} | {changed} | {row.paper} |" in README
+
+
+def test_the_table_of_layouts_is_the_table_of_the_code() -> None:
+    shown = [line for line in README.splitlines() if line.endswith(("| a running model |", "| nothing yet |"))]
+    rows = []
+    for row in FUSED_ROWS:
+        (layout,) = row.layouts.values()
+        text = layout.text.replace("|", "\\|")
+        rows.append(f"| {row.family} | {text} | {'a running model' if layout.proven else 'nothing yet'} |")
+    assert sorted(shown) == sorted(rows)
 
 
 def test_the_two_commands_are_targets_of_the_makefile() -> None:

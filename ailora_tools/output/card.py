@@ -26,7 +26,7 @@ class CardFacts:
 
 def model_card(facts: CardFacts, records: Sequence[ModuleRecord]) -> str:
     """Markdown; states the measured numbers of this very folder."""
-    parts = [_summary(facts, records), _layout(facts), _numbers(records), _load(facts), _back(facts)]
+    parts = [_summary(facts, records), _layout(facts), _numbers(records), _load(facts), _fused(records), _back(facts)]
     return "\n".join(part for part in parts if part)
 
 
@@ -36,6 +36,19 @@ def _summary(facts: CardFacts, records: Sequence[ModuleRecord]) -> str:
     return (
         f"# {facts.name}\n\nAdapter initialised by {facts.method.name} ({facts.method.paper}): {rules}. Rank "
         f"{_span(facts.ranks)}, alpha {_span(facts.alphas)}, seed {facts.seed}, {len(records)} matrices.\n"
+    )
+
+
+def _fused(records: Sequence[ModuleRecord]) -> str:
+    """What training must know where several projections share a module."""
+    fused = [record for record in records if record.part is not None]
+    if not fused:
+        return ""
+    return (
+        f"\n## Fused projections\n\n`{fused[0].module}` and its like hold more than W^Q and W^V. Their adapter is built "
+        "in blocks, and the other rows of the base keep their bytes, but plain training fills the rest of B and so "
+        "changes the other rows too. `ailora_tools.mask_fused_gradients(model, adapter_dir)`, called once after "
+        "loading, keeps training inside the blocks.\n"
     )
 
 

@@ -1,0 +1,78 @@
+"""Training adapters on fused modules: keep what belongs to W^Q, W^V and nothing else apart.
+
+In a fused module B starts with B_q in the rows of W^Q and its own columns, B_v likewise, and zeros elsewhere. Nothing
+in PEFT keeps those zeros: after the first step the rows of W^K change too, and A_v reaches W^Q. A mask on the gradient
+of B does; zeros then stay zeros under any optimiser that scales gradients, with weight decay too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from .errors import TargetError, listed
+from .output.manifest import ModuleRecord, read_manifest
+from .parts import record_part, spread
+
+if TYPE_CHECKING:
+    from torch.utils.hooks import RemovableHandle
+
+
+def mask_fused_gradients(model: nn.Module, adapter_dir: str | Path) -> list[RemovableHandle]:
+    """Confine training to the blocks of W^Q and W^V in every fused module of `adapter_dir`.
+
+    `model` is the PeftModel that was loaded from `adapter_dir` (`.../ailora_init`) for training. Returns one handle a
+    module, whose `remove()` takes the mask away again; none where nothing is fused. Masks are (out, r), in the dtype of
+    B. Not for parameters that are sharded after the call (FSDP).
+
+    Raises CheckpointError if there is no manifest beside `adapter_dir`, TargetError for modules the model lacks.
+    """
+    fused: dict[str, list[ModuleRecord]] = {}
+    for record in read_manifest(Path(adapter_dir).expanduser().resolve().parent).modules:
+        if record.part is not None:
+            fused.setdefault(record.module, []).append(record)
+    found = {module: _lora_b(model, module) for module in fused}
+    missing = [module for module, parameters in found.items() if not parameters]
+    if missing:
+        raise TargetError(
+            f"{adapter_dir}: the model has no LoRA on {listed(missing)}.",
+            "Load the adapter first: PeftModel.from_pretrained(base, adapter_dir, is_trainable=True).",
+        )
+    return [
+        parameter.register_hook(_Mask(block_mask(fused[module]).to(parameter)))  # type: ignore[no-untyped-call]
+        for module, parameters in found.items()
+        for parameter in parameters
+    ]
+
+
+def block_mask(records: Sequence[ModuleRecord]) -> Tensor:
+    """(out, r) of one module: 1 where B of a projection is, 0 elsewhere."""
+    blocks = [
+        spread(torch.ones(record.shape[0], record.rank), record_part(record), record.outputs) for record in records
+    ]
+    return torch.cat(blocks, dim=1)
+
+
+def _lora_b(model: nn.Module, module: str) -> list[nn.Parameter]:
+    """B of every adapter on the module, whatever stands before its path."""
+    return [
+        parameter
+        for name, parameter in model.named_parameters()
+        if f".{module}.lora_B." in f".{name}" and parameter.requires_grad
+    ]
+
+
+class _Mask:
+    """Multiplies a gradient; follows it to its device."""
+
+    def __init__(self, mask: Tensor) -> None:
+        self.mask = mask
+
+    def __call__(self, gradient: Tensor) -> Tensor:
+        if self.mask.device != gradient.device:
+            self.mask = self.mask.to(gradient.device)
+        return gradient * self.mask
