@@ -166,6 +166,14 @@ def inspect(model: str, as_json: bool, quiet: bool, **options: Any) -> None:
 @click.option("--seed", type=int, default=0, show_default=True, help="Of everything random.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
 @_target_options
+@click.option(
+    "--transformers-major",
+    type=click.Choice(["auto", "4", "5"]),
+    default="auto",
+    show_default=True,
+    callback=lambda ctx, param, value: None if value == "auto" else int(value),
+    help="Whose names of modules the adapter uses; auto: those of the installed version.",
+)
 @_source_options
 @click.option("--overwrite", is_flag=True, help="Replace DIR if ailora-tools wrote it.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run.")

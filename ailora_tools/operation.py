@@ -19,6 +19,8 @@ from .output.adapter import AdapterModule, adapter_config, write_json
 from .output.base import ShardLayout, companions, keep_layout, recast_layout
 from .output.card import CardFacts, model_card
 from .output.manifest import Manifest, ModuleRecord, fingerprint
+from .targets.module_names import installed_transformers_major
+from .targets.module_tree import ModuleCheck
 from .targets.plan import target_modules
 from .targets.projections import Plan, Target, Unit
 
@@ -47,6 +49,7 @@ class Settings:
     device: str
     q_tensor: str | None
     v_tensor: str | None
+    transformers_major: int = 5
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, int] = field(default_factory=dict)
 
@@ -220,13 +223,17 @@ class Operation:
             **asdict(numbers),
         )
 
-    def adapter_config(self) -> dict[str, Any]:
-        """PEFT's adapter_config.json; the base it names is the residual one, or the source if that is untouched."""
+    def adapter_config(self, short: bool) -> dict[str, Any]:
+        """PEFT's adapter_config.json; the base it names is the residual one, or the source if that is untouched.
+
+        short: whether last names suffice in target_modules, as far as the file tells; else full paths.
+        """
+        paths = sorted(unit.module for unit in self.plan.units)
         origin = self.checkpoint.origin
         original = origin.location if origin.path is None else str(origin.path.resolve())
         return adapter_config(
             self.modules,
-            target_modules(self.plan, self.checkpoint),
+            target_modules(self.plan, self.checkpoint) if short else paths,
             base=str(self.folder) if self.layouts else original,
             revision=None if self.layouts else origin.revision,
             architectures=self.architectures,
@@ -250,6 +257,19 @@ class Operation:
             ),
             records,
         )
+
+    def module_check(self) -> ModuleCheck:
+        """The question to the real class, unless the user named the tensors or wants another transformers."""
+        settings = self.settings
+        if settings.q_tensor or settings.v_tensor:
+            return ModuleCheck.skipped("the tensors were named by hand")
+        if settings.transformers_major != installed_transformers_major():
+            return ModuleCheck.skipped(
+                f"they are for transformers {settings.transformers_major}, not the installed one"
+            )
+        modules = [unit.module for unit in self.plan.units]
+        targets = target_modules(self.plan, self.checkpoint)
+        return ModuleCheck(self.checkpoint.config, modules, targets, self.checkpoint.location)
 
     def update_index(self, tree: Path) -> None:
         """Wider tensors change the total that the index states; everything else in it stays."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -31,7 +32,9 @@ def llama_tensors(
 def write_checkpoint(folder: Path, tensors: Mapping[str, torch.Tensor], shards: int = 1, **config: object) -> Path:
     """A folder with config.json, a tokenizer file, and one file or an index with shards."""
     folder.mkdir(parents=True, exist_ok=True)
-    described = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], **config}
+    numbers = [int(name.split(".")[2]) for name in tensors if re.match(r"model\.layers\.\d+\.", name)]
+    layers = {"num_hidden_layers": max(numbers) + 1} if numbers else {}
+    described = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], **layers, **config}
     (folder / "config.json").write_text(json.dumps(described))
     (folder / "tokenizer.json").write_text('{"version": "1.0"}')
     if shards == 1:

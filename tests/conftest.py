@@ -25,6 +25,9 @@ for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_CACHE"):
     os.environ.pop(name, None)
 
 
+import transformers  # noqa: E402, F401 - once it is loaded, `init` need not start a process to ask it for its modules
+
+
 @pytest.fixture
 def hub() -> Iterator[HubServer]:
     """The server, empty and in a good mood; the local cache of the client is emptied, too."""

@@ -45,7 +45,7 @@ FLOORS = [
     {"targets.fused"},
     {"targets.architectures"},
     {"targets.matching", "output.atomic", "output.base", "output.adapter", "output.manifest", "output.analysis"},
-    {"targets.module_names", "output.card", "output.audit", "output.package", "metrics.change"},
+    {"targets.module_names", "targets.module_tree", "output.card", "output.audit", "output.package", "metrics.change"},
     {"targets.plan", "decompose", "recombine", "measure"},
     {"parts", "allocation", "report.words"},
     {"operation", "comparison"},

@@ -218,7 +218,7 @@ def test_reads_at_a_time_are_bounded(hub: HubServer) -> None:
 
     finished = [0]
     hub.mood = count  # type: ignore[assignment]
-    hub.latency = 0.02
+    hub.latency = 0.1
 
     def read(low: int) -> None:
         assert files.read(FILE, low, low + 10) == DATA[low : low + 10]

@@ -45,9 +45,9 @@ def _fused(records: Sequence[ModuleRecord]) -> str:
     if not fused:
         return ""
     return (
-        f"\n## Fused projections\n\n`{fused[0].module}` and its like hold more than W^Q and W^V. Their adapter is built "
-        "in blocks, and the other rows of the base keep their bytes, but plain training fills the rest of B and so "
-        "changes the other rows too. `ailora_tools.mask_fused_gradients(model, adapter_dir)`, called once after "
+        f"\n## Fused projections\n\n`{fused[0].module}` and its like hold more than W^Q and W^V. Their adapter is "
+        "built in blocks, and the other rows of the base keep their bytes, but plain training fills the rest of B and "
+        "so changes the other rows too. `ailora_tools.mask_fused_gradients(model, adapter_dir)`, called once after "
         "loading, keeps training inside the blocks.\n"
     )
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
@@ -19,6 +20,8 @@ from ..output.package import Package
 from ..output.spans import sync_file
 from ..progress import Progress, Silent
 from ..ranks import Ranks, read_ranks
+from ..targets.module_names import installed_transformers_major
+from ..targets.module_tree import ModuleCheck
 from ..targets.plan import make_plan
 from ..targets.projections import Unit
 from .announce import announce
@@ -78,6 +81,7 @@ def initialize(
     device: str = "auto",
     q_tensor: str | None = None,
     v_tensor: str | None = None,
+    transformers_major: int | None = None,
     overwrite: bool = False,
     resume: bool = False,
     dry_run: bool = False,
@@ -89,8 +93,9 @@ def initialize(
     `model` is a folder, one .safetensors file, or a Hub id with options `source`; `output` defaults to
     `<name>-<method>-r<rank>` here. `rank` defaults to 8; `ranks` is a ranks.json with a rank and an alpha for each
     module, and then `rank` and `alpha` are for those it does not list. `alpha` defaults to `rank`, which makes the
-    scaling 1 (with `rslora`, sqrt(rank)). The other options take the values that `ailora-tools init --help` lists.
-    Same source, options, device and thread count give the same bytes.
+    scaling 1 (with `rslora`, sqrt(rank)). `transformers_major` (4 or 5; default: the installed one) decides how modules
+    are named. The other options take the values that `ailora-tools init --help` lists. Same source, options, device
+    and thread count give the same bytes.
 
     Raises CheckpointError, TargetError, OptionError, NumericalError or OutputError. Then nothing stands under
     the final name; the source is never written to.
@@ -101,12 +106,16 @@ def initialize(
     settings = Settings(
         rank=general, method=method, roles=tuple(roles), layers=layers, alpha=general if alpha is None else alpha,
         rslora=rslora, adapter_dtype=adapter_dtype, base_dtype=base_dtype, rounding=rounding, seed=seed,
-        device=device, q_tensor=q_tensor, v_tensor=v_tensor, rank_pattern=sizes.rank_pattern,
-        alpha_pattern=sizes.alpha_pattern,
+        device=device, q_tensor=q_tensor, v_tensor=v_tensor,
+        transformers_major=transformers_major or installed_transformers_major(),
+        rank_pattern=sizes.rank_pattern, alpha_pattern=sizes.alpha_pattern,
     )  # fmt: skip
     row = find_method(method, settings.roles)
     checkpoint = open_checkpoint(model, **source)
-    plan = make_plan(checkpoint, roles=settings.roles, layers=layers, q_tensor=q_tensor, v_tensor=v_tensor)
+    plan = make_plan(
+        checkpoint, roles=settings.roles, layers=layers, q_tensor=q_tensor, v_tensor=v_tensor,
+        transformers_major=settings.transformers_major,
+    )  # fmt: skip
     folder = (
         Path(output or f"{checkpoint.origin.name}-{method}-{f'r{general}' if ranks is None else 'ranks'}")
         .expanduser()
@@ -114,19 +123,35 @@ def initialize(
     )
     require_outside(folder, checkpoint.origin)
     operation = Operation(checkpoint, plan, row, settings, folder)
-    for text in plan.notices:
-        progress.notice(text)
+    _tell(plan.notices, progress)
     announce(checkpoint.files, operation.reads, operation.source_bytes, progress)
-    if dry_run:
-        return Initialization(operation, None)
-    with building(folder, operation.job(), overwrite=overwrite, resume=resume) as work:
-        if not work.done:
-            require_space(folder, operation.nbytes)
-        manifest = _operate(operation, work, progress)
+    with checking(operation) as check:
+        if dry_run:
+            _tell(check.finish().notices, progress)
+            return Initialization(operation, None)
+        with building(folder, operation.job(), overwrite=overwrite, resume=resume) as work:
+            if not work.done:
+                require_space(folder, operation.nbytes)
+            manifest = _operate(operation, work, check, progress)
     return Initialization(operation, manifest)
 
 
-def _operate(operation: Operation, work: WorkFolder, progress: Progress) -> Manifest:
+@contextmanager
+def checking(operation: Operation) -> Iterator[ModuleCheck]:
+    """Ask whether the modules are there while the work goes on; the answer is wanted before the folder appears."""
+    check = operation.module_check()
+    try:
+        yield check
+    finally:
+        check.cancel()
+
+
+def _tell(notices: Sequence[str], progress: Progress) -> None:
+    for text in notices:
+        progress.notice(text)
+
+
+def _operate(operation: Operation, work: WorkFolder, check: ModuleCheck, progress: Progress) -> Manifest:
     """The main path: start copying; read, decompose and store one matrix after the other; seal and describe."""
     files, units, settings = operation.checkpoint.files, operation.plan.units, operation.settings
     dtype = ADAPTER_DTYPES[settings.adapter_dtype]
@@ -146,18 +171,20 @@ def _operate(operation: Operation, work: WorkFolder, progress: Progress) -> Mani
         for unit, outcome in stream(files, waiting, operate, device, progress.notice):
             package.store(outcome.records, outcome.A, outcome.B, outcome.residual)
             progress.advance(unit.label)
+        verdict = check.finish()
+        _tell(verdict.notices, progress)
         progress.start("Copying", len(base.shards), 0)
         for shard in package.seal():
             progress.advance(shard)
-        return _describe(operation, work.tree, package, str(device))
+        return _describe(operation, work.tree, package, verdict.exact, str(device))
 
 
-def _describe(operation: Operation, tree: Path, package: Package, device: str) -> Manifest:
+def _describe(operation: Operation, tree: Path, package: Package, short: bool, device: str) -> Manifest:
     """Everything besides the weights: copied files, the adapter's config, the card, and last the manifest."""
     for name in operation.companions:
         copy_file(operation.checkpoint.files, name, tree / name)
     operation.update_index(tree)
-    write_json(tree / FOLDER / "adapter_config.json", operation.adapter_config())
+    write_json(tree / FOLDER / "adapter_config.json", operation.adapter_config(short))
     records = [record for unit in operation.plan.units for record in package.records[unit.module]]
     (tree / "README.md").write_text(operation.card(records), encoding="utf-8")
     manifest = operation.manifest(records, package.file_hashes(), device)
