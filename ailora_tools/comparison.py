@@ -56,7 +56,7 @@ def open_tuned(model: str | Path, checkpoint: Checkpoint, plan: Plan, options: M
         return _adapter(files, checkpoint, plan)
     tuned = read_checkpoint(files)
     _require_same_type(checkpoint, tuned)
-    other = make_plan(tuned, **options)
+    other = make_plan(tuned, quantised=True, **options)
     places = {(target.role, target.stack, target.layer): target for target in other.targets}
     pairs = {target.label: places.pop((target.role, target.stack, target.layer), None) for target in plan.targets}
     _require_pairs(tuned.location, plan, pairs, list(places.values()))

@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from .checkpoint.stream import load_matrix
+from .dequantise import dequantise
 from .targets.layouts import Part
+from .targets.projections import Unit
 
 if TYPE_CHECKING:
     from .checkpoint.files import Files
@@ -48,8 +51,6 @@ def record_part(record: ModuleRecord) -> Part | None:
 
 
 def load_projection(files: Files, target: Target) -> Tensor:
-    """W (out, in) of one target, as stored."""
-    from .checkpoint.stream import load_matrix
-    from .targets.projections import Unit
-
-    return gather(load_matrix(files, target.file, Unit((target,))), target.part)
+    """W (out, in) of one target, as stored; in float32 if it is quantised."""
+    stored = load_matrix(files, target.file, Unit((target,)))
+    return gather(dequantise(stored, target.scale, files), target.part)

@@ -47,6 +47,7 @@ FLOORS = [
     {"targets.matching", "output.atomic", "output.base", "output.adapter", "output.manifest", "output.analysis"},
     {"targets.module_names", "targets.module_tree", "output.card", "output.audit", "output.package", "metrics.change"},
     {"targets.plan", "decompose", "recombine", "measure"},
+    {"dequantise"},
     {"parts", "allocation", "report.words"},
     {"operation", "comparison"},
     {"surgery", "gradients"},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -13,10 +13,12 @@ from .architectures import BY_MODEL_TYPE, FUSED, UNREACHABLE
 from .layouts import LATENT
 from .matching import Match, match_leaves, match_table, match_template
 from .module_names import installed_transformers_major, module_path
-from .projections import Plan, Target
+from .projections import Plan, Scale, Target
 from .rows import Architecture
 
 SUPPORTED_DTYPES = ("F64", "F32", "F16", "BF16")
+QUANTISED_DTYPES = ("F8_E4M3", "F8_E5M2")
+_BLOCK = (128, 128)  # of DeepSeek-V3
 _PACKED_SUFFIXES = (".qweight", ".weight_packed", ".weight.absmax", ".weight_scale_inv", ".SCB", "_blocks")
 
 
@@ -28,12 +30,14 @@ def make_plan(
     q_tensor: str | None = None,
     v_tensor: str | None = None,
     transformers_major: int | None = None,
+    quantised: bool = False,
 ) -> Plan:
     """Find the projections of `roles` ("q", "k", "v", "o").
 
     `layers` is a list such as "0-3,8". `q_tensor` and `v_tensor` are tensor names with `{layer}` that replace
     what the table says. Raises TargetError, with everything that is wrong at once, where projections cannot be
-    found, are fused, quantised or of an unsupported dtype; OptionError for layers that are not there.
+    found, are fused in an unknown way, or of an unsupported dtype; 8-bit floats with scales are supported if
+    `quantised`, to be looked at but not to be written. Raises OptionError for layers that are not there.
     """
     model_type = _model_type(checkpoint.config)
     row = BY_MODEL_TYPE.get(model_type or "")
@@ -49,8 +53,14 @@ def make_plan(
         file, info = checkpoint.tensors[match.tensor]
         module = module_path(match, None if match.role in templates else row, base, architectures, major)
         found.append((match, module, file, info))
-    _require_usable(found)
-    targets = [_target(match, module, file, info, checkpoint.config) for match, module, file, info in found]
+    scales = {info.name: scale for _, _, _, info in found if (scale := find_scale(checkpoint, info))}
+    _require_usable(found, scales.keys() if quantised else ())
+    if scales and quantised:
+        notices.append(f"{len(scales)} matrices are 8-bit floats with scales: looked at as q * scale")
+    targets = [
+        _target(match, module, file, info, checkpoint.config, scales.get(info.name))
+        for match, module, file, info in found
+    ]
     ordered = sorted(targets, key=lambda target: (target.file, target.start, "qkvo".index(target.role)))
     notices += _about_layouts(matches)
     family = row.family if row else "Recognised by names"
@@ -141,11 +151,11 @@ def _select(matches: list[Match], wanted: frozenset[int]) -> list[Match]:
     return [match for match in matches if match.layer in wanted]
 
 
-def _require_usable(found: Sequence[tuple[Match, str, str, TensorInfo]]) -> None:
-    """Two dimensions, a float dtype, and one tensor for one place: all faults at once."""
+def _require_usable(found: Sequence[tuple[Match, str, str, TensorInfo]], scaled: Container[str]) -> None:
+    """Two dimensions, a float dtype (or scales), and one tensor for one place: all faults at once."""
     faults, modules, places = [], set(), set()
     for match, module, _, info in found:
-        if info.dtype not in SUPPORTED_DTYPES:
+        if info.dtype not in SUPPORTED_DTYPES and info.name not in scaled:
             faults.append(f"{info.name} is stored as {info.dtype}, not as one of {', '.join(SUPPORTED_DTYPES)}")
         elif len(info.shape) != 2 or 0 in info.shape:
             faults.append(f"{info.name} has shape {list(info.shape)}, not that of a matrix")
@@ -157,11 +167,14 @@ def _require_usable(found: Sequence[tuple[Match, str, str, TensorInfo]]) -> None
     if faults:
         raise TargetError(
             f"{len(faults)} of {len(found)} projections cannot be worked on: {listed(faults, 5)}.",
-            "Quantised checkpoints are not supported yet: start from the 16-bit or 32-bit original of the model.",
+            "A residual cannot be stored in so few bits: start from the 16-bit or 32-bit original of the model. "
+            "`analyze` looks at 8-bit floats with scales as they are.",
         )
 
 
-def _target(match: Match, module: str, file: str, info: TensorInfo, config: Mapping[str, Any]) -> Target:
+def _target(
+    match: Match, module: str, file: str, info: TensorInfo, config: Mapping[str, Any], scale: Scale | None
+) -> Target:
     rows, columns = info.shape
     part, shape = None, (rows, columns)
     if match.layout is not None:
@@ -170,8 +183,22 @@ def _target(match: Match, module: str, file: str, info: TensorInfo, config: Mapp
         shape = (part.lines, inputs)
     return Target(
         match.role, match.layer, match.stack, match.tensor, module, file, info.dtype, shape, info.start, info.stop,
-        (rows, columns), part,
+        (rows, columns), part, scale,
     )  # fmt: skip
+
+
+def find_scale(checkpoint: Checkpoint, info: TensorInfo) -> Scale | None:
+    """The tensor with the factors of an 8-bit float tensor, as DeepSeek-V3 and compressed-tensors name it."""
+    if info.dtype not in QUANTISED_DTYPES:
+        return None
+    for suffix in ("_scale_inv", "_scale"):
+        if (name := f"{info.name}{suffix}") in checkpoint.tensors:
+            file, factors = checkpoint.tensors[name]
+            settings = checkpoint.config.get("quantization_config")
+            block = settings.get("weight_block_size") if isinstance(settings, dict) else None
+            high, wide = block if isinstance(block, list) and len(block) == 2 else _BLOCK
+            return Scale(name, file, factors.dtype, factors.shape, factors.start, factors.stop, (int(high), int(wide)))
+    return None
 
 
 def _about_layouts(matches: Sequence[Match]) -> list[str]:

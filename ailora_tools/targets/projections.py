@@ -9,6 +9,19 @@ from .layouts import Part
 
 
 @dataclass(frozen=True)
+class Scale:
+    """The factors that turn a quantised tensor into its matrix; `block` is (rows, columns) under one factor."""
+
+    tensor: str
+    file: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+    block: tuple[int, int]
+
+
+@dataclass(frozen=True)
 class Target:
     """One projection: what it is, and its module's path in memory.
 
@@ -28,6 +41,7 @@ class Target:
     stop: int
     stored_shape: tuple[int, int]
     part: Part | None = None
+    scale: Scale | None = None
 
     @property
     def sides(self) -> tuple[int, int]:

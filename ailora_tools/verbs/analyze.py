@@ -112,7 +112,7 @@ def analyze(
     started = time.monotonic()
     checkpoint = open_checkpoint(model, **source)
     options = {"roles": tuple(roles), "layers": layers, "q_tensor": q_tensor, "v_tensor": v_tensor}
-    plan = make_plan(checkpoint, **options)  # type: ignore[arg-type]
+    plan = make_plan(checkpoint, quantised=True, **options)  # type: ignore[arg-type]
     tuned = tuple(open_tuned(other, checkpoint, plan, options) for other in against)
     settings = {**options, "roles": list(roles), "rank": rank, "heads": heads, "device": device}
     job = _Job(checkpoint, plan, tuned, _heads(checkpoint, heads, progress), rank, settings)
@@ -135,11 +135,13 @@ def analyze(
 def _measure(job: _Job, work: WorkFolder, progress: Progress) -> dict[str, Any]:
     """Tensor name -> record, those of an interrupted run included; every finished matrix is kept at once."""
     from ..checkpoint.stream import find_device, stream
+    from ..dequantise import dequantise
     from ..measure import measure
     from ..parts import gather
 
     def work_on(unit: Unit, stored: Tensor) -> dict[str, dict[str, Any]]:
-        return {target.label: look_at(target, gather(stored, target.part)) for target in unit.targets}
+        W = dequantise(stored, unit.targets[0].scale, job.checkpoint.files)
+        return {target.label: look_at(target, gather(W, target.part)) for target in unit.targets}
 
     def look_at(target: Target, W: Tensor) -> dict[str, Any]:
         changes = [lambda W, other=other: other.difference(target, W) for other in job.tuned]

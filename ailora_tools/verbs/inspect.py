@@ -73,5 +73,7 @@ def inspect_checkpoint(
     Raises CheckpointError for damaged files and TargetError where the projections cannot be told.
     """
     checkpoint = open_checkpoint(model, **source)
-    plan = make_plan(checkpoint, roles=tuple(roles), layers=layers, q_tensor=q_tensor, v_tensor=v_tensor)
+    plan = make_plan(
+        checkpoint, roles=tuple(roles), layers=layers, q_tensor=q_tensor, v_tensor=v_tensor, quantised=True
+    )
     return Inspection(checkpoint, plan)
