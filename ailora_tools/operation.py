@@ -19,7 +19,8 @@ from .output.adapter import AdapterModule, adapter_config, write_json
 from .output.base import ShardLayout, companions, keep_layout, recast_layout
 from .output.card import CardFacts, model_card
 from .output.manifest import Manifest, ModuleRecord, fingerprint
-from .targets.module_names import installed_transformers_major
+from .targets.architectures import BY_MODEL_TYPE, PROVEN_WITH
+from .targets.module_names import installed_transformers, installed_transformers_major
 from .targets.module_tree import ModuleCheck
 from .targets.plan import target_modules
 from .targets.projections import Plan, Target, Unit
@@ -259,7 +260,8 @@ class Operation:
         )
 
     def module_check(self) -> ModuleCheck:
-        """The question to the real class, unless the user named the tensors or wants another transformers."""
+        """The question to the real class. Not asked if the user named the tensors or wants another transformers, nor
+        where the tests of this release have asked it of the very class in the installed transformers."""
         settings = self.settings
         if settings.q_tensor or settings.v_tensor:
             return ModuleCheck.skipped("the tensors were named by hand")
@@ -267,6 +269,8 @@ class Operation:
             return ModuleCheck.skipped(
                 f"they are for transformers {settings.transformers_major}, not the installed one"
             )
+        if self.plan.model_type in BY_MODEL_TYPE and installed_transformers().startswith(PROVEN_WITH):
+            return ModuleCheck.proven()
         modules = [unit.module for unit in self.plan.units]
         targets = target_modules(self.plan, self.checkpoint)
         return ModuleCheck(self.checkpoint.config, modules, targets, self.checkpoint.location)

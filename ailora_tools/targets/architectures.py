@@ -199,6 +199,8 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     *FUSED_ROWS,
 )  # fmt: skip
 
+PROVEN_WITH = "5.23."  # the transformers whose classes tests/test_targets.py and test_layouts.py hold the rows against
+
 BY_MODEL_TYPE: Mapping[str, Architecture] = {name: row for row in ARCHITECTURES for name in row.model_types}
 
 # For a model_type that no row knows: (q, v) leaf names that leave no doubt under a numbered layer.

@@ -31,12 +31,18 @@ def module_path(match: Match, row: Architecture | None, base: str, architectures
     return path.removeprefix(f"{base}.") if base and architectures and bare else path
 
 
-def installed_transformers_major() -> int:
-    """Of the transformers that is installed here; the latest known if there is none."""
+def installed_transformers() -> str:
+    """Version of the transformers that is installed here; empty if there is none."""
     try:
-        return int(version("transformers").split(".")[0])
+        return version("transformers")
     except PackageNotFoundError:
-        return _LATEST_MAJOR
+        return ""
+
+
+def installed_transformers_major() -> int:
+    """The latest known one if none is installed."""
+    found = installed_transformers()
+    return int(found.split(".")[0]) if found else _LATEST_MAJOR
 
 
 def _is_bare(architecture: str) -> bool:

@@ -171,11 +171,11 @@ def _operate(operation: Operation, work: WorkFolder, check: ModuleCheck, progres
         for unit, outcome in stream(files, waiting, operate, device, progress.notice):
             package.store(outcome.records, outcome.A, outcome.B, outcome.residual)
             progress.advance(unit.label)
-        verdict = check.finish()
-        _tell(verdict.notices, progress)
         progress.start("Copying", len(base.shards), 0)
         for shard in package.seal():
             progress.advance(shard)
+        verdict = check.finish()
+        _tell(verdict.notices, progress)
         return _describe(operation, work.tree, package, verdict.exact, str(device))
 
 
