@@ -295,9 +295,13 @@ def _target_table(targets: Iterable[Target]) -> Table:
             f"W^{first.role.upper()}" + (f" {first.stack}" if first.stack else ""),
             ranges([target.layer for target in members]),
             Text(_pattern(first), overflow="fold"),
-            f"{first.shape[0]} × {first.shape[1]} {first.dtype}",
+            f"{_sides(first.shape)} {first.dtype}" + (f", part of {_sides(first.stored_shape)}" if first.part else ""),
         )
     return table
+
+
+def _sides(shape: tuple[int, int]) -> str:
+    return f"{shape[0]} × {shape[1]}"
 
 
 def _pattern(target: Target) -> str:

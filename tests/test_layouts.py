@@ -283,6 +283,17 @@ def test_the_example_shows_what_the_mask_changes() -> None:
 # ---- the layouts themselves
 
 
+def test_the_terminal_and_json_tell_the_lines(tmp_path: Path) -> None:
+    build("gpt2").save_pretrained(tmp_path)
+    command = [sys.executable, "-m", "ailora_tools", "inspect", str(tmp_path)]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "36 × 36 F32, part of 36 × 108" in shown
+    found = json.loads(subprocess.run([*command, "--json"], capture_output=True, text=True, check=True).stdout)
+    assert [(target["lines"], target["transposed"]) for target in found["targets"][:2]] == [
+        ([[0, 36]], True), ([[72, 108]], True)
+    ]  # fmt: skip
+
+
 def test_a_config_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     build("gpt-neox").save_pretrained(tmp_path)
     for change, message in (({"num_attention_heads": 7}, "108 lines, but config.json makes it 7 times"),

@@ -65,7 +65,7 @@ def check_adapter_config(folder: Path, manifest: Manifest) -> Check:
         faults = list(_config_faults(config, manifest))
     except (OSError, ValueError, TypeError, AttributeError, re.error) as error:
         return Check("adapter config", False, f"{FOLDER}/{CONFIG} cannot be read: {error}")
-    detail = f"init_lora_weights is true; targets reach all {len(manifest.modules)} modules"
+    detail = f"init_lora_weights is true; targets reach all {len(_by_module(manifest.modules))} modules"
     return Check("adapter config", not faults, "; ".join(faults[:4]) or detail)
 
 

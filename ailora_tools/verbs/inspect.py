@@ -51,6 +51,9 @@ class Inspection:
                     "shape": list(target.shape),
                     "start": target.start,
                     "stop": target.stop,
+                    "stored_shape": list(target.stored_shape),
+                    "lines": [list(run) for run in target.part.runs] if target.part else None,
+                    "transposed": bool(target.part and target.part.transposed),
                 }
                 for target in plan.targets
             ],
