@@ -178,6 +178,19 @@ def test_the_keys_keep_their_bytes(name: str, dtype: torch.dtype, tmp_path: Path
         assert torch.equal(before, after) == (target.role == "k")
 
 
+@pytest.mark.parametrize("name", ["gpt2", "gpt-neox"])
+def test_a_float32_base_of_a_bfloat16_model_is_exact(name: str, tmp_path: Path) -> None:
+    model = build(name).to(torch.bfloat16)
+    model.save_pretrained(tmp_path / "source")
+    inputs = FUSED[name].inputs()
+    original = output(model.float(), inputs)
+    initialize(tmp_path / "source", RANK, base_dtype="float32", output=tmp_path / "out")
+    base = type(model).from_pretrained(tmp_path / "out", dtype=torch.float32)
+    adapted = PeftModel.from_pretrained(base, tmp_path / "out" / "ailora_init").eval()
+    assert float((output(adapted, inputs) - original).norm() / original.norm()) <= 1e-5
+    assert verify(tmp_path / "out").holds
+
+
 @pytest.mark.parametrize("role", ["k", "q"])
 def test_verify_sees_a_changed_line(role: str, tmp_path: Path) -> None:
     model = build("gpt-neox")
