@@ -16,7 +16,7 @@ from ..errors import CheckpointError, VerificationError
 from .spans import sha256
 
 NAME = "ailora.json"
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True)
