@@ -61,6 +61,13 @@ def test_base_and_adapter_compute_what_the_original_does(make: Any, tmp_path: Pa
     assert verify(tmp_path / "out").holds
 
 
+def test_the_other_stream_of_joint_attention_is_left_alone_and_said_so(tmp_path: Path) -> None:
+    model, _ = transformer()
+    model.save_pretrained(tmp_path / "transformer")
+    notices = inspect_checkpoint(tmp_path / "transformer").plan.notices
+    assert any("left alone: transformer_blocks.0.attn.add_q_proj.weight" in text for text in notices)
+
+
 def test_self_and_cross_attention_are_told_apart(tmp_path: Path) -> None:
     model, _ = unet()
     model.save_pretrained(tmp_path / "unet")

@@ -123,6 +123,7 @@ def _find(
                 f"model type {model_type!r} is not in the table: recognised by names such as {found[0].tensor}; "
                 "check them with `inspect`"
             )
+            notices += _lookalikes(checkpoint, {match.tensor for match in found})
     lacking = [role for role in rest if role not in {match.role for match in found}]
     if lacking:
         raise _not_found(checkpoint, model_type, row, lacking)
@@ -232,6 +233,20 @@ def _incomplete(matches: Sequence[Match], roles: Sequence[str]) -> list[str]:
                 f"no W^{role.upper()} of their own in layers {shown}: only their other projections are taken"
             )
     return notices
+
+
+def _lookalikes(checkpoint: Checkpoint, taken: Container[str]) -> list[str]:
+    """Matrices that are called queries or values as well, such as add_q_proj of joint attention in diffusers."""
+    others = [
+        name
+        for name, (_, info) in checkpoint.tensors.items()
+        if name not in taken and len(info.shape) == 2 and {"q", "v", "query", "value"} & set(_leaf(name).split("_"))
+    ]
+    return (
+        [f"{len(others)} other tensors look like queries or values and are left alone: {listed(others)}"]
+        if others
+        else []
+    )
 
 
 def _left_alone(row: Architecture, names: Sequence[str], found: Sequence[Match], roles: Sequence[str]) -> list[str]:
