@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 import re
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 from .errors import OptionError
@@ -47,10 +48,15 @@ def suggest_ranks(document: Mapping[str, Any], budget: int) -> dict[str, Any]:
     """ranks.json: rank and alpha (equal, so that the scaling is 1) of every analysed module; at least rank 1 each."""
     rows = document["matrices"]
     basis = "change" if document["against"] else "weights"
-    gains = [_shares(row, basis) for row in rows]
-    ranks = _spend(gains, [sum(row["shape"]) for row in rows], [min(row["shape"]) for row in rows], budget)
-    pattern = {row["module"]: rank for row, rank in zip(rows, ranks, strict=True)}
-    used = sum(rank * sum(row["shape"]) for row, rank in zip(rows, ranks, strict=True))
+    modules: dict[str, list[Mapping[str, Any]]] = {}  # the projections of a fused module share one rank
+    for row in rows:
+        modules.setdefault(row["module"], []).append(row)
+    gains = [_together([_shares(row, basis) for row in group]) for group in modules.values()]
+    costs = [sum(sum(row["shape"]) for row in group) for group in modules.values()]
+    limits = [min(min(row["shape"]) for row in group) for group in modules.values()]
+    ranks = _spend(gains, costs, limits, budget)
+    pattern = dict(zip(modules, ranks, strict=True))
+    used = sum(rank * cost for rank, cost in zip(ranks, costs, strict=True))
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -69,9 +75,12 @@ def _shares(row: Mapping[str, Any], basis: str) -> list[float]:
     if basis == "weights":
         return _normalised(row["spectrum"]["singular_values"])
     each = [_normalised(change["delta_singular_values"]) for change in row["changes"]]
-    longest = max(map(len, each))
-    padded = [values + [0.0] * (longest - len(values)) for values in each]
-    return [sum(values) / len(values) for values in zip(*padded, strict=True)]
+    return [value / len(each) for value in _together(each)]
+
+
+def _together(each: Sequence[Sequence[float]]) -> list[float]:
+    """Sums, direction by direction; what ends early counts as zero."""
+    return [sum(values) for values in zip_longest(*each, fillvalue=0.0)]
 
 
 def _normalised(values: Sequence[float]) -> list[float]:

@@ -249,8 +249,8 @@ class Operation:
             CardFacts(
                 name=self.folder.name,
                 method=self.method,
-                ranks=sorted({item.rank for item in self.modules}),
-                alphas=sorted({item.alpha for item in self.modules}),
+                ranks=sorted({record.rank for record in records}),
+                alphas=sorted({record.alpha for record in records}),
                 seed=settings.seed,
                 source=self.checkpoint.location,
                 has_base=bool(self.layouts),

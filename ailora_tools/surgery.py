@@ -28,6 +28,7 @@ class Outcome:
     A: memoryview
     B: memoryview
     residual: memoryview | None
+    residual_sha256: str | None
 
 
 def operate_on(unit: Unit, stored: Tensor, operation: Operation) -> Outcome:
@@ -40,7 +41,10 @@ def operate_on(unit: Unit, stored: Tensor, operation: Operation) -> Outcome:
         operation.record(unit, target, surgery.numbers, before, _after(surgery, before), sha256(a, b))
         for target, surgery, before in found
     )
-    return Outcome(records, a, b, _put_back(unit, stored, [(t, s) for t, s, _ in found], operation))
+    residual = _put_back(unit, stored, [(target, surgery) for target, surgery, _ in found], operation)
+    plain = unit.targets[0].part is None  # then the tensor is W_res, which has been hashed
+    digest = None if residual is None else records[0].base_sha256 if plain else sha256(residual)
+    return Outcome(records, a, b, residual, digest)
 
 
 def _one(unit: Unit, target: Target, stored: Tensor, operation: Operation) -> tuple[Surgery, str]:
@@ -56,11 +60,12 @@ def _after(surgery: Surgery, before: str) -> str:
 def _put_back(
     unit: Unit, stored: Tensor, found: list[tuple[Target, Surgery]], operation: Operation
 ) -> memoryview | None:
-    base = (
-        stored.cpu() if unit.targets[0].part is None else stored.cpu().to(DTYPES[operation.base_dtype(unit)], copy=True)
-    )
+    if any(surgery.residual is None for _, surgery in found):
+        return None
+    base = stored
+    if unit.targets[0].part is not None:
+        base = stored.cpu().to(DTYPES[operation.base_dtype(unit)], copy=True)
     for target, surgery in found:
-        if surgery.residual is None:
-            return None
+        assert surgery.residual is not None
         base = scatter(base, target.part, surgery.residual)
     return matrix_bytes(base)

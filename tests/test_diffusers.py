@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from peft import PeftModel
@@ -12,8 +13,6 @@ from torch import Tensor, nn
 
 from ailora_tools import analyze, initialize, inspect_checkpoint, verify
 from ailora_tools.errors import CheckpointError
-
-diffusers = pytest.importorskip("diffusers")
 
 
 def unet() -> tuple[nn.Module, dict[str, Tensor]]:

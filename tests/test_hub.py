@@ -237,6 +237,11 @@ def test_what_is_no_name(text: str) -> None:
         open_files(text)
 
 
+def test_pages_of_other_sites_are_no_models() -> None:
+    with pytest.raises(CheckpointError, match=r"example\.org is not the Hub"):
+        open_files("https://example.org/org/name")
+
+
 def test_a_path_wins_over_a_name(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     llama(tmp_path / "org" / "model")
     monkeypatch.chdir(tmp_path)

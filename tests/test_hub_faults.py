@@ -209,10 +209,10 @@ def test_a_renamed_repository_is_followed(hub: HubServer, files: Files) -> None:
 def test_reads_at_a_time_are_bounded(hub: HubServer) -> None:
     hub.repos[NAME] = Repo({FILE: DATA})
     files, lock = open_files(NAME, connections=3), threading.Lock()
-    under_way, most = 0, 0
+    most = 0
 
     def count(asked: Asked) -> None:
-        nonlocal under_way, most
+        nonlocal most
         with lock:
             most = max(most, hub.count("storage") - finished[0])
 
@@ -260,14 +260,38 @@ def test_a_whole_analysis_under_faults_is_the_one_without(hub: HubServer, tmp_pa
     assert result.traffic is not None and result.traffic.retries > 0
 
 
-def test_nothing_is_left_behind_when_the_network_fails(hub: HubServer, tmp_path: Path) -> None:
+def test_a_lost_connection_leaves_what_can_be_resumed(hub: HubServer, tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "model", llama_tensors())
     hub.repos[NAME] = Repo(tree(folder))
     inspect_checkpoint(NAME)
-    hub.mood = forever(lambda asked: in_storage(asked) and asked.span != "bytes=0-65535", Fault(status=500))
+    hub.mood = forever(
+        lambda asked: in_storage(asked) and not str(asked.span).startswith("bytes=0-"), Fault(status=500)
+    )
     with pytest.raises(CheckpointError, match="status 500"):
         analyze(NAME, output=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+    assert (tmp_path / "out.partial").exists(), "what has come can be resumed, as the message says"
+    hub.mood = None
+    assert analyze(NAME, output=tmp_path / "out", resume=True).document["matrices"]
+
+
+@pytest.mark.parametrize("connections", [1, 2])
+def test_addresses_that_expire_under_many_readers_lock_nobody_out(hub: HubServer, connections: int) -> None:
+    """More readers than connections, each of them refused every few requests."""
+    hub.repos[NAME] = Repo({FILE: DATA})
+    files, dice, wrong = open_files(NAME, connections=connections), random.Random(3), []
+    hub.mood = lambda asked: Fault(status=403) if in_storage(asked) and dice.random() < 0.3 else None
+
+    def read(low: int) -> None:
+        starts = range(low, low + 2000, 100)
+        wrong.extend(start for start in starts if files.read(FILE, start, start + 50) != DATA[start : start + 50])
+
+    readers = [threading.Thread(target=read, args=(low,), daemon=True) for low in range(0, 24_000, 2000)]
+    for reader in readers:
+        reader.start()
+    for reader in readers:
+        reader.join(timeout=60)
+    assert not any(reader.is_alive() for reader in readers) and not wrong
 
 
 # ---- the parts

@@ -79,7 +79,7 @@ def test_quantised_against_plain_is_the_rounding(tmp_path: Path) -> None:
 def test_init_refuses_and_says_the_way_out(tmp_path: Path) -> None:
     quantised, _ = write(tmp_path, (128, 128), "_scale_inv")
     before = tree(quantised)
-    with pytest.raises(TargetError, match=r"stored as F8_E4M3.*\nA residual cannot be stored in so few bits"):
+    with pytest.raises(TargetError, match=r"stored as F8_E4M3.*\nWeights in few bits hold no residual"):
         initialize(quantised, 4, output=tmp_path / "out")
     assert tree(quantised) == before and not (tmp_path / "out").exists()
 

@@ -80,7 +80,7 @@ def test_the_table_of_layouts_is_the_table_of_the_code() -> None:
     shown = [line for line in README.splitlines() if line.endswith(("| a running model |", "| nothing yet |"))]
     rows = []
     for row in FUSED_ROWS:
-        (layout,) = row.layouts.values()
+        layout = next(iter(row.layouts.values()))
         text = layout.text.replace("|", "\\|")
         rows.append(f"| {row.family} | {text} | {'a running model' if layout.proven else 'nothing yet'} |")
     assert sorted(shown) == sorted(rows)

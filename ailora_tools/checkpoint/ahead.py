@@ -29,7 +29,7 @@ class Piece(Protocol):
 Wanted = TypeVar("Wanted", bound=Piece)
 
 
-def gather(pieces: Iterable[Wanted], join: bool) -> Iterator[list[Wanted]]:
+def join_neighbours(pieces: Iterable[Wanted], join: bool) -> Iterator[list[Wanted]]:
     """Runs of pieces worth one request: neighbours in one file with little between them; `join` false: one by one."""
     run: list[Wanted] = []
     wanted = 0

@@ -126,9 +126,7 @@ class Repository:
             raise self._refusal(error, path) from None
         except _FAILURES as error:  # type: ignore[misc]
             if _is_local(error):
-                raise CheckpointError(
-                    f"{self._where(path)}: {_brief(error)}.", "Make room, or check HF_HOME."
-                ) from None
+                raise CheckpointError(f"{self._where(path)}: {_brief(error)}.", _ROOM) from None
             raise TransientError(f"no answer from {constants.ENDPOINT} ({_brief(error)})") from None
 
     def _refusal(self, error: errors.HfHubHTTPError, path: str) -> Exception:

@@ -131,7 +131,8 @@ class _RemoteFile:
         self._url: str | None = None
         self._cached: Path | None = None
         self._looked = False
-        self._lock = threading.RLock()
+        # Two locks: who waits for the gate or the network holds the first, who is at the gate needs only the second.
+        self._finding, self._lock = threading.Lock(), threading.Lock()
 
     @property
     def size(self) -> int:
@@ -144,7 +145,7 @@ class _RemoteFile:
 
     def local_path(self, download: bool) -> Path | None:
         """Where the Hugging Face cache holds the file; with `download`, it is fetched into it first."""
-        with self._lock:
+        with self._finding:
             if not self._looked:
                 find = self._repository.download if download else self._repository.cached
                 found = self._persist(lambda: find(self._commit, self._path))
@@ -176,28 +177,29 @@ class _RemoteFile:
     @contextmanager
     def _answer(self, start: int, stop: int) -> Iterator[Iterator[bytes]]:
         """The body of an answer that promises exactly these bytes of this file."""
-        url = self._address()
+        url, size = self._address(), self.size
         with self._gate, self._repository.get(self._path, url, start, stop) as answer:
             if answer.status in BUSY:
                 raise TransientError(f"the storage answered with status {answer.status}", retry_after(answer.headers))
             if answer.status != 206:
                 self._forget(url)  # expired addresses give 403, stale ones 404 or 416: the next attempt resolves anew
-            require_span(answer.status, answer.headers, start, stop, self.size)
+            require_span(answer.status, answer.headers, start, stop, size)
             if etag := answer.headers.get("etag"):
                 self._require(f"ETag at {answer.host}", etag.removeprefix("W/").strip('"'))
             yield answer.parts
 
     def _address(self) -> str:
         """Resolved when first needed; commit, ETag and size must be those of the first answer."""
-        with self._lock:
-            if self._url is None:
+        with self._finding:
+            url = self._url
+            if url is None:
                 with self._gate:
                     found = self._repository.resolve(self._commit, self._path)
                 for what, value in (("commit", found.commit), ("ETag", found.etag), ("size", found.size)):
                     if value is not None:
                         self._require(what, value)
-                self._url = found.url
-            return self._url
+                url = self._url = found.url
+            return url
 
     def _forget(self, url: str) -> None:
         with self._lock:

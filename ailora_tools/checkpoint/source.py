@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TypedDict
+from urllib.parse import urlsplit
 
 from ..errors import CheckpointError, OptionError
 from .files import Files, LocalFiles
 
 SCHEME = "hf://"
+_HOSTS = ("huggingface.co", "hf.co")
 _NAME = r"[A-Za-z0-9][\w.-]*"
 _HUB_ID = re.compile(rf"(?P<repo>{_NAME}/{_NAME})(?:@(?P<revision>[^@\s]+))?")
 _URL = re.compile(
-    rf"https?://[^/]+/(?P<repo>{_NAME}/{_NAME})(?:/tree/(?P<revision>[^/]+)(?:/(?P<subfolder>.+?))?)?/?(?:\?.*)?"
+    rf"https?://(?P<host>[^/]+)/(?P<repo>{_NAME}/{_NAME})(?:/tree/(?P<revision>[^/]+)(?:/(?P<subfolder>.+?))?)?/?(?:\?.*)?"
 )
 _FORMS = "MODEL is a folder, a .safetensors file, or a Hub id such as org/name or org/name@revision"
 
@@ -76,7 +79,10 @@ def parse_hub_name(text: str, revision: str | None = None, subfolder: str = "") 
 
     CheckpointError if it is none of these, OptionError if two places name different revisions.
     """
-    found = _URL.fullmatch(text) or _HUB_ID.fullmatch(text.removeprefix(SCHEME))
+    page = _URL.fullmatch(text)
+    if page is not None and page["host"] not in (*_HOSTS, urlsplit(os.environ.get("HF_ENDPOINT", "")).netloc):
+        raise CheckpointError(f"{text}: {page['host']} is not the Hub.", f"{_FORMS}.")
+    found = page or _HUB_ID.fullmatch(text.removeprefix(SCHEME))
     if found is None:
         raise CheckpointError(f"{text}: no such file or folder.", f"{_FORMS}: check the spelling.")
     named = found.groupdict()

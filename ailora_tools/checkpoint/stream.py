@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import OptionError
-from .ahead import gather, has_room, threads
+from .ahead import Piece, has_room, join_neighbours, threads
 from .files import Files
 
 DTYPES = {
@@ -41,11 +41,8 @@ class Span(Protocol):
     def shape(self) -> tuple[int, ...]: ...
 
 
-class Source(Span, Protocol):
-    """One matrix to work on: the part of `targets.plan.Target` that streaming needs."""
-
-    @property
-    def file(self) -> str: ...
+class Source(Piece, Span, Protocol):
+    """One tensor to work on: the part of `targets.projections.Unit` that streaming needs."""
 
 
 Target = TypeVar("Target", bound=Source)
@@ -59,7 +56,7 @@ def stream(
     notice: Callable[[str], None],
     at_once: int = 2,
 ) -> Iterator[tuple[Target, Result]]:
-    """Yield (target, work(target, W)) in the order of `targets`, W (out, in) in its stored dtype on `device`.
+    """Yield (target, work(target, W)) in the order of `targets`, W in its stored shape and dtype on `device`.
 
     On the CPU `at_once` matrices are worked on at a time, each with its part of the threads: LAPACK's eigensolvers
     scale badly over threads. If a matrix does not fit on the device it is worked on by the CPU, with a notice.
@@ -68,7 +65,7 @@ def stream(
     workers = max(1, min(at_once, cores, len(targets))) if device.type == "cpu" else 1
     window: deque[tuple[Target, Future[Result]]] = deque()
     told: deque[str] = deque()
-    waiting = deque(gather(targets, join=files.connections > 1))
+    waiting = deque(join_neighbours(targets, join=files.connections > 1))
     with (
         threads(files.connections, "read") as reader,
         threads(1, "stage") as stager,

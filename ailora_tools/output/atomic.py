@@ -1,7 +1,7 @@
 """A folder that appears under its final name only when it is complete.
 
 The work happens in a sibling, `NAME.partial`. A journal in it (one JSON line per finished step) lets an
-interrupted run go on. Bad input removes the sibling again; an interruption or a full disk leaves it.
+interrupted run go on. Bad input removes the sibling again; an interruption, a full disk or a lost connection leaves it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint.files import Origin
+from ..checkpoint.transfer import ExhaustedError
 from ..errors import AiloraError, OutputError
 from .spans import sync_file
 
@@ -75,7 +76,7 @@ def building(
     except OSError as error:
         work.close()
         raise _write_error(error, final, partial) from None
-    except OutputError:
+    except (OutputError, ExhaustedError):
         work.close()
         raise
     except Exception:

@@ -25,14 +25,20 @@ class Package:
         for entry in work.finished("module"):
             self._take_over(tuple(module_record(record) for record in entry["records"]), entry["tensor_sha256"])
 
-    def store(self, records: Sequence[ModuleRecord], A: memoryview, B: memoryview, residual: memoryview | None) -> None:
-        """Write one module (A (r, in), B (out, r), the tensor of the base, as bytes), then journal it."""
+    def store(
+        self,
+        records: Sequence[ModuleRecord],
+        A: memoryview,
+        B: memoryview,
+        residual: memoryview | None,
+        digest: str | None,
+    ) -> None:
+        """Write one module (A (r, in), B (out, r), the tensor of the base and its SHA-256), then journal it."""
         module, file, tensor = records[0].module, records[0].file, records[0].tensor
         self._adapter.write(module, A, B)
         if residual is not None:
             self._base.write(file, tensor, residual)
         self.records[module] = tuple(records)
-        digest = None if residual is None else sha256(residual)
         self._work.record({"module": {"records": [asdict(record) for record in records], "tensor_sha256": digest}})
         self._journal_copies()
 

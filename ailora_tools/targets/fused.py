@@ -28,7 +28,7 @@ FUSED_ROWS: tuple[Architecture, ...] = (
         {"gpt2": "transformer", "openai-gpt": "transformer", "imagegpt": "transformer"},
         (Slot("h.{layer}.attn"),),
         fused("c_attn", "c_proj"),
-        layouts={"c_attn": layouts.COLUMNS},
+        layouts={"c_attn": layouts.COLUMNS, "c_proj": layouts.OUTPUT_COLUMNS},
     ),
     Architecture(
         "GPT-NeoX",
@@ -140,6 +140,6 @@ FUSED_ROWS: tuple[Architecture, ...] = (
         {"jais": "transformer"},
         (Slot("h.{layer}.attn"),),
         fused("c_attn", "c_proj"),
-        layouts={"c_attn": layouts.COLUMNS_UNPROVEN},
+        layouts={"c_attn": layouts.COLUMNS_UNPROVEN, "c_proj": layouts.OUTPUT_COLUMNS},
     ),
 )

@@ -41,18 +41,20 @@ class Layout:
         """The lines of one role; TargetError if config.json does not fit the shape of the tensor."""
         try:
             count, pattern = self.widths(config, lines, layer)
-        except (KeyError, IndexError, TypeError, ZeroDivisionError) as error:
+        except (LookupError, TypeError, ValueError, ArithmeticError) as error:
             raise TargetError(
                 f"{tensor}: config.json does not tell its layout, {self.text} ({type(error).__name__}: {error}).",
                 "Restore the config.json of the model.",
             ) from None
-        if count * sum(width for _, width in pattern) != lines:
+        runs = _runs(count, pattern, role)
+        fits = min(width for _, width in pattern) >= 0 and count * sum(width for _, width in pattern) == lines
+        if not (fits and runs):
             shown = " | ".join(f"{name} {width}" for name, width in pattern)
             raise TargetError(
                 f"{tensor}: {lines} lines, but config.json makes it {count} times [{shown}] ({self.text}).",
                 "The config.json belongs to another model, or this variant of the architecture is not known yet.",
             )
-        return Part(_runs(count, pattern, role), self.transposed)
+        return Part(runs, self.transposed)
 
 
 def _runs(count: int, pattern: Sequence[tuple[str, int]], role: str) -> Runs:
@@ -124,6 +126,10 @@ def _chatglm(config: Mapping[str, Any], lines: int, layer: int) -> tuple[int, li
     return _side_by_side(config, lines, layer) if grouped else _per_head(config, lines, layer)
 
 
+def _all_of_it(config: Mapping[str, Any], lines: int, layer: int) -> tuple[int, list[tuple[str, int]]]:
+    return 1, [("o", lines)]
+
+
 def _openelm(config: Mapping[str, Any], lines: int, layer: int) -> tuple[int, list[tuple[str, int]]]:
     queries, keys = config["num_query_heads"][layer], config["num_kv_heads"][layer]
     return _side_by_side({"n_head": queries, "num_kv_heads": keys}, lines, layer)
@@ -146,6 +152,7 @@ def _latent(config: Mapping[str, Any], lines: int, layer: int) -> tuple[int, lis
 SIDE_BY_SIDE = Layout("[Q | K | V]", _side_by_side)
 THIRDS = Layout("[Q | K | V], three equal parts", _thirds)
 COLUMNS = Layout("[Q | K | V] in columns", _thirds, transposed=True)
+OUTPUT_COLUMNS = Layout("W^O in columns", _all_of_it, transposed=True)
 PER_HEAD = Layout("[q | k | v] head by head", _per_head)
 PER_GROUP = Layout("[queries | k | v] group by group", _per_group)
 FALCON = Layout("[queries | k | v] by group, [Q | k | v], or head by head", _falcon)

@@ -168,8 +168,8 @@ def _require_usable(found: Sequence[tuple[Match, str, str, TensorInfo]], scaled:
     if faults:
         raise TargetError(
             f"{len(faults)} of {len(found)} projections cannot be worked on: {listed(faults, 5)}.",
-            "A residual cannot be stored in so few bits: start from the 16-bit or 32-bit original of the model. "
-            "`analyze` looks at 8-bit floats with scales as they are.",
+            "Weights in few bits hold no residual: start from the 16-bit or 32-bit original of the model. `analyze` "
+            "looks at 8-bit floats with scales as they are. --q-tensor and --v-tensor name other tensors.",
         )
 
 
@@ -193,13 +193,20 @@ def find_scale(checkpoint: Checkpoint, info: TensorInfo) -> Scale | None:
     if info.dtype not in QUANTISED_DTYPES:
         return None
     for suffix in ("_scale_inv", "_scale"):
-        if (name := f"{info.name}{suffix}") in checkpoint.tensors:
-            file, factors = checkpoint.tensors[name]
-            settings = checkpoint.config.get("quantization_config")
-            block = settings.get("weight_block_size") if isinstance(settings, dict) else None
-            high, wide = block if isinstance(block, list) and len(block) == 2 else _BLOCK
-            return Scale(name, file, factors.dtype, factors.shape, factors.start, factors.stop, (int(high), int(wide)))
+        file, factors = checkpoint.tensors.get(f"{info.name}{suffix}", ("", None))
+        if factors is not None and factors.dtype in SUPPORTED_DTYPES:
+            block = _block_size(checkpoint.config)
+            return Scale(factors.name, file, factors.dtype, factors.shape, factors.start, factors.stop, block)
     return None
+
+
+def _block_size(config: Mapping[str, Any]) -> tuple[int, int]:
+    """(rows, columns) under one factor; DeepSeek-V3's where config.json names none that can be."""
+    settings = config.get("quantization_config")
+    match settings.get("weight_block_size") if isinstance(settings, dict) else None:
+        case [int(high), int(wide)] if high > 0 and wide > 0:
+            return high, wide
+    return _BLOCK
 
 
 def _about_layouts(matches: Sequence[Match]) -> list[str]:
@@ -242,11 +249,8 @@ def _lookalikes(checkpoint: Checkpoint, taken: Container[str]) -> list[str]:
         for name, (_, info) in checkpoint.tensors.items()
         if name not in taken and len(info.shape) == 2 and {"q", "v", "query", "value"} & set(_leaf(name).split("_"))
     ]
-    return (
-        [f"{len(others)} other tensors look like queries or values and are left alone: {listed(others)}"]
-        if others
-        else []
-    )
+    told = f"{len(others)} other tensors look like queries or values and are left alone: {listed(others)}"
+    return [told] if others else []
 
 
 def _left_alone(row: Architecture, names: Sequence[str], found: Sequence[Match], roles: Sequence[str]) -> list[str]:
@@ -273,7 +277,7 @@ def _not_found(
         if leaf in FUSED and len(info.shape) == 2 and not mixer:
             return TargetError(
                 f"{where}: no tensor of its own for {what}: {name} {list(info.shape)} holds {FUSED[leaf]}.",
-                "This version works on projections that have a tensor of their own.",
+                "In which order its lines hold them is not known for this model type, and guessing would do harm.",
             )
     packed = [name for name in checkpoint.tensors if name.endswith(_PACKED_SUFFIXES)]
     if packed:

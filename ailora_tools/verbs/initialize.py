@@ -57,7 +57,7 @@ class Initialization:
             "dry_run": self.manifest is None,
             "bytes_to_write": self.operation.nbytes,
             "settings": asdict(self.operation.settings),
-            "planned": [target.tensor for target in self.operation.plan.targets],
+            "planned": [unit.tensor for unit in self.operation.plan.units],
             "modules": [asdict(record) for record in modules],
             "notices": list(self.operation.plan.notices),
         }
@@ -169,7 +169,7 @@ def _operate(operation: Operation, work: WorkFolder, check: ModuleCheck, progres
         progress.start("Decomposing", len(units), len(package.records))
         waiting = [unit for unit in units if unit.module not in package.records]
         for unit, outcome in stream(files, waiting, operate, device, progress.notice):
-            package.store(outcome.records, outcome.A, outcome.B, outcome.residual)
+            package.store(outcome.records, outcome.A, outcome.B, outcome.residual, outcome.residual_sha256)
             progress.advance(unit.label)
         progress.start("Copying", len(base.shards), 0)
         for shard in package.seal():
