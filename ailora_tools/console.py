@@ -288,14 +288,17 @@ def _target_table(targets: Iterable[Target]) -> Table:
     table = _table("role", "layers", "tensor", "stored as")
     groups: dict[tuple[object, ...], list[Target]] = {}
     for target in sorted(targets, key=lambda target: (target.stack, target.role != "q", target.role, target.layer)):
-        groups.setdefault((target.stack, target.role, _pattern(target), target.shape, target.dtype), []).append(target)
+        groups.setdefault((target.stack, target.role, _pattern(target), target.shape, target.stored_as), []).append(
+            target
+        )
     for members in groups.values():
         first = members[0]
         table.add_row(
             f"W^{first.role.upper()}" + (f" {first.stack}" if first.stack else ""),
             ranges([target.layer for target in members]),
             Text(_pattern(first), overflow="fold"),
-            f"{_sides(first.shape)} {first.dtype}" + (f", part of {_sides(first.stored_shape)}" if first.part else ""),
+            f"{_sides(first.shape)} {first.stored_as}"
+            + (f", part of {_sides(first.stored_shape)}" if first.part else ""),
         )
     return table
 

@@ -1,11 +1,20 @@
-"""Quantised tensors as float32 matrices, for looking at them: 8-bit floats with scales.
+"""Quantised tensors as float32 matrices, by the published rule of each format. All arithmetic is in float32.
 
-Two documented formats, both W = q * scale: one scale a block, as DeepSeek-V3 ships (`weight_scale_inv`, blocks of
-`quantization_config.weight_block_size`; https://huggingface.co/deepseek-ai/DeepSeek-V3, README_WEIGHTS), and one a
-tensor or a row (`weight_scale`, as compressed-tensors writes "float-quantized").
+fp8: W = q * scale, one scale a block (DeepSeek-V3, README_WEIGHTS), a row or a tensor (compressed-tensors).
+bnb_4bit: W = code[q] * absmax of the block of consecutive entries, the first entry in the high four bits; absmax may
+    itself be 8-bit codes times nested_absmax plus an offset (QLoRA, arXiv 2305.14314, section 3; bitsandbytes).
+bnb_int8: W = q * SCB / 127, a factor a row (LLM.int8(), arXiv 2208.07339, section 2).
+int8: W = (q - zero) * scale (compressed-tensors "int-quantized").
+gptq: W^T = (q - zero) * scale, q packed along the inputs, the group of an input in g_idx; files of checkpoint_format
+    "gptq" store zero - 1 (arXiv 2210.17323; GPTQModel, nn_modules/qlinear).
+awq: W^T = (q - zero) * scale, q packed along the outputs, eight in the order 0 2 4 6 1 3 5 7 ("gemm" of AutoAWQ).
+packed: W = (q - zero) * scale, q stored with 2^(bits - 1) added, packed along the inputs (compressed-tensors
+    "pack-quantized").
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -13,31 +22,155 @@ from torch import Tensor
 from .checkpoint.files import Files
 from .checkpoint.stream import load_matrix
 from .errors import TargetError
-from .targets.projections import Scale
+from .targets.quantisation import Quantised
+
+Pieces = Mapping[str, Tensor]
+_FP8_BLOCK = (128, 128)  # of DeepSeek-V3
+_AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 
 
-def dequantise(stored: Tensor, scale: Scale | None, files: Files) -> Tensor:
-    """`stored` (m, n) as float32 if it has a scale, else as it is. Raises TargetError for a scale of another shape."""
-    if scale is None:
+def dequantise(stored: Tensor, quantised: Quantised | None, files: Files) -> Tensor:
+    """`stored`, the main tensor, as float32 (out, in) if it is quantised, else as it is.
+
+    Raises TargetError where the pieces do not fit together.
+    """
+    if quantised is None:
         return stored
-    factors = load_matrix(files, scale.file, scale).to(stored.device).float()
-    return stored.float() * spread_scale(factors, (stored.shape[0], stored.shape[1]), scale)
+    beside = {what: piece for what, piece in quantised.pieces.items() if what != "main"}
+    pieces = {what: load_matrix(files, piece.file, piece).to(stored.device) for what, piece in beside.items()}
+    return dequantise_pieces({"main": stored, **pieces}, quantised)
 
 
-def spread_scale(factors: Tensor, shape: tuple[int, int], scale: Scale) -> Tensor:
-    """The factors so that they multiply a matrix of `shape`: one for all, one a row, or one a block."""
-    rows, columns = shape
+def dequantise_pieces(pieces: Pieces, quantised: Quantised) -> Tensor:
+    """The matrix (out, in), float32, from its pieces as stored."""
+    try:
+        W = _RULES[quantised.format.name](pieces, quantised)
+    except (RuntimeError, IndexError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise _unfit(quantised, str(error).splitlines()[0]) from None
+    if W.shape != quantised.shape:
+        raise _unfit(quantised, f"{list(W.shape)} came out")
+    return W
+
+
+def _unfit(quantised: Quantised, why: str) -> TargetError:
+    parts = ", ".join(f"{what} {list(piece.shape)}" for what, piece in quantised.pieces.items())
+    main = quantised.pieces["main"]
+    return TargetError(
+        f"{main.file}: {main.tensor} [{quantised.label}] of shape {list(quantised.shape)} cannot be put together from "
+        f"{parts}: {why}.",
+        "The checkpoint is quantised in a way that is not known: start from its 16-bit original.",
+    )
+
+
+def _fp8(pieces: Pieces, quantised: Quantised) -> Tensor:
+    q, factors = pieces["main"].float(), pieces["scale"].float()
+    rows, columns = q.shape
     if factors.numel() == 1:
-        return factors.reshape(1, 1)
+        return q * factors.reshape(1, 1)
     if factors.numel() == rows and factors.shape[0] == rows:
-        return factors.reshape(rows, 1)
-    high, wide = scale.block
+        return q * factors.reshape(rows, 1)
+    high, wide = _block(quantised)
     expected = [-(-rows // high), -(-columns // wide)]
     if list(factors.shape) != expected:
-        raise TargetError(
-            f"{scale.file}: {scale.tensor} has shape {list(factors.shape)}; for {list(shape)} in blocks of {high} x "
-            f"{wide} {expected} was expected.",
-            "The checkpoint is quantised in a way that is not known: start from its 16-bit original.",
-        )
-    whole = factors.repeat_interleave(high, 0)[:rows]
-    return torch.repeat_interleave(whole, wide, 1)[:, :columns]
+        raise ValueError(f"for blocks of {high} x {wide} the scale should have shape {expected}")
+    return q * factors.repeat_interleave(high, 0)[:rows].repeat_interleave(wide, 1)[:, :columns]
+
+
+def _block(quantised: Quantised) -> tuple[int, int]:
+    """(rows, columns) under one factor; DeepSeek-V3's where config.json names none that can be."""
+    match quantised.settings.get("weight_block_size") or quantised.settings.get("block"):
+        case [int(high), int(wide)] if high > 0 and wide > 0:
+            return high, wide
+    return _FP8_BLOCK
+
+
+def _bnb_4bit(pieces: Pieces, quantised: Quantised) -> Tensor:
+    settings, absmax = quantised.settings, pieces["absmax"]
+    if "nested_absmax" in pieces:
+        coded = pieces["nested_code"].float()[absmax.long()]
+        nested = _stretch(pieces["nested_absmax"].float(), int(settings["nested_blocksize"]), coded.numel())
+        absmax = coded * nested + float(settings["nested_offset"])
+    packed = pieces["main"].reshape(-1)
+    q = torch.stack([packed >> 4, packed & 15], dim=1).reshape(-1)[: quantised.shape[0] * quantised.shape[1]]
+    values = pieces["code"].float()[q.long()]
+    return (values * _stretch(absmax.float(), int(settings["blocksize"]), len(values))).view(quantised.shape)
+
+
+def _stretch(factors: Tensor, block: int, length: int) -> Tensor:
+    """Each factor `block` times; ValueError if they are too few."""
+    if factors.numel() != -(-length // block):
+        raise ValueError(f"{length} entries in blocks of {block} have {factors.numel()} factors")
+    return factors.reshape(-1).repeat_interleave(block)[:length]
+
+
+def _bnb_int8(pieces: Pieces, quantised: Quantised) -> Tensor:
+    return pieces["main"].float() * (pieces["scale"].float().reshape(-1, 1) / 127)
+
+
+def _int8(pieces: Pieces, quantised: Quantised) -> Tensor:
+    return _grouped(pieces["main"].float(), pieces["scale"], pieces.get("zeros"), None)
+
+
+def _gptq(pieces: Pieces, quantised: Quantised) -> Tensor:
+    bits = _bits(quantised)
+    inputs = quantised.shape[1]
+    q = _unpack(pieces["main"].T, bits)  # (out, in)
+    older = quantised.settings.get("checkpoint_format", "gptq") != "gptq_v2"
+    zeros = ((_unpack(pieces["zeros"], bits) + older) & (2**bits - 1)).T  # (out, groups)
+    size = int(quantised.settings.get("group_size") or -1)
+    groups = torch.arange(inputs, device=q.device) // (size if size > 0 else inputs)
+    return _grouped(q.float(), pieces["scale"].T, zeros, pieces.get("groups", groups))
+
+
+def _awq(pieces: Pieces, quantised: Quantised) -> Tensor:
+    if _bits(quantised, 4) != 4 or quantised.settings.get("version", "gemm") != "gemm":
+        raise ValueError("only the 4-bit version 'gemm' of AWQ is known")
+    place = torch.tensor(_AWQ_ORDER, device=pieces["main"].device).argsort()
+    q, zeros = (
+        packed.view(len(packed), -1, 8)[:, :, place].reshape(len(packed), -1).T
+        for packed in (_unpack(pieces["main"], 4), _unpack(pieces["zeros"], 4))
+    )
+    return _grouped(q.float(), pieces["scale"].T, zeros, None)
+
+
+def _packed(pieces: Pieces, quantised: Quantised) -> Tensor:
+    bits, (rows, columns) = _bits(quantised), quantised.shape
+    shift = 2 ** (bits - 1)
+    q = _unpack(pieces["main"], bits)[:, :columns] - shift
+    zeros = pieces.get("zeros")
+    if zeros is not None:
+        zeros = _unpack(zeros.T, bits).T[:rows] - shift  # packed along the outputs
+    return _grouped(q.float(), pieces["scale"], zeros, pieces.get("groups"))
+
+
+def _bits(quantised: Quantised, usual: int = 0) -> int:
+    bits = int(quantised.settings.get("bits") or usual)
+    if bits not in (2, 4, 8):
+        raise ValueError(f"{bits} bits an entry are not known")
+    return bits
+
+
+def _unpack(words: Tensor, bits: int) -> Tensor:
+    """(m, n) int32 -> (m, n * 32 / bits) entries, the lowest bits first."""
+    shifts = torch.arange(0, 32, bits, device=words.device, dtype=torch.int32)
+    entries: Tensor = (words[:, :, None] >> shifts) & (2**bits - 1)
+    return entries.reshape(len(words), -1)
+
+
+def _grouped(q: Tensor, scale: Tensor, zeros: Tensor | None, groups: Tensor | None) -> Tensor:
+    """(q - zeros) * scale with q (out, in) and one factor a row and a group of inputs; `groups` names that of each."""
+    scale = scale.float().reshape(-1, 1) if scale.ndim == 1 else scale.float()
+    if groups is None:
+        if q.shape[1] % scale.shape[1]:
+            raise ValueError(f"{q.shape[1]} inputs do not divide into {scale.shape[1]} groups")
+        groups = torch.arange(scale.shape[1], device=q.device).repeat_interleave(q.shape[1] // scale.shape[1])
+    groups = groups.long()
+    if zeros is not None:
+        q = q - zeros.float().reshape(scale.shape)[:, groups]
+    return q * scale[:, groups]
+
+
+_RULES: dict[str, Callable[[Pieces, Quantised], Tensor]] = {
+    "fp8": _fp8, "bnb_4bit": _bnb_4bit, "bnb_int8": _bnb_int8, "int8": _int8, "gptq": _gptq, "awq": _awq,
+    "packed": _packed,
+}  # fmt: skip

@@ -53,4 +53,4 @@ def record_part(record: ModuleRecord) -> Part | None:
 def load_projection(files: Files, target: Target) -> Tensor:
     """W (out, in) of one target, as stored; in float32 if it is quantised."""
     stored = load_matrix(files, target.file, Unit((target,)))
-    return gather(dequantise(stored, target.scale, files), target.part)
+    return gather(dequantise(stored, target.quantised, files), target.part)

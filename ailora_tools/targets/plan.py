@@ -13,13 +13,11 @@ from .architectures import BY_MODEL_TYPE, FUSED, UNREACHABLE
 from .layouts import LATENT
 from .matching import Match, match_leaves, match_table, match_template
 from .module_names import installed_transformers_major, module_path
-from .projections import Plan, Scale, Target
+from .projections import Plan, Target
+from .quantisation import Quantised, find_quantised, logical_name, quantization_config
 from .rows import Architecture
 
 SUPPORTED_DTYPES = ("F64", "F32", "F16", "BF16")
-QUANTISED_DTYPES = ("F8_E4M3", "F8_E5M2")
-_BLOCK = (128, 128)  # of DeepSeek-V3
-_PACKED_SUFFIXES = (".qweight", ".weight_packed", ".weight.absmax", ".weight_scale_inv", ".SCB", "_blocks")
 
 
 def make_plan(
@@ -36,29 +34,31 @@ def make_plan(
 
     `layers` is a list such as "0-3,8". `q_tensor` and `v_tensor` are tensor names with `{layer}` that replace
     what the table says. Raises TargetError, with everything that is wrong at once, where projections cannot be
-    found, are fused in an unknown way, or of an unsupported dtype; 8-bit floats with scales are supported if
-    `quantised`, to be looked at but not to be written. Raises OptionError for layers that are not there.
+    found, are fused in an unknown way, or of an unsupported dtype; matrices in few bits (`quantisation.FORMATS`) are
+    supported if `quantised`, to be looked at but not to be written. Raises OptionError for layers that are not there.
     """
     model_type = _model_type(checkpoint.config)
     row = BY_MODEL_TYPE.get(model_type or "")
     base = row.model_types[model_type] if row and model_type else ""
     templates = {role: text for role, text in (("q", q_tensor), ("v", v_tensor)) if text and role in roles}
-    matches, notices = _find(checkpoint, model_type, row, base, roles, templates)
+    stored_names = {logical_name(name): name for name in checkpoint.tensors}
+    matches, notices = _find(checkpoint, list(stored_names), model_type, row, base, roles, templates)
     if layers is not None:
         matches = _select(matches, parse_layers(layers))
     major = transformers_major or installed_transformers_major()
     architectures = _architectures(checkpoint.config)
     found = []
     for match in matches:
-        file, info = checkpoint.tensors[match.tensor]
+        file, info = checkpoint.tensors[stored_names.get(match.tensor, match.tensor)]
         module = module_path(match, None if match.role in templates else row, base, architectures, major)
         found.append((match, module, file, info))
-    scales = {info.name: scale for _, _, _, info in found if (scale := find_scale(checkpoint, info))}
-    _require_usable(found, scales.keys() if quantised else ())
-    if scales and quantised:
-        notices.append(f"{len(scales)} matrices are 8-bit floats with scales: looked at as q * scale")
+    few_bits = {info.name: held for *_, info in found if (held := find_quantised(checkpoint, info.name))}
+    _require_usable(found, few_bits, quantised, quantization_config(checkpoint.config).get("quant_method"))
+    if few_bits:
+        labels = sorted({held.label for held in few_bits.values()})
+        notices.append(f"{len(few_bits)} matrices are quantised, {listed(labels)}: taken as the numbers they stand for")
     targets = [
-        _target(match, module, file, info, checkpoint.config, scales.get(info.name))
+        _target(match, module, file, info, checkpoint.config, few_bits.get(info.name))
         for match, module, file, info in found
     ]
     ordered = sorted(targets, key=lambda target: (target.file, target.start, "qkvo".index(target.role)))
@@ -90,13 +90,14 @@ def target_modules(plan: Plan, checkpoint: Checkpoint) -> list[str]:
     tensors = {target.tensor for target in plan.targets}
     short = {_leaf(module) for module in modules}
     # Other modules may be renamed on loading just as these are, so their names in the file count as well.
-    taken = short | {_leaf(tensor) for tensor in tensors}
-    hit = any(_leaf(name) in taken for name in checkpoint.tensors if name not in tensors)
+    taken = short | {_leaf(logical_name(tensor)) for tensor in tensors}
+    hit = any(_leaf(logical_name(name)) in taken for name in checkpoint.tensors if name not in tensors)
     return sorted(modules if hit else short)
 
 
 def _find(
     checkpoint: Checkpoint,
+    names: list[str],
     model_type: str | None,
     row: Architecture | None,
     base: str,
@@ -104,7 +105,6 @@ def _find(
     templates: Mapping[str, str],
 ) -> tuple[list[Match], list[str]]:
     """Matches and notices; TargetError if a role is nowhere."""
-    names = list(checkpoint.tensors)
     matches = [match for role, text in templates.items() for match in _by_template(text, role, names)]
     rest = [role for role in roles if role not in templates]
     if model_type in UNREACHABLE:
@@ -152,12 +152,22 @@ def _select(matches: list[Match], wanted: frozenset[int]) -> list[Match]:
     return [match for match in matches if match.layer in wanted]
 
 
-def _require_usable(found: Sequence[tuple[Match, str, str, TensorInfo]], scaled: Container[str]) -> None:
-    """Two dimensions, a float dtype (or scales), and one tensor for one place: all faults at once."""
+def _require_usable(
+    found: Sequence[tuple[Match, str, str, TensorInfo]],
+    few_bits: Mapping[str, Quantised],
+    allowed: bool,
+    method: Any,
+) -> None:
+    """Two dimensions, a float dtype (or a known format of few bits), one tensor for one place: all faults at once."""
     faults, modules, places = [], set(), set()
     for match, module, _, info in found:
-        if info.dtype not in SUPPORTED_DTYPES and info.name not in scaled:
-            faults.append(f"{info.name} is stored as {info.dtype}, not as one of {', '.join(SUPPORTED_DTYPES)}")
+        if info.name in few_bits and not allowed:
+            faults.append(f"{info.name} is stored as {few_bits[info.name].label}")
+        elif logical_name(info.name) != info.name and info.name not in few_bits:
+            faults.append(f"{info.name} is quantised in a way that is not known (quant_method {method!r})")
+        elif info.dtype not in SUPPORTED_DTYPES and info.name not in few_bits:
+            told = f" (quant_method {method!r})" if method else ""
+            faults.append(f"{info.name} is stored as {info.dtype}{told}, not as one of {', '.join(SUPPORTED_DTYPES)}")
         elif len(info.shape) != 2 or 0 in info.shape:
             faults.append(f"{info.name} has shape {list(info.shape)}, not that of a matrix")
         place = (match.stack, match.layer, match.role)
@@ -168,45 +178,25 @@ def _require_usable(found: Sequence[tuple[Match, str, str, TensorInfo]], scaled:
     if faults:
         raise TargetError(
             f"{len(faults)} of {len(found)} projections cannot be worked on: {listed(faults, 5)}.",
-            "Weights in few bits hold no residual: start from the 16-bit or 32-bit original of the model. `analyze` "
-            "looks at 8-bit floats with scales as they are. --q-tensor and --v-tensor name other tensors.",
+            "Weights in few bits hold no residual: start from the 16-bit or 32-bit original of the model, or use "
+            "`init --no-base`, which leaves the base as it is (known formats only, as for `analyze`). --q-tensor and "
+            "--v-tensor name other tensors.",
         )
 
 
 def _target(
-    match: Match, module: str, file: str, info: TensorInfo, config: Mapping[str, Any], scale: Scale | None
+    match: Match, module: str, file: str, info: TensorInfo, config: Mapping[str, Any], held: Quantised | None
 ) -> Target:
-    rows, columns = info.shape
-    part, shape = None, (rows, columns)
+    rows, columns = shape = held.shape if held else (info.shape[0], info.shape[1])
+    part = None
     if match.layout is not None:
         lines, inputs = (columns, rows) if match.layout.transposed else (rows, columns)
         part = match.layout.part(config, match.role, lines, match.layer, match.tensor)
         shape = (part.lines, inputs)
     return Target(
         match.role, match.layer, match.stack, match.tensor, module, file, info.dtype, shape, info.start, info.stop,
-        (rows, columns), part, scale,
+        (info.shape[0], info.shape[1]), part, held,
     )  # fmt: skip
-
-
-def find_scale(checkpoint: Checkpoint, info: TensorInfo) -> Scale | None:
-    """The tensor with the factors of an 8-bit float tensor, as DeepSeek-V3 and compressed-tensors name it."""
-    if info.dtype not in QUANTISED_DTYPES:
-        return None
-    for suffix in ("_scale_inv", "_scale"):
-        file, factors = checkpoint.tensors.get(f"{info.name}{suffix}", ("", None))
-        if factors is not None and factors.dtype in SUPPORTED_DTYPES:
-            block = _block_size(checkpoint.config)
-            return Scale(factors.name, file, factors.dtype, factors.shape, factors.start, factors.stop, block)
-    return None
-
-
-def _block_size(config: Mapping[str, Any]) -> tuple[int, int]:
-    """(rows, columns) under one factor; DeepSeek-V3's where config.json names none that can be."""
-    settings = config.get("quantization_config")
-    match settings.get("weight_block_size") if isinstance(settings, dict) else None:
-        case [int(high), int(wide)] if high > 0 and wide > 0:
-            return high, wide
-    return _BLOCK
 
 
 def _about_layouts(matches: Sequence[Match]) -> list[str]:
@@ -279,12 +269,6 @@ def _not_found(
                 f"{where}: no tensor of its own for {what}: {name} {list(info.shape)} holds {FUSED[leaf]}.",
                 "In which order its lines hold them is not known for this model type, and guessing would do harm.",
             )
-    packed = [name for name in checkpoint.tensors if name.endswith(_PACKED_SUFFIXES)]
-    if packed:
-        return TargetError(
-            f"{where}: the weights are quantised ({listed(packed, 2)}).",
-            "Start from the 16-bit or 32-bit original of the model.",
-        )
     near = [name for name, (_, info) in checkpoint.tensors.items() if len(info.shape) == 2 and _looks_like(name)]
     known = f"a {row.family} checkpoint should have them" if row else "the model type is not in the table"
     return TargetError(

@@ -6,19 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from .layouts import Part
-
-
-@dataclass(frozen=True)
-class Scale:
-    """The factors that turn a quantised tensor into its matrix; `block` is (rows, columns) under one factor."""
-
-    tensor: str
-    file: str
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    stop: int
-    block: tuple[int, int]
+from .quantisation import Quantised
 
 
 @dataclass(frozen=True)
@@ -41,12 +29,17 @@ class Target:
     stop: int
     stored_shape: tuple[int, int]
     part: Part | None = None
-    scale: Scale | None = None
+    quantised: Quantised | None = None
+
+    @property
+    def stored_as(self) -> str:
+        """The dtype, or the format of few bits."""
+        return self.quantised.label if self.quantised else self.dtype
 
     @property
     def sides(self) -> tuple[int, int]:
         """(out, in) of the module; the tensor of a Conv1D is stored (in, out)."""
-        rows, columns = self.stored_shape
+        rows, columns = self.quantised.shape if self.quantised else self.stored_shape
         return (columns, rows) if self.part is not None and self.part.transposed else (rows, columns)
 
     @property
@@ -91,6 +84,10 @@ class Unit:
         return self.targets[0].stop
 
     @property
+    def quantised(self) -> Quantised | None:
+        return self.targets[0].quantised
+
+    @property
     def transposed(self) -> bool:
         """Whether the tensor is stored (in, out), as in a Conv1D."""
         part = self.targets[0].part
@@ -125,8 +122,13 @@ class Plan:
 
     @property
     def reads(self) -> list[tuple[str, int]]:
-        """(file, bytes) of every tensor that holds targets."""
-        return [(unit.file, unit.stop - unit.start) for unit in self.units]
+        """(file, bytes) of every tensor that holds targets, and of what belongs to quantised ones."""
+        return [(unit.file, unit.stop - unit.start) for unit in self.units] + [
+            (piece.file, piece.stop - piece.start)
+            for unit in self.units
+            for what, piece in (unit.quantised.pieces.items() if unit.quantised else ())
+            if what != "main"
+        ]
 
     @property
     def read_bytes(self) -> int:

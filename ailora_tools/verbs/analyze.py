@@ -140,7 +140,7 @@ def _measure(job: _Job, work: WorkFolder, progress: Progress) -> dict[str, Any]:
     from ..parts import gather
 
     def work_on(unit: Unit, stored: Tensor) -> dict[str, dict[str, Any]]:
-        W = dequantise(stored, unit.targets[0].scale, job.checkpoint.files)
+        W = dequantise(stored, unit.quantised, job.checkpoint.files)
         return {target.label: look_at(target, gather(W, target.part)) for target in unit.targets}
 
     def look_at(target: Target, W: Tensor) -> dict[str, Any]:
@@ -224,7 +224,7 @@ def _place(target: Target) -> dict[str, Any]:
         "tensor": target.tensor,
         "module": target.module,
         "shape": list(target.shape),
-        "dtype": target.dtype,
+        "dtype": target.stored_as,
     }
 
 

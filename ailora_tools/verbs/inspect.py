@@ -47,7 +47,7 @@ class Inspection:
                     "tensor": target.tensor,
                     "module": target.module,
                     "file": target.file,
-                    "dtype": target.dtype,
+                    "dtype": target.stored_as,
                     "shape": list(target.shape),
                     "start": target.start,
                     "stop": target.stop,

@@ -1,0 +1,169 @@
+"""Matrices that are stored in few bits: which tensors together are one, in which published format. Pure.
+
+What the pieces mean is in `dequantise`; a format that is not in the table is never read.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..checkpoint.header import TensorInfo
+from ..checkpoint.index import Checkpoint
+from ..errors import TargetError
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One stored tensor of a quantised matrix."""
+
+    tensor: str
+    file: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Format:
+    """How a matrix `NAME.weight` is stored: `main` and `beside` are what stands after NAME.
+
+    dtypes: of the main tensor. beside: what a piece is -> its possible suffixes; `maybe` likewise, for pieces that
+    need not be there. methods: values of quant_method in config.json; none: the names say enough.
+    """
+
+    name: str
+    label: str
+    main: str
+    dtypes: tuple[str, ...]
+    beside: Mapping[str, tuple[str, ...]]
+    maybe: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    methods: tuple[str, ...] = ()
+
+
+_STATE = ".weight.quant_state.bitsandbytes__"
+FORMATS = (
+    Format("fp8", "", ".weight", ("F8_E4M3", "F8_E5M2"), {"scale": (".weight_scale_inv", ".weight_scale")}),
+    Format(
+        "bnb_4bit", "NF4 or FP4 (bitsandbytes)", ".weight", ("U8",),
+        {"absmax": (".weight.absmax",), "code": (".weight.quant_map",), "state": (f"{_STATE}nf4", f"{_STATE}fp4")},
+        {"nested_absmax": (".weight.nested_absmax",), "nested_code": (".weight.nested_quant_map",)},
+    ),
+    Format("bnb_int8", "INT8 (bitsandbytes)", ".weight", ("I8",), {"scale": (".SCB",)}),
+    Format(
+        "int8", "INT8 (compressed-tensors)", ".weight", ("I8",), {"scale": (".weight_scale",)},
+        {"zeros": (".weight_zero_point",)},
+    ),
+    Format(
+        "gptq", "INT (GPTQ)", ".qweight", ("I32",), {"zeros": (".qzeros",), "scale": (".scales",)},
+        {"groups": (".g_idx",)}, ("gptq",),
+    ),
+    Format("awq", "INT4 (AWQ)", ".qweight", ("I32",), {"zeros": (".qzeros",), "scale": (".scales",)}, {}, ("awq",)),
+    Format(
+        "packed", "INT (compressed-tensors)", ".weight_packed", ("I32",),
+        {"scale": (".weight_scale",), "shape": (".weight_shape",)},
+        {"zeros": (".weight_zero_point",), "groups": (".weight_g_idx",)},
+    ),
+)  # fmt: skip
+MAINS = tuple(sorted({row.main for row in FORMATS} - {".weight"}))
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """One matrix in few bits: its pieces by what they are ("main", "scale", ...) and its shape (out, in).
+
+    settings: `quantization_config` of config.json, with what the matrix itself states on top.
+    """
+
+    format: Format
+    pieces: Mapping[str, Piece]
+    shape: tuple[int, int]
+    settings: Mapping[str, Any]
+
+    @property
+    def label(self) -> str:
+        """Such as "NF4 or FP4 (bitsandbytes)"; for 8-bit floats their dtype."""
+        return self.format.label or self.pieces["main"].dtype
+
+
+def logical_name(tensor: str) -> str:
+    """NAME.qweight and NAME.weight_packed as NAME.weight."""
+    main = next((main for main in MAINS if tensor.endswith(main)), None)
+    return tensor if main is None else f"{tensor.removesuffix(main)}.weight"
+
+
+def find_quantised(checkpoint: Checkpoint, tensor: str) -> Quantised | None:
+    """The matrix whose main tensor is `tensor`; None if it is not quantised, or in no known format."""
+    for row in FORMATS:
+        pieces = _pieces(checkpoint, row, tensor)
+        if pieces is not None:
+            return _described(checkpoint, row, pieces)
+    return None
+
+
+def _pieces(checkpoint: Checkpoint, row: Format, tensor: str) -> dict[str, Piece] | None:
+    file, info = checkpoint.tensors[tensor]
+    method = quantization_config(checkpoint.config).get("quant_method")
+    if not tensor.endswith(row.main) or info.dtype not in row.dtypes or (row.methods and method not in row.methods):
+        return None
+    stem, found = tensor.removesuffix(row.main), {"main": _piece(file, info)}
+    for what, suffixes in [*row.beside.items(), *row.maybe.items()]:
+        name = next((stem + suffix for suffix in suffixes if stem + suffix in checkpoint.tensors), None)
+        if name is not None:
+            found[what] = _piece(*checkpoint.tensors[name])
+    return found if row.beside.keys() <= found.keys() and len(info.shape) == 2 else None
+
+
+def _piece(file: str, info: TensorInfo) -> Piece:
+    return Piece(info.name, file, info.dtype, info.shape, info.start, info.stop)
+
+
+def quantization_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that config.json states, empty if there are none."""
+    found = config.get("quantization_config")
+    return found if isinstance(found, dict) else {}
+
+
+def _described(checkpoint: Checkpoint, row: Format, pieces: dict[str, Piece]) -> Quantised:
+    """Shape and settings, some of which only the bytes of small pieces tell."""
+    settings = {**quantization_config(checkpoint.config), **_scheme(checkpoint.config)}
+    rows, columns = pieces["main"].shape
+    try:
+        match row.name:
+            case "bnb_4bit":
+                settings |= json.loads(_bytes(checkpoint, pieces["state"]))
+                shape = settings["shape"]
+            case "gptq":
+                shape = (columns, rows * 32 // int(settings["bits"]))
+            case "awq":
+                shape = (rows, columns * 32 // int(settings.get("bits", 4)))[::-1]
+            case "packed":
+                shape = struct.unpack("<2q", _bytes(checkpoint, pieces["shape"]))
+            case _:
+                shape = (rows, columns)
+        high, wide = (int(side) for side in shape)
+    except (KeyError, ValueError, TypeError, ArithmeticError, struct.error) as error:
+        raise TargetError(
+            f"{pieces['main'].tensor}: looks like {row.label}, but does not say its shape ({error}).",
+            "Start from the 16-bit or 32-bit original of the model.",
+        ) from None
+    return Quantised(row, pieces, (high, wide), settings)
+
+
+def _bytes(checkpoint: Checkpoint, piece: Piece) -> bytes:
+    return bytes(checkpoint.files.read(piece.file, piece.start, piece.stop))
+
+
+def _scheme(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What compressed-tensors states about weights; of several groups, the first."""
+    groups = quantization_config(config).get("config_groups")
+    for group in groups.values() if isinstance(groups, dict) else ():
+        weights = group.get("weights") if isinstance(group, dict) else None
+        if isinstance(weights, dict):
+            return {"bits": weights.get("num_bits"), "group_size": weights.get("group_size"),
+                    "block": weights.get("block_structure")}  # fmt: skip
+    return {}
