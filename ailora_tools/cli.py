@@ -163,6 +163,11 @@ def inspect(model: str, as_json: bool, quiet: bool, **options: Any) -> None:
     show_default=True,
     help="How a 16-bit residual is rounded; auto: to nearest unless that undoes the surgery.",
 )
+@click.option(
+    "--no-base",
+    is_flag=True,
+    help="Write no base: a frozen second adapter takes its place. For a quantised MODEL, or to save the disk.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of everything random.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
 @_target_options

@@ -94,6 +94,8 @@ def show_initialization(result: Initialization) -> None:
     where = Table.grid(padding=(0, 2))
     where.add_row("base", Text(base, overflow="fold"))
     where.add_row("adapter", Text(str(result.adapter), overflow="fold"))
+    if result.manifest.offset:
+        where.add_row("frozen", Text(str(result.offset), overflow="fold"))
     where.add_row("check it", Text(f"ailora-tools verify {result.folder}", overflow="fold"))
     where.add_row(
         "load it", Text(f"PeftModel.from_pretrained(base, {str(result.adapter)!r}, is_trainable=True)", overflow="fold")

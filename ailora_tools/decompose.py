@@ -40,6 +40,7 @@ class Recipe:
     rounding: str  # auto, nearest or stochastic
     seed: int
     name: str  # the tensor's name: keys the random numbers and names the matrix in errors
+    residual: bool = True  # whether W_res is wanted: without it nothing is rounded
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,9 @@ def decompose(W: Tensor, recipe: Recipe) -> Surgery:
         return _plain_lora(W, recipe)
     parts = RULES[recipe.rule](W, recipe.rank, _generator(recipe, "start"))
     A, B = _factors(parts, recipe)
-    residual, error, survival, nearest, rounding = _rounded_residual(W, A, B, parts, recipe)
+    residual, error, survival, nearest, rounding = (
+        _rounded_residual(W, A, B, parts, recipe) if recipe.residual else (None, 0.0, None, None, "none")
+    )
     floor = max(W.shape) * torch.finfo(torch.float32).eps * parts.sigma_max
     numbers = Numbers(
         reconstruction_error=error,

@@ -51,6 +51,7 @@ class Settings:
     q_tensor: str | None
     v_tensor: str | None
     transformers_major: int = 5
+    no_base: bool = False
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, int] = field(default_factory=dict)
 
@@ -122,14 +123,19 @@ class Operation:
 
     @cached_property
     def layouts(self) -> Mapping[str, ShardLayout]:
-        """The shards of the residual base; none for a method that leaves the base alone."""
-        if not self.method.residual:
+        """The shards of the residual base; none where the base is left alone."""
+        if not self.method.residual or self.settings.no_base:
             return {}
         dtypes: dict[str, dict[str, str]] = {shard: {} for shard in self.checkpoint.headers}
         for unit in self.plan.units:
             dtypes[unit.file][unit.tensor] = self.base_dtype(unit)
         lay_out = keep_layout if self.settings.base_dtype == "keep" else recast_layout
         return {shard: lay_out(header, dtypes[shard]) for shard, header in self.checkpoint.headers.items()}
+
+    @property
+    def offset(self) -> bool:
+        """Whether a frozen adapter with -B A stands for the residual base."""
+        return self.method.residual and self.settings.no_base
 
     @cached_property
     def companions(self) -> list[str]:
@@ -140,7 +146,7 @@ class Operation:
     def nbytes(self) -> int:
         """Bytes that will be written, small text files aside."""
         dtype = ADAPTER_DTYPES[self.settings.adapter_dtype]
-        factors = sum(tensor_bytes(dtype, (sum(item.shape), item.rank)) for item in self.modules)
+        factors = sum(tensor_bytes(dtype, (sum(item.shape), item.rank)) for item in self.modules) * (1 + self.offset)
         copied = sum(self.checkpoint.files.size(name) for name in self.companions)
         return factors + copied + sum(layout.size for layout in self.layouts.values())
 
@@ -187,10 +193,11 @@ class Operation:
             rank=self.settings.rank_of(target.module),
             scaling=self.scaling(unit),
             adapter_dtype=DTYPES[ADAPTER_DTYPES[self.settings.adapter_dtype]],
-            base_dtype=DTYPES[self.base_dtype(unit)],
+            base_dtype=DTYPES["F32" if unit.quantised else self.base_dtype(unit)],
             rounding=self.settings.rounding,
             seed=self.settings.seed,
             name=target.tensor if target.part is None else f"{target.tensor} ({target.role})",
+            residual=bool(self.layouts),
         )
 
     def base_dtype(self, unit: Unit) -> str:
@@ -254,6 +261,7 @@ class Operation:
                 seed=settings.seed,
                 source=self.checkpoint.location,
                 has_base=bool(self.layouts),
+                has_offset=self.offset,
                 architectures=self.architectures,
             ),
             records,
@@ -298,6 +306,7 @@ class Operation:
             source=self.source(),
             settings=asdict(self.settings),
             base=bool(self.layouts),
+            offset=self.offset,
             modules=tuple(records),
             files=files,
             notices=self.plan.notices,

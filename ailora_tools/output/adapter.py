@@ -13,10 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.header import build_header
+import numpy as np
+
+from ..checkpoint.header import build_header, tensor_bytes
 from .spans import create, read_span, write_span
 
 FOLDER = "ailora_init"
+OFFSET = "ailora_offset"  # a frozen adapter with -B A, where the base is the untouched original
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -45,6 +48,7 @@ class AdapterWriter:
         for item in modules:
             name_a, name_b = tensor_names(item.module)
             entries += [(name_a, dtype, (item.rank, item.shape[1])), (name_b, dtype, (item.shape[0], item.rank))]
+        self._itemsize = tensor_bytes(dtype, (1,))
         raw, self._header = build_header(sorted(entries), {"format": "pt", **metadata}, WEIGHTS)
         self.path = folder / WEIGHTS
         if not self.path.exists():
@@ -60,10 +64,22 @@ class AdapterWriter:
         A, B = (read_span(self.path, info.start, info.stop) for info in spans)
         return A, B
 
-    def write(self, module: str, A: memoryview, B: memoryview) -> None:
+    def read_offset(self, module: str) -> tuple[bytes, bytes]:
+        """The bytes of A and of -B for those in the file: what takes this module's part out of the base again."""
+        A, B = self.read(module)
+        return A, negated(B, self._itemsize)
+
+    def write(self, module: str, A: memoryview | bytes, B: memoryview | bytes) -> None:
         """A (r, in) and B (out, r) of one module, as bytes in the dtype of the file."""
         for name, data in zip(tensor_names(module), (A, B), strict=True):
             write_span(self.path, self._header.tensors[name].start, data)
+
+
+def negated(data: memoryview | bytes, itemsize: int) -> bytes:
+    """The same little-endian floats with the other sign, which is the highest bit of each."""
+    flipped = np.frombuffer(data, np.uint8).reshape(-1, itemsize).copy()
+    flipped[:, -1] ^= 0x80
+    return flipped.tobytes()
 
 
 def adapter_config(

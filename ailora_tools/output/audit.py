@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint.files import LocalFiles
-from ..checkpoint.header import Header
+from ..checkpoint.header import Header, tensor_bytes
 from ..checkpoint.index import read_header
 from ..errors import CheckpointError, listed
-from .adapter import CONFIG, FOLDER, WEIGHTS, tensor_names
+from .adapter import CONFIG, FOLDER, OFFSET, WEIGHTS, negated, tensor_names
 from .manifest import NAME, Manifest, ModuleRecord
-from .spans import sha256_file
+from .spans import read_span, sha256_file
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,28 @@ def check_adapter_tensors(folder: Path, manifest: Manifest) -> Check:
         return Check("adapter tensors", False, error.problem)
     faults = list(_tensor_faults(header, manifest.modules))
     return Check("adapter tensors", not faults, listed(faults) or f"{len(header.tensors)} tensors, shapes as planned")
+
+
+def check_offset(folder: Path, manifest: Manifest) -> Check:
+    """The frozen adapter takes exactly that out of the original which the other one puts back."""
+    try:
+        first, second = (read_header(LocalFiles(folder / name), WEIGHTS) for name in (FOLDER, OFFSET))
+        configs = [(folder / name / CONFIG).read_bytes() for name in (FOLDER, OFFSET)]
+        wrong = [name for name in first.tensors if not _opposite(folder, first, second, name)]
+    except (CheckpointError, OSError, KeyError) as error:
+        return Check("offset", False, f"{OFFSET} cannot be read: {error}")
+    if configs[0] != configs[1]:
+        wrong.append(CONFIG)
+    detail = f"{OFFSET} is {FOLDER} with the other sign, in all {len(_by_module(manifest.modules))} modules"
+    return Check("offset", not wrong, f"does not undo {FOLDER}: {listed(wrong)}" if wrong else detail)
+
+
+def _opposite(folder: Path, first: Header, second: Header, name: str) -> bool:
+    here, there = first.tensors[name], second.tensors[name]
+    A, B = (read_span(folder / of / WEIGHTS, at.start, at.stop) for of, at in ((FOLDER, here), (OFFSET, there)))
+    if (here.dtype, here.shape) != (there.dtype, there.shape):
+        return False
+    return B == (A if ".lora_A." in name else negated(A, tensor_bytes(here.dtype, (1,))))
 
 
 def _config_faults(config: dict[str, Any], manifest: Manifest) -> Iterator[str]:

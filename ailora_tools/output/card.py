@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..methods import Method
-from .adapter import FOLDER
+from .adapter import FOLDER, OFFSET
 from .manifest import ModuleRecord
 
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What the card tells besides the numbers. `source` is the original model; `has_base` whether a base is here."""
+    """What the card tells besides the numbers. `source` is the original model; `has_base` whether a base is here,
+    `has_offset` whether a frozen adapter stands for it."""
 
     name: str
     method: Method
@@ -21,6 +22,7 @@ class CardFacts:
     seed: int
     source: str
     has_base: bool
+    has_offset: bool
     architectures: Sequence[str]
 
 
@@ -57,6 +59,12 @@ def _span(ordered: Sequence[int]) -> str:
 
 
 def _layout(facts: CardFacts) -> str:
+    if facts.has_offset:
+        return (
+            f"- `{FOLDER}/`: the adapter that trains. The base is the untouched model, quantised or not.\n"
+            f"- `{OFFSET}/`: the same adapter with the other sign, which stays frozen: the two cancel exactly at the "
+            "start.\n- `ailora.json`: what was done (`ailora-tools verify` checks it).\n"
+        )
     if not facts.has_base:
         return f"- `{FOLDER}/`: the adapter. The base is the untouched model.\n- `ailora.json`: what was done.\n"
     return (
@@ -81,10 +89,41 @@ def _numbers(records: Sequence[ModuleRecord]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _load(facts: CardFacts) -> str:
-    base = "FOLDER" if facts.has_base else facts.source
+def _load_offset(facts: CardFacts) -> str:
+    auto = _auto_class(facts)
+    return f"""## Load it and train
+
+Both adapters go onto the original model, and only the first may train (FOLDER is this folder):
+
+```python
+from peft import PeftModel
+from transformers import {auto}
+
+base = {auto}.from_pretrained("{facts.source}", dtype="auto")
+model = PeftModel.from_pretrained(base, "FOLDER/{FOLDER}", is_trainable=True)
+model.load_adapter("FOLDER/{OFFSET}", adapter_name="offset")
+model.base_model.set_adapter(["default", "offset"])
+for name, parameter in model.named_parameters():
+    if ".offset." in name:
+        parameter.requires_grad = False
+```
+
+Save with `model.save_pretrained(OUT, selected_adapters=["default"])`. A trainer that loads one adapter by
+itself needs a residual base instead: run `init` without `--no-base`, or call
+`ailora_tools.residualize(base, "FOLDER/{FOLDER}")` on the loaded model and leave `{OFFSET}` out.
+"""
+
+
+def _auto_class(facts: CardFacts) -> str:
     causal = any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in facts.architectures)
-    auto = "AutoModelForCausalLM" if causal else "AutoModel"
+    return "AutoModelForCausalLM" if causal else "AutoModel"
+
+
+def _load(facts: CardFacts) -> str:
+    if facts.has_offset:
+        return _load_offset(facts)
+    base = "FOLDER" if facts.has_base else facts.source
+    auto = _auto_class(facts)
     adapter = f"FOLDER/{FOLDER}"
     return f"""## Load it and train
 
@@ -109,10 +148,16 @@ config: any other tag makes loaders repeat the surgery on the base. Leave dropou
 
 
 def _back(facts: CardFacts) -> str:
-    if not facts.has_base:
+    if not (facts.has_base or facts.has_offset):
         return ""
-    return """## After training
+    fits = "**this** base" if facts.has_base else f"the original **together with** `{OFFSET}`"
+    pair = "FOLDER TRAINED" if facts.has_base else f"{facts.source} plain-lora"
+    return f"""## After training
 
-Load the trained adapter on **this** base, as above, or merge it into this base with PEFT's `merge_and_unload()`.
-It does not fit the original base: there, the part that was moved would count twice.
+The trained adapter fits {fits}. To use it on the original base alone, as any LoRA:
+
+    ailora-tools convert TRAINED --init FOLDER -o plain-lora
+    ailora-tools merge {pair} -o merged
+
+Without `convert` the part that was moved would count twice.
 """

@@ -16,7 +16,7 @@ from ..errors import CheckpointError, VerificationError
 from .spans import sha256
 
 NAME = "ailora.json"
-SCHEMA = 2
+SCHEMA = 3
 
 
 @dataclass(frozen=True)
@@ -61,13 +61,14 @@ class ModuleRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The whole file. `base` tells whether the folder holds a residual base (method `lora` leaves it alone);
-    `files` maps every other file of the folder to its size and SHA-256."""
+    """The whole file. `base` tells whether the folder holds a residual base, `offset` whether a frozen adapter stands
+    for it (method `lora` needs neither); `files` maps every other file of the folder to its size and SHA-256."""
 
     tool: Mapping[str, str]
     source: Mapping[str, Any]
     settings: Mapping[str, Any]
     base: bool
+    offset: bool
     modules: Sequence[ModuleRecord]
     files: Mapping[str, Mapping[str, Any]]
     notices: Sequence[str] = field(default=())

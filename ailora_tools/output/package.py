@@ -1,4 +1,4 @@
-"""The folder that `init` fills: residual base and adapter, module by module, with a journal to resume from."""
+"""The folder that `init` fills, module by module, with a journal to resume from."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ _HEARTBEAT = 1.0  # seconds between two looks at how far copying is
 class Package:
     """Takes finished modules in any order; `records` holds them by module path, an earlier run's included."""
 
-    def __init__(self, work: WorkFolder, adapter: AdapterWriter, base: BaseWriter) -> None:
-        self._work, self._adapter, self._base = work, adapter, base
+    def __init__(
+        self, work: WorkFolder, adapter: AdapterWriter, base: BaseWriter, offset: AdapterWriter | None = None
+    ) -> None:
+        self._work, self._adapter, self._base, self._offset = work, adapter, base, offset
         self._copied = base.copied()
         self.records: dict[str, tuple[ModuleRecord, ...]] = {}
         for entry in work.finished("module"):
@@ -36,6 +38,8 @@ class Package:
         """Write one module (A (r, in), B (out, r), the tensor of the base and its SHA-256), then journal it."""
         module, file, tensor = records[0].module, records[0].file, records[0].tensor
         self._adapter.write(module, A, B)
+        if self._offset is not None:
+            self._offset.write(module, *self._adapter.read_offset(module))
         if residual is not None:
             self._base.write(file, tensor, residual)
         self.records[module] = tuple(records)
@@ -68,6 +72,8 @@ class Package:
         if held is not None and sha256(held) != digest:
             return
         if sha256(*self._adapter.read(record.module)) != record.adapter_sha256:
+            return
+        if self._offset is not None and self._offset.read(record.module) != self._adapter.read_offset(record.module):
             return
         self.records[record.module] = records
         if held is not None:

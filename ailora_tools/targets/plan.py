@@ -194,7 +194,7 @@ def _target(
         part = match.layout.part(config, match.role, lines, match.layer, match.tensor)
         shape = (part.lines, inputs)
     return Target(
-        match.role, match.layer, match.stack, match.tensor, module, file, info.dtype, shape, info.start, info.stop,
+        match.role, match.layer, match.stack, info.name, module, file, info.dtype, shape, info.start, info.stop,
         (info.shape[0], info.shape[1]), part, held,
     )  # fmt: skip
 

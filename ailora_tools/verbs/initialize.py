@@ -12,7 +12,7 @@ from ..checkpoint.index import open_checkpoint
 from ..checkpoint.source import SourceOptions
 from ..methods import find_method
 from ..operation import ADAPTER_DTYPES, Operation, Settings
-from ..output.adapter import FOLDER, AdapterWriter, write_json
+from ..output.adapter import CONFIG, FOLDER, OFFSET, AdapterWriter, write_json
 from ..output.atomic import WorkFolder, building, require_outside, require_space
 from ..output.base import BaseWriter, copy_file
 from ..output.manifest import NAME, Manifest
@@ -41,12 +41,17 @@ class Initialization:
 
     @property
     def folder(self) -> Path:
-        """What to load as the base model (with method `lora`, only the adapter and the manifest are in it)."""
+        """What to load as the base model (with `no_base` or method `lora`, only adapters and manifest are in it)."""
         return self.operation.folder
 
     @property
     def adapter(self) -> Path:
         return self.folder / FOLDER
+
+    @property
+    def offset(self) -> Path:
+        """The frozen adapter, with `no_base`."""
+        return self.folder / OFFSET
 
     def to_json(self) -> dict[str, Any]:
         """What `--json` prints: where things lie, the bytes, and every module with its numbers."""
@@ -77,6 +82,7 @@ def initialize(
     adapter_dtype: str = "float32",
     base_dtype: str = "keep",
     rounding: str = "auto",
+    no_base: bool = False,
     seed: int = 0,
     device: str = "auto",
     q_tensor: str | None = None,
@@ -94,8 +100,9 @@ def initialize(
     `<name>-<method>-r<rank>` here. `rank` defaults to 8; `ranks` is a ranks.json with a rank and an alpha for each
     module, and then `rank` and `alpha` are for those it does not list. `alpha` defaults to `rank`, which makes the
     scaling 1 (with `rslora`, sqrt(rank)). `transformers_major` (4 or 5; default: the installed one) decides how modules
-    are named. The other options take the values that `ailora-tools init --help` lists. Same source, options, device
-    and thread count give the same bytes.
+    are named. With `no_base` nothing of the base is written: `ailora_offset`, a frozen adapter with -B A, takes its
+    place beside the untouched model, which may then also be quantised. The other options take the values that
+    `ailora-tools init --help` lists. Same source, options, device and thread count give the same bytes.
 
     Raises CheckpointError, TargetError, OptionError, NumericalError or OutputError. Then nothing stands under
     the final name; the source is never written to.
@@ -108,13 +115,13 @@ def initialize(
         rslora=rslora, adapter_dtype=adapter_dtype, base_dtype=base_dtype, rounding=rounding, seed=seed,
         device=device, q_tensor=q_tensor, v_tensor=v_tensor,
         transformers_major=transformers_major or installed_transformers_major(),
-        rank_pattern=sizes.rank_pattern, alpha_pattern=sizes.alpha_pattern,
+        rank_pattern=sizes.rank_pattern, alpha_pattern=sizes.alpha_pattern, no_base=no_base,
     )  # fmt: skip
     row = find_method(method, settings.roles)
     checkpoint = open_checkpoint(model, **source)
     plan = make_plan(
         checkpoint, roles=settings.roles, layers=layers, q_tensor=q_tensor, v_tensor=v_tensor,
-        transformers_major=settings.transformers_major,
+        transformers_major=settings.transformers_major, quantised=no_base or not row.residual,
     )  # fmt: skip
     folder = (
         Path(output or f"{checkpoint.origin.name}-{method}-{f'r{general}' if ranks is None else 'ranks'}")
@@ -156,16 +163,18 @@ def _operate(operation: Operation, work: WorkFolder, check: ModuleCheck, progres
     files, units, settings = operation.checkpoint.files, operation.plan.units, operation.settings
     dtype = ADAPTER_DTYPES[settings.adapter_dtype]
     adapter = AdapterWriter(work.tree / FOLDER, operation.modules, dtype, operation.note())
+    offset = AdapterWriter(work.tree / OFFSET, operation.modules, dtype, operation.note()) if operation.offset else None
     with BaseWriter(files, operation.layouts, work.tree, dict(work.finished("copied"))) as base:
         # Imported here so that torch loads (about a second) while the shards are already being copied.
         from ..checkpoint.stream import find_device, stream
+        from ..dequantise import dequantise
         from ..surgery import operate_on
 
         def operate(unit: Unit, stored: Tensor) -> Outcome:
-            return operate_on(unit, stored, operation)
+            return operate_on(unit, dequantise(stored, unit.quantised, files), operation)
 
         device = find_device(settings.device)
-        package = Package(work, adapter, base)
+        package = Package(work, adapter, base, offset)
         progress.start("Decomposing", len(units), len(package.records))
         waiting = [unit for unit in units if unit.module not in package.records]
         for unit, outcome in stream(files, waiting, operate, device, progress.notice):
@@ -184,7 +193,8 @@ def _describe(operation: Operation, tree: Path, package: Package, short: bool, d
     for name in operation.companions:
         copy_file(operation.checkpoint.files, name, tree / name)
     operation.update_index(tree)
-    write_json(tree / FOLDER / "adapter_config.json", operation.adapter_config(short))
+    for name in (FOLDER, OFFSET)[: 1 + operation.offset]:
+        write_json(tree / name / CONFIG, operation.adapter_config(short))
     records = [record for unit in operation.plan.units for record in package.records[unit.module]]
     (tree / "README.md").write_text(operation.card(records), encoding="utf-8")
     manifest = operation.manifest(records, package.file_hashes(), device)

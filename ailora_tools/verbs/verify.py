@@ -20,15 +20,24 @@ from ..checkpoint.header import TensorInfo
 from ..checkpoint.index import Checkpoint, open_checkpoint, read_header
 from ..checkpoint.source import SourceOptions
 from ..checkpoint.stream import load_matrix, matrix_bytes
+from ..dequantise import dequantise
 from ..errors import CheckpointError, listed
 from ..output.adapter import FOLDER, WEIGHTS, tensor_names
-from ..output.audit import Check, check_adapter_config, check_adapter_tensors, check_files, check_neighbours
+from ..output.audit import (
+    Check,
+    check_adapter_config,
+    check_adapter_tensors,
+    check_files,
+    check_neighbours,
+    check_offset,
+)
 from ..output.manifest import Manifest, ModuleRecord, fingerprint, read_manifest
 from ..output.spans import blocks, sha256
 from ..parts import gather, record_part, scatter
 from ..progress import Progress, Silent
 from ..recombine import Recombination, recombine
 from ..targets.layouts import Part
+from ..targets.quantisation import find_quantised
 from .announce import announce
 
 _SLACK = 1e-3  # float64 here, float32 in `init` where the recorded error was measured
@@ -83,6 +92,8 @@ def verify(
     checks = [check_files(folder, manifest), check_neighbours(folder, manifest)]
     progress.advance("files")
     checks += [check_adapter_config(folder, manifest), check_adapter_tensors(folder, manifest), *strange]
+    if manifest.offset:
+        checks.append(check_offset(folder, manifest))
     progress.advance("adapter")
     checks += _check_matrices(folder, manifest, original, progress)
     if original is not None and manifest.base:
@@ -155,7 +166,8 @@ def _look_at(folder: Path, manifest: Manifest, record: ModuleRecord, original: C
         A, B = _own_factors(A, B, record, manifest)
     numbers = None
     if base is not None and A is not None and B is not None and _fit(record, base, A, B):
-        numbers = recombine(base, A, B, record.scaling, W)
+        lessened = base.double() - record.scaling * B.double() @ A.double() if manifest.offset else base
+        numbers = recombine(lessened, A, B, record.scaling, W)
     return _Look(record, _digest(base), _digest(W), numbers)
 
 
@@ -196,7 +208,8 @@ def _original(source: Checkpoint, record: ModuleRecord) -> Tensor | None:
     if record.tensor not in source.tensors:
         return None
     file, info = source.tensors[record.tensor]
-    return load_matrix(source.files, file, info)
+    stored = load_matrix(source.files, file, info)
+    return dequantise(stored, find_quantised(source, record.tensor), source.files)
 
 
 def _digest(W: Tensor | None) -> str | None:
@@ -206,7 +219,7 @@ def _digest(W: Tensor | None) -> str | None:
 def _base_check(found: Sequence[_Look], manifest: Manifest) -> Check:
     """Every touched matrix is the residual that was written; if not, which mistake it looks like."""
     if not manifest.base and all(look.base_sha256 is None for look in found):
-        return Check("base", True, "this method leaves the base alone; the source is not at hand")
+        return Check("base", True, "the base is left alone; the source is not at hand")
     wrong = [look for look in found if look.base_sha256 != look.record.base_sha256]
     if not wrong:
         return Check("base", True, f"{len(found)} matrices hash as written")
