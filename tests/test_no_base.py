@@ -30,10 +30,10 @@ def attach(base: nn.Module, folder: Path) -> PeftModel:
     return model.eval()
 
 
-@pytest.mark.parametrize("name", ["llama", "bert", *(name for name in FUSED if name in ("gpt2", "gpt-neox", "phi3"))])
+@pytest.mark.parametrize(
+    "name", ["llama", "bert with a head", "t5, heads narrower than the model", "gpt2", "gpt-neox", "falcon, groups"]
+)
 def test_the_two_adapters_cancel_and_only_one_trains(name: str, tmp_path: Path) -> None:
-    if name not in {**FAMILIES, **FUSED}:
-        pytest.skip("no such family")
     family, model = {**FAMILIES, **FUSED}[name], build(name)
     model.save_pretrained(tmp_path / "model")
     before = tree(tmp_path / "model")
@@ -42,7 +42,7 @@ def test_the_two_adapters_cancel_and_only_one_trains(name: str, tmp_path: Path) 
     assert not list((tmp_path / "out").glob("*.safetensors")) and not (tmp_path / "out/config.json").exists()
     expected = output(model, family.inputs())
     loaded = attach(model, made.folder)
-    assert torch.allclose(output(loaded, family.inputs()), expected, rtol=1e-5, atol=1e-6)
+    assert (output(loaded, family.inputs()) - expected).abs().max() <= 1e-5 * expected.abs().max()
     trainable = [name for name, parameter in loaded.named_parameters() if parameter.requires_grad]
     assert trainable and all(".default." in name for name in trainable)
     loaded.train()

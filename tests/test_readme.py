@@ -14,7 +14,9 @@ from hub_server import HubServer, Repo
 from real_models import ROOT, minilm
 
 from ailora_tools.methods import METHODS
+from ailora_tools.targets import layouts
 from ailora_tools.targets.fused import FUSED_ROWS
+from ailora_tools.targets.rows import Architecture, Slot, fused
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -84,6 +86,13 @@ def test_the_table_of_layouts_is_the_table_of_the_code() -> None:
         text = layout.text.replace("|", "\\|")
         rows.append(f"| {row.family} | {text} | {'a running model' if layout.proven else 'nothing yet'} |")
     assert sorted(shown) == sorted(rows)
+
+
+def test_the_worked_example_is_a_row_of_the_table() -> None:
+    row, family = blocks("py")
+    names = {"Architecture": Architecture, "Slot": Slot, "fused": fused, "layouts": layouts}
+    assert eval(row, names) in FUSED_ROWS
+    assert family.strip() in (ROOT / "tests" / "families.py").read_text()
 
 
 def test_the_two_commands_are_targets_of_the_makefile() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from .fused import FUSED_ROWS
+from .layouts import THIRDS
 from .rows import DECODER, QKV_PROJ, Architecture, Slot, leaves, types
 
 _QUERY = leaves("query", "key", "value")
@@ -205,6 +206,7 @@ BY_MODEL_TYPE: Mapping[str, Architecture] = {name: row for row in ARCHITECTURES 
 
 # For a model_type that no row knows: (q, v) leaf names that leave no doubt under a numbered layer.
 LEAF_PAIRS = (
+    ("in_proj_weight", "in_proj_weight", "in_proj_weight", "out_proj"),
     ("q_proj", "k_proj", "v_proj", "o_proj"),
     ("query", "key", "value", "dense"),
     ("query_proj", "key_proj", "value_proj", "out_proj"),
@@ -214,6 +216,9 @@ LEAF_PAIRS = (
     ("Wq", "Wk", "Wv", "out_proj"),
     ("q", "k", "v", "o"),
 )
+
+# Of those, tensors with a known layout: torch.nn.MultiheadAttention documents [Q | K | V].
+LEAF_LAYOUTS = {"in_proj_weight": THIRDS}
 
 # Leaf of a tensor that holds more than one projection -> what it is.
 FUSED = {

@@ -101,6 +101,21 @@ FUSED_ROWS: tuple[Architecture, ...] = (
         layouts={"in_proj": layouts.PER_HEAD},
     ),
     Architecture(
+        "timm vision transformer",
+        {"timm": ""},
+        (Slot("blocks.{layer}.attn"),),
+        fused("qkv", "proj"),
+        layouts={"qkv": layouts.THIRDS},
+    ),
+    Architecture(
+        "BLIP, vision tower",
+        types("", "blip blip_vision_model blip_2_vision_model"),
+        (Slot("encoder.layers.{layer}.self_attn", "vision"),),
+        fused("qkv", "projection"),
+        ("vision_model.",),
+        layouts={"qkv": layouts.THIRDS},
+    ),
+    Architecture(
         "InternLM2 (code of the model)",
         {"internlm2": "model"},
         (Slot("layers.{layer}.attention"),),

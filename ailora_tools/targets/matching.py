@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from .architectures import LEAF_PAIRS
+from .architectures import LEAF_LAYOUTS, LEAF_PAIRS
 from .layouts import Layout
 from .rows import Architecture
 
@@ -78,7 +78,12 @@ def _by_leaf(names: Iterable[str], role: str, leaf: str) -> list[Match]:
         rf"(?P<head>(?:.*\.)?)(?P<layer>\d{{1,9}})\.(?P<tail>(?:[A-Za-z_]\w*\.)*){re.escape(leaf)}\.weight"
     )
     hits = ((name, pattern.fullmatch(name)) for name in names)
-    return [Match(role, int(hit["layer"]), f"{hit['head']}{hit['tail']}".strip("."), name) for name, hit in hits if hit]
+    layout = LEAF_LAYOUTS.get(leaf)
+    return [
+        Match(role, int(hit["layer"]), f"{hit['head']}{hit['tail']}".strip("."), name, layout=layout)
+        for name, hit in hits
+        if hit
+    ]
 
 
 def _labelled(found: list[Match]) -> list[Match]:

@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from .architectures import BODIES
 from .matching import Match
+from .quantisation import BARE
 from .rows import Architecture
 
 _LATEST_MAJOR = 5
@@ -19,7 +20,7 @@ def module_path(match: Match, row: Architecture | None, base: str, architectures
     A checkpoint of the bare body lacks the base prefix that its modules have in a model with a head, and the
     reverse. If no class is named, the file's own names stand.
     """
-    path = match.tensor.removesuffix(".weight")
+    path = match.tensor.removesuffix(".weight").removesuffix(BARE)
     if row is None:
         return path
     bare = all(_is_bare(name) for name in architectures)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Container, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
@@ -14,7 +15,7 @@ from .layouts import LATENT
 from .matching import Match, match_leaves, match_table, match_template
 from .module_names import installed_transformers_major, module_path
 from .projections import Plan, Target
-from .quantisation import Quantised, find_quantised, logical_name, quantization_config
+from .quantisation import MAINS, Quantised, find_quantised, logical_name, quantization_config
 from .rows import Architecture
 
 SUPPORTED_DTYPES = ("F64", "F32", "F16", "BF16")
@@ -43,6 +44,7 @@ def make_plan(
     templates = {role: text for role, text in (("q", q_tensor), ("v", v_tensor)) if text and role in roles}
     stored_names = {logical_name(name): name for name in checkpoint.tensors}
     matches, notices = _find(checkpoint, list(stored_names), model_type, row, base, roles, templates)
+    notices += _skipped(matches, checkpoint)
     if layers is not None:
         matches = _select(matches, parse_layers(layers))
     major = transformers_major or installed_transformers_major()
@@ -64,7 +66,12 @@ def make_plan(
     ordered = sorted(targets, key=lambda target: (target.file, target.start, "qkvo".index(target.role)))
     notices += _about_layouts(matches)
     family = row.family if row else "Recognised by names"
-    return Plan(model_type, family, tuple(ordered), (*checkpoint.files.notices, *notices, *_incomplete(matches, roles)))
+    return Plan(
+        model_type,
+        family,
+        tuple(ordered),
+        (*checkpoint.files.notices, *notices, *_incomplete(matches, roles)),
+    )
 
 
 def parse_layers(text: str) -> frozenset[int]:
@@ -163,7 +170,7 @@ def _require_usable(
     for match, module, _, info in found:
         if info.name in few_bits and not allowed:
             faults.append(f"{info.name} is stored as {few_bits[info.name].label}")
-        elif logical_name(info.name) != info.name and info.name not in few_bits:
+        elif info.name.endswith(MAINS) and info.name not in few_bits:
             faults.append(f"{info.name} is quantised in a way that is not known (quant_method {method!r})")
         elif info.dtype not in SUPPORTED_DTYPES and info.name not in few_bits:
             told = f" (quant_method {method!r})" if method else ""
@@ -232,6 +239,19 @@ def _incomplete(matches: Sequence[Match], roles: Sequence[str]) -> list[str]:
     return notices
 
 
+def _skipped(matches: Sequence[Match], checkpoint: Checkpoint) -> list[str]:
+    """Layers that hold another kind of attention, or none: linear attention, state spaces, convolutions."""
+    config = checkpoint.config
+    text = config.get("text_config")
+    count = (text if isinstance(text, dict) else config).get("num_hidden_layers")
+    there = {match.layer for match in matches if match.stack in ("", "text")}
+    held = {int(hit[1]) for name in checkpoint.tensors if (hit := re.search(r"\blayers\.(\d{1,9})\.", name))}
+    lacking = sorted((held & set(range(count))) - there) if isinstance(count, int) and there else []
+    shown = listed([str(layer) for layer in lacking], 8)
+    told = f"layers {shown} are of another kind and have no W^Q and W^V like these: they are left alone"
+    return [told] if lacking else []
+
+
 def _lookalikes(checkpoint: Checkpoint, taken: Container[str]) -> list[str]:
     """Matrices that are called queries or values as well, such as add_q_proj of joint attention in diffusers."""
     others = [
@@ -287,7 +307,9 @@ def _looks_like(name: str) -> bool:
 
 
 def _model_type(config: Mapping[str, Any]) -> str | None:
-    """transformers writes model_type; diffusers _class_name."""
+    """transformers writes model_type; diffusers _class_name; timm its architecture and where the weights came from."""
+    if "pretrained_cfg" in config and "architecture" in config:
+        return "timm"
     value = config.get("model_type", config.get("_class_name"))
     return value if isinstance(value, str) else None
 

@@ -69,6 +69,7 @@ FORMATS = (
         {"zeros": (".weight_zero_point",), "groups": (".weight_g_idx",)},
     ),
 )  # fmt: skip
+BARE = ".in_proj_weight"  # of torch.nn.MultiheadAttention
 MAINS = tuple(sorted({row.main for row in FORMATS} - {".weight"}))
 
 
@@ -91,7 +92,9 @@ class Quantised:
 
 
 def logical_name(tensor: str) -> str:
-    """NAME.qweight and NAME.weight_packed as NAME.weight."""
+    """NAME.qweight and NAME.weight_packed as NAME.weight; a parameter without a module, as if it were one."""
+    if tensor.endswith(BARE):
+        return f"{tensor}.weight"
     main = next((main for main in MAINS if tensor.endswith(main)), None)
     return tensor if main is None else f"{tensor.removesuffix(main)}.weight"
 
