@@ -16,12 +16,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .errors import AiloraError as AiloraError
     from .gradients import mask_fused_gradients as mask_fused_gradients
+    from .in_memory import Residualized as Residualized
+    from .in_memory import residualize as residualize
     from .verbs.analyze import Analysis as Analysis
     from .verbs.analyze import analyze as analyze
+    from .verbs.convert import Conversion as Conversion
+    from .verbs.convert import convert as convert
     from .verbs.initialize import Initialization as Initialization
     from .verbs.initialize import initialize as initialize
     from .verbs.inspect import Inspection as Inspection
     from .verbs.inspect import inspect_checkpoint as inspect_checkpoint
+    from .verbs.merge import Merge as Merge
+    from .verbs.merge import merge as merge
     from .verbs.report import render_report as render_report
     from .verbs.verify import Verification as Verification
     from .verbs.verify import verify as verify
@@ -31,9 +37,15 @@ _HOMES = {
     "Analysis": ".verbs.analyze",
     "analyze": ".verbs.analyze",
     "render_report": ".verbs.report",
+    "Conversion": ".verbs.convert",
+    "convert": ".verbs.convert",
     "Initialization": ".verbs.initialize",
     "initialize": ".verbs.initialize",
     "mask_fused_gradients": ".gradients",
+    "Merge": ".verbs.merge",
+    "merge": ".verbs.merge",
+    "Residualized": ".in_memory",
+    "residualize": ".in_memory",
     "Inspection": ".verbs.inspect",
     "inspect_checkpoint": ".verbs.inspect",
     "Verification": ".verbs.verify",

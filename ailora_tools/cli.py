@@ -3,84 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from . import console
-from .errors import AiloraError, NumericalError
-from .methods import METHODS, ROLES
-
-Command = TypeVar("Command", bound=Callable[..., Any])
-_INTERRUPTED = 130
-
-
-def _roles(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str, ...]:
-    roles = tuple(value.split(","))
-    if len(set(roles)) < len(roles) or not set(roles) <= set(ROLES):
-        raise click.BadParameter(f"{value!r} is not a list such as q,v (roles: {', '.join(ROLES)})", ctx, param)
-    return roles
-
-
-def _options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
-    def decorate(command: Command) -> Command:
-        for option in reversed(decorators):
-            command = option(command)
-        return command
-
-    return decorate
-
-
-_target_options = _options(
-    click.option(
-        "--roles",
-        callback=_roles,
-        default="q,v",
-        metavar="LIST",
-        show_default=True,
-        help="Which projections: q, k, v, o.",
-    ),
-    click.option("--layers", metavar="LIST", help="Only these layers, such as 0-3,8."),
-    click.option("--q-tensor", metavar="NAME", help="Name of W^Q, such as blocks.{layer}.attn.wq.weight."),
-    click.option("--v-tensor", metavar="NAME", help="Name of W^V, likewise."),
-)
-_source_options = _options(
-    click.option("--revision", metavar="REV", help="Branch, tag or commit of a model on the Hub."),
-    click.option("--subfolder", metavar="DIR", help="Folder of MODEL that holds the weights, such as transformer."),
-    click.option("--connections", type=int, default=8, show_default=True, help="Reads at a time from the Hub."),
-    click.option(
-        "--download", is_flag=True, help="Fetch whole files into the Hugging Face cache, instead of reading parts."
-    ),
-)
-_output_options = _options(
-    click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else."),
-    click.option("--quiet", is_flag=True, help="No progress and no notices."),
-)
-
-
-def _guarded(verb: Command) -> Command:
-    """Turn the library's errors into one message and an exit code; a defect still shows its traceback."""
-
-    @wraps(verb)
-    def run(*args: Any, **kwargs: Any) -> None:
-        try:
-            verb(*args, **kwargs)
-        except AiloraError as error:
-            console.show_error(error)
-            sys.exit(error.exit_code)
-        except KeyboardInterrupt:
-            console.show_interrupted()
-            # Reads that still wait for the network would hold up a regular exit; everything to keep is on disk.
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(_INTERRUPTED)
-
-    return run  # type: ignore[return-value]
+from .errors import NumericalError
+from .methods import METHODS
+from .options import guarded, output_options, source_options, target_options
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -101,10 +33,10 @@ def main() -> None:
 
 @main.command()
 @click.argument("model", type=str)
-@_target_options
-@_source_options
-@_output_options
-@_guarded
+@target_options
+@source_options
+@output_options
+@guarded
 def inspect(model: str, as_json: bool, quiet: bool, **options: Any) -> None:
     """Show which tensors of MODEL are W^Q and W^V, reading headers only.
 
@@ -170,7 +102,7 @@ def inspect(model: str, as_json: bool, quiet: bool, **options: Any) -> None:
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of everything random.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
-@_target_options
+@target_options
 @click.option(
     "--transformers-major",
     type=click.Choice(["auto", "4", "5"]),
@@ -179,12 +111,12 @@ def inspect(model: str, as_json: bool, quiet: bool, **options: Any) -> None:
     callback=lambda ctx, param, value: None if value == "auto" else int(value),
     help="Whose names of modules the adapter uses; auto: those of the installed version.",
 )
-@_source_options
+@source_options
 @click.option("--overwrite", is_flag=True, help="Replace DIR if ailora-tools wrote it.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run.")
 @click.option("--dry-run", is_flag=True, help="Check everything, say what would be written, write nothing.")
-@_output_options
-@_guarded
+@output_options
+@guarded
 def init(model: str, as_json: bool, quiet: bool, **options: Any) -> None:
     """Write the adapter and the residual base of MODEL.
 
@@ -227,12 +159,12 @@ def init(model: str, as_json: bool, quiet: bool, **options: Any) -> None:
     "--suggest-ranks", metavar="BUDGET", help="Write ranks.json for an average rank (8) or a number of parameters (2M)."
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
-@_target_options
-@_source_options
+@target_options
+@source_options
 @click.option("--overwrite", is_flag=True, help="Replace DIR if an analysis is in it.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run.")
-@_output_options
-@_guarded
+@output_options
+@guarded
 def analyze(model: str, as_json: bool, quiet: bool, **options: Any) -> None:
     """Measure W^Q and W^V of MODEL in every layer, and write a report.
 
@@ -262,8 +194,8 @@ def analyze(model: str, as_json: bool, quiet: bool, **options: Any) -> None:
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="[default: report.html beside it]"
 )
-@_output_options
-@_guarded
+@output_options
+@guarded
 def report(analysis: Path, output: Path | None, as_json: bool, quiet: bool) -> None:
     """Write report.html again from what `analyze` measured.
 
@@ -283,9 +215,9 @@ def report(analysis: Path, output: Path | None, as_json: bool, quiet: bool) -> N
 @main.command()
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--source", metavar="MODEL", help="The original model.  [default: the folder that the manifest names]")
-@_source_options
-@_output_options
-@_guarded
+@source_options
+@output_options
+@guarded
 def verify(folder: Path, as_json: bool, quiet: bool, **options: Any) -> None:
     """Check that base and adapter in DIR still make the original model.
 
@@ -301,6 +233,73 @@ def verify(folder: Path, as_json: bool, quiet: bool, **options: Any) -> None:
         result = check(folder, progress=progress, **options)
     _print_json(result.to_json()) if as_json else console.show_verification(result)
     sys.exit(0 if result.holds else 3)
+
+
+@main.command()
+@click.argument("trained", type=click.Path(path_type=Path))
+@click.option(
+    "--init", "start", required=True, metavar="DIR", type=click.Path(path_type=Path), help="The folder of `init`."
+)
+@click.option("-o", "--output", required=True, metavar="OUT", type=click.Path(path_type=Path), help="Where to write.")
+@click.option("-r", "--rank", type=int, help="The best LoRA of this rank.  [default: twice the rank, nothing lost]")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    default="float32",
+    show_default=True,
+    help="Storage of A and B.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace OUT if an adapter is in it.")
+@output_options
+@guarded
+def convert(trained: Path, start: Path, as_json: bool, quiet: bool, **options: Any) -> None:
+    """Turn the adapter in TRAINED into a plain LoRA for the original model.
+
+    TRAINED is what a trainer saved, DIR what `init` wrote; neither is changed and no model is read.
+
+    \b
+    Example:
+      ailora-tools convert output/checkpoint-100 --init model-ailora-r8 -o plain-lora
+      ailora-tools convert output/checkpoint-100 --init model-ailora-r8 --rank 8 -o plain-lora-r8
+    """
+    from .verbs.convert import convert as run
+
+    with console.progress(quiet=quiet or as_json, verbose_notices=not quiet) as progress:
+        result = run(trained, start, progress=progress, **options)
+    _print_json(result.to_json()) if as_json else console.show_conversion(result)
+
+
+@main.command()
+@click.argument("base", type=str)
+@click.argument("adapter", type=click.Path(path_type=Path))
+@click.option("-o", "--output", required=True, metavar="OUT", type=click.Path(path_type=Path), help="Where to write.")
+@click.option(
+    "--base-dtype",
+    type=click.Choice(["keep", "float32"]),
+    default="keep",
+    show_default=True,
+    help="Storage of the changed tensors.",
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
+@source_options
+@click.option("--overwrite", is_flag=True, help="Replace OUT if a checkpoint is in it.")
+@output_options
+@guarded
+def merge(base: str, adapter: Path, as_json: bool, quiet: bool, **options: Any) -> None:
+    """Add the adapter in ADAPTER to BASE, shard by shard, and write a whole checkpoint.
+
+    BASE is the model that the adapter was trained on: the folder that `init` wrote, or an original for a plain LoRA.
+
+    \b
+    Example:
+      ailora-tools merge model-ailora-r8 output/checkpoint-100 -o merged
+      ailora-tools merge path/to/model plain-lora -o merged
+    """
+    from .verbs.merge import merge as run
+
+    with console.progress(quiet=quiet or as_json, verbose_notices=not quiet) as progress:
+        result = run(base, adapter, progress=progress, **options)
+    _print_json(result.to_json()) if as_json else console.show_merge(result)
 
 
 def _print_json(document: dict[str, Any]) -> None:

@@ -5,19 +5,19 @@ Pairing is done from names and headers, before any weight is read, and tells eve
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from .adapters import Factors, match_module, read_adapter
 from .checkpoint.files import Files, Origin
-from .checkpoint.header import Header, TensorInfo
-from .checkpoint.index import Checkpoint, read_checkpoint, read_header, read_json
+from .checkpoint.header import TensorInfo
+from .checkpoint.index import Checkpoint, read_checkpoint
 from .checkpoint.source import open_files
-from .errors import CheckpointError, TargetError, listed
+from .errors import TargetError, listed
 from .targets.layouts import Part
-from .targets.plan import SUPPORTED_DTYPES, make_plan
+from .targets.plan import make_plan
 from .targets.projections import Plan, Target
 
 if TYPE_CHECKING:
@@ -106,16 +106,6 @@ class TunedCheckpoint:
 
 
 @dataclass(frozen=True)
-class Factors:
-    """Where lora_A (r, in), lora_B (out, r) and, for DoRA, the magnitudes (out,) lie; scaling as PEFT computes it."""
-
-    A: TensorInfo
-    B: TensorInfo
-    magnitude: TensorInfo | None
-    scaling: float
-
-
-@dataclass(frozen=True)
 class TunedAdapter:
     """A LoRA folder; `factors` maps the base's labels to their factors, absent where it leaves W alone."""
 
@@ -169,23 +159,14 @@ def _own_rows(B: Tensor, target: Target) -> Tensor:
 
 
 def _adapter(files: Files, checkpoint: Checkpoint, plan: Plan) -> TunedAdapter:
-    folder = files.origin.text
-    config = read_json(files, ADAPTER_CONFIG)
-    if config.get("peft_type") != "LORA":
-        raise TargetError(
-            f"{files.where(ADAPTER_CONFIG)}: peft_type is {config.get('peft_type')!r}; only LORA can be compared.",
-            "Merge the adapter into its base first, and compare the merged checkpoint.",
-        )
-    if ADAPTER_WEIGHTS not in files.names():
-        raise CheckpointError(f"{folder}: {ADAPTER_WEIGHTS} is missing.", "Save the adapter as safetensors.")
-    header = read_header(files, ADAPTER_WEIGHTS)
-    modules = _modules(header)
+    adapter = read_adapter(files)
+    folder, modules = adapter.location, adapter.modules
     factors, left = {}, dict(modules)
     for target in plan.targets:
-        name = _match(target.module, modules)
+        name = match_module(target.module, modules)
         if name is not None:
             left.pop(name, None)
-            factors[target.label] = _factors(folder, modules[name], config, name, target)
+            factors[target.label] = _fitting(folder, modules[name], name, target)
     if not factors:
         raise TargetError(
             f"{folder}: none of its {len(modules)} adapted modules ({listed(sorted(modules))}) is one of the "
@@ -195,48 +176,16 @@ def _adapter(files: Files, checkpoint: Checkpoint, plan: Plan) -> TunedAdapter:
     return TunedAdapter(files, factors, tuple(_adapter_notices(files.origin, checkpoint, plan, factors, left)))
 
 
-def _modules(header: Header) -> dict[str, dict[str, TensorInfo]]:
-    """Module path -> {"A": ..., "B": ..., "magnitude": ...}, for the key forms of old and new PEFT."""
-    pattern = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_(A|B|magnitude_vector)(?:\.[^.]+)?(?:\.weight)?")
-    found: dict[str, dict[str, TensorInfo]] = {}
-    for name, info in header.tensors.items():
-        if hit := pattern.fullmatch(name):
-            found.setdefault(hit[1], {})["magnitude" if hit[2] == "magnitude_vector" else hit[2]] = info
-    return found
-
-
-def _match(module: str, modules: Mapping[str, Any]) -> str | None:
-    """The adapter's name for a module: the same path, or one that differs by a prefix on either side."""
-    near = [name for name in modules if name.endswith(f".{module}") or module.endswith(f".{name}")]
-    return module if module in modules else near[0] if len(near) == 1 else None
-
-
-def _factors(
-    folder: str, parts: Mapping[str, TensorInfo], config: Mapping[str, Any], module: str, target: Target
-) -> Factors:
-    A, B = parts.get("A"), parts.get("B")
-    shapes = tuple(part.shape if part else None for part in (B, A))
-    rows, columns = target.sides
-    if A is None or B is None or shapes != ((rows, A.shape[0]), (B.shape[1], columns)):
+def _fitting(folder: str, factors: Factors, module: str, target: Target) -> Factors:
+    """The factors, if they are for a matrix of that shape."""
+    if factors.sides != target.sides:
+        rows, columns = target.sides
         raise TargetError(
-            f"{folder}: B and A of {module} have shapes {shapes}; for {target.tensor} of shape {target.shape} "
-            f"({rows}, r) and (r, {columns}) were expected.",
+            f"{folder}: B and A of {module} have shapes {(factors.B.shape, factors.A.shape)}; for {target.tensor} of "
+            f"shape {target.shape} ({rows}, r) and (r, {columns}) were expected.",
             "The adapter belongs to another model.",
         )
-    if any(part.dtype not in SUPPORTED_DTYPES for part in parts.values()):
-        raise TargetError(f"{folder}: {module} is stored as {A.dtype}.", "Save the adapter in a float type.")
-    rank = A.shape[0]
-    alpha = _pattern_value(config.get("alpha_pattern"), module, config.get("lora_alpha", 8))
-    scaling = alpha / rank**0.5 if config.get("use_rslora") else alpha / rank
-    return Factors(A, B, parts.get("magnitude") if config.get("use_dora") else None, float(scaling))
-
-
-def _pattern_value(pattern: object, module: str, default: Any) -> Any:
-    """PEFT's rule: the first key that the path ends with, as an expression, behind a dot."""
-    for key, value in pattern.items() if isinstance(pattern, dict) else ():
-        if re.match(rf"(.*\.)?({key})$", module):
-            return value
-    return default
+    return factors
 
 
 def _adapter_notices(

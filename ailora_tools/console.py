@@ -2,84 +2,64 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from .errors import AiloraError
+from .errors import AiloraError, listed
 from .metrics.definitions import BY_KEY
 from .report.words import matrix, number, ranges
+from .terminal import durations, err, notices, out, size
+from .terminal import progress as progress
 
 if TYPE_CHECKING:
-    from rich.progress import Progress as Bar
-    from rich.progress import ProgressColumn, Task, TaskID
-
     from .checkpoint.files import Origin
     from .checkpoint.transfer import Traffic
     from .output.manifest import ModuleRecord
     from .targets.projections import Target
+    from .verbs.convert import Conversion
     from .verbs.initialize import Initialization
     from .verbs.inspect import Inspection
+    from .verbs.merge import Merge
     from .verbs.verify import Verification
 
 _FINDINGS = 6
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _BAR_WIDTH = 60
-_PIPED_WIDTH = 200  # wide enough that no table folds where there is no terminal to fit
-
-
-def _console(stderr: bool) -> Console:
-    console = Console(stderr=stderr, highlight=False)
-    return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=_PIPED_WIDTH)
-
-
-_out, _err = _console(stderr=False), _console(stderr=True)
-_SIZES = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
 def show_error(error: AiloraError) -> None:
     """The problem in red, what to do below it."""
-    _err.print(Text.assemble(("error: ", "bold red"), error.problem), soft_wrap=True)
+    err.print(Text.assemble(("error: ", "bold red"), error.problem), soft_wrap=True)
     if error.hint:
-        _err.print(Text(error.hint), soft_wrap=True)
+        err.print(Text(error.hint), soft_wrap=True)
 
 
 def show_interrupted() -> None:
     """How to go on after Ctrl-C."""
-    _err.print("Interrupted. Run the same command with --resume to go on.", style="yellow")
-
-
-def size(nbytes: float) -> str:
-    """1_234_567_890 -> '1.23 GB' (GB = 10^9 bytes)."""
-    unit, name = next(((unit, name) for unit, name in _SIZES if nbytes >= unit), (1, "bytes"))
-    return f"{nbytes / unit:.3g} {name}" if unit > 1 else f"{int(nbytes)} bytes"
+    err.print("Interrupted. Run the same command with --resume to go on.", style="yellow")
 
 
 def show_inspection(found: Inspection, quiet: bool) -> None:
     """The plan as a table, layers of one kind in one row."""
     plan, checkpoint = found.plan, found.checkpoint
     if not quiet:
-        _notices(plan.notices)
+        notices(plan.notices)
     share = plan.read_bytes / checkpoint.nbytes
-    _out.print(_origin(checkpoint.origin), soft_wrap=True)
+    out.print(_origin(checkpoint.origin), soft_wrap=True)
     shards = f"{len(checkpoint.headers)} file{'s' if len(checkpoint.headers) > 1 else ''}"
-    _out.print(f"{plan.family} (model type {plan.model_type or 'not stated'}), {shards}, {size(checkpoint.nbytes)}")
+    out.print(f"{plan.family} (model type {plan.model_type or 'not stated'}), {shards}, {size(checkpoint.nbytes)}")
     _print_block(_target_table(plan.targets))
-    _out.print(
+    out.print(
         f"To read: {size(plan.read_bytes)} of {size(checkpoint.nbytes)} ({share:.1%}). "
         f"Working memory: about {size(found.working_memory)} beside Python and torch."
     )
     if checkpoint.files.traffic is not None:
-        _out.print(f"That takes {_durations(plan.read_bytes)}.")
+        out.print(f"That takes {durations(plan.read_bytes)}.")
 
 
 def show_initialization(result: Initialization) -> None:
@@ -87,7 +67,7 @@ def show_initialization(result: Initialization) -> None:
     operation = result.operation
     if result.manifest is None:
         _print_block(_target_table(operation.plan.targets))
-        _out.print(f"Dry run: {size(operation.nbytes)} would be written to {result.folder}.", soft_wrap=True)
+        out.print(f"Dry run: {size(operation.nbytes)} would be written to {result.folder}.", soft_wrap=True)
         return
     _print_block(_number_table(result.manifest.modules))
     base = str(result.folder) if result.manifest.base else operation.checkpoint.location
@@ -100,7 +80,31 @@ def show_initialization(result: Initialization) -> None:
     where.add_row(
         "load it", Text(f"PeftModel.from_pretrained(base, {str(result.adapter)!r}, is_trainable=True)", overflow="fold")
     )
-    _out.print(where)
+    out.print(where)
+
+
+def show_conversion(result: Conversion) -> None:
+    """How well the change is kept, and what to load."""
+    errors, lost = ([getattr(module, of) for module in result.modules] for of in ("error", "truncated"))
+    ranks = sorted({module.rank for module in result.modules})
+    where = Table.grid(padding=(0, 2))
+    where.add_row("adapter", Text(str(result.folder), overflow="fold"))
+    where.add_row("for", Text(f"{result.base}, the original model", overflow="fold"))
+    where.add_row("modules", f"{len(errors)}, rank {_span(ranks)}, scaling 1")
+    where.add_row("error", f"at most {max(errors):.1e} of the change ({max(lost):.1e} by the rank)")
+    if result.kept:
+        where.add_row("kept", Text(listed(result.kept), overflow="fold"))
+    out.print(where)
+
+
+def show_merge(result: Merge) -> None:
+    """What changed most, and where the model is."""
+    most = max(result.modules, key=lambda module: module.change)
+    where = Table.grid(padding=(0, 2))
+    where.add_row("model", Text(str(result.folder), overflow="fold"))
+    where.add_row("changed", f"{len(result.modules)} tensors, stored as {', '.join(result.dtypes)}")
+    where.add_row("most", Text(f"{most.tensor}: {most.change:.2e} of its norm", overflow="fold"))
+    out.print(where)
 
 
 def show_verification(result: Verification) -> None:
@@ -109,35 +113,35 @@ def show_verification(result: Verification) -> None:
     for check in result.checks:
         sign = Text("✔", style="green") if check.holds else Text("✘", style="bold red")
         table.add_row(sign, check.name, Text(check.detail, overflow="fold"))
-    _out.print(table)
+    out.print(table)
     basis = f"compared with the source at {result.source}" if result.source else "from hashes alone: no source at hand"
     verdict = Text("holds", style="bold green") if result.holds else Text("does not hold", style="bold red")
-    _out.print(Text(f"{result.folder} ") + verdict + Text(f" ({basis})."), soft_wrap=True)
+    out.print(Text(f"{result.folder} ") + verdict + Text(f" ({basis})."), soft_wrap=True)
 
 
 def show_analysis(document: Mapping[str, Any], report: Path) -> None:
     """The findings, a line of each metric over the layers, and where the report lies."""
     model = document["model"]
     title = " against ".join([model["name"], *(other["name"] for other in document["against"])])
-    _out.print(Text(title, style="bold"), soft_wrap=True)
-    _out.print(f"{model['family']}, {len(document['matrices'])} matrices, {size(model['bytes_read'])} read")
-    _out.print()
+    out.print(Text(title, style="bold"), soft_wrap=True)
+    out.print(f"{model['family']}, {len(document['matrices'])} matrices, {size(model['bytes_read'])} read")
+    out.print()
     for finding in document["findings"][:_FINDINGS]:
         line = Table.grid(padding=(0, 1))
         line.add_row(Text("•", style="cyan"), Text(finding["text"], overflow="fold"))
-        _out.print(line)
+        out.print(line)
     rest = len(document["findings"]) - _FINDINGS
     if rest > 0:
-        _out.print(f"  {rest} more in the report.", style="dim")
+        out.print(f"  {rest} more in the report.", style="dim")
     _print_block(_metric_table(document))
-    _out.print(Text.assemble("report ", (str(report), "bold")), soft_wrap=True)
+    out.print(Text.assemble("report ", (str(report), "bold")), soft_wrap=True)
 
 
 def show_traffic(traffic: Traffic | None, quiet: bool) -> None:
     """What really went over the network."""
     if traffic is not None and not quiet:
         again = f", {_count(traffic.retries, 'retry', 'retries')}" if traffic.retries else ""
-        _err.print(f"Read {size(traffic.nbytes)} in {_count(traffic.requests, 'request', 'requests')}{again}.")
+        err.print(f"Read {size(traffic.nbytes)} in {_count(traffic.requests, 'request', 'requests')}{again}.")
 
 
 def _count(number: int, one: str, many: str) -> str:
@@ -147,22 +151,6 @@ def _count(number: int, one: str, many: str) -> str:
 def _origin(origin: Origin) -> Text:
     """The place; of a model on the Hub also the commit."""
     return Text.assemble((origin.text, "bold"), f" at {origin.revision}" if origin.revision else "")
-
-
-def _durations(nbytes: int) -> str:
-    """How long that many bytes take at two usual speeds."""
-    slow, fast = (nbytes * 8 / speed for speed in (1e8, 1e9))
-    return f"about {_seconds(slow)} at 100 Mbit/s, {_seconds(fast)} at 1 Gbit/s"
-
-
-def _seconds(seconds: float) -> str:
-    return (
-        f"{seconds:.2g} s"
-        if seconds < 99.5
-        else f"{seconds / 60:.0f} min"
-        if seconds < 5970
-        else f"{seconds / 3600:.1f} h"
-    )
 
 
 def _metric_table(document: Mapping[str, Any]) -> Table:
@@ -199,84 +187,10 @@ def _bars(values: Sequence[float | None]) -> str:
     return "".join(" " if value is None else _BLOCKS[min(7, int(8 * max(value, 0) / top))] for value in means)
 
 
-@contextmanager
-def progress(*, quiet: bool, verbose_notices: bool) -> Iterator[_Progress]:
-    """A bar on stderr while a verb runs; only notices where stderr is not a terminal."""
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    meter = _Meter()
-    columns = (TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-               meter.column(), TextColumn("[dim]{task.fields[label]}"))  # fmt: skip
-    with Bar(*columns, console=_err, transient=True, disable=quiet or not _err.is_terminal) as bar:
-        yield _Progress(bar, verbose_notices, meter)
-
-
-class _Meter:
-    """Bytes that came over the network, and how many a second since the last look but a few."""
-
-    def __init__(self) -> None:
-        self.arrived: Callable[[], int] | None = None
-        self.total = 0
-        self._looks: deque[tuple[float, int]] = deque(maxlen=50)
-
-    def column(self) -> ProgressColumn:
-        from rich.progress import ProgressColumn
-
-        meter = self
-
-        class Column(ProgressColumn):
-            max_refresh = 0.1
-
-            def render(self, task: Task) -> Text:
-                return Text(meter.text(), style="cyan")
-
-        return Column()
-
-    def text(self) -> str:
-        """Nothing as long as nothing is read from the network."""
-        if self.arrived is None:
-            return ""
-        self._looks.append((monotonic(), self.arrived()))
-        (then, before), (now, after) = self._looks[0], self._looks[-1]
-        rate = f", {size((after - before) / (now - then))}/s" if now > then else ""
-        return f"{size(after)} of {size(self.total)}{rate}"
-
-
-class _Progress:
-    """`progress.Progress` drawn by rich."""
-
-    def __init__(self, bar: Bar, verbose: bool, meter: _Meter) -> None:
-        self._bar, self._verbose, self._meter = bar, verbose, meter
-        self._task: TaskID | None = None
-
-    def start(self, stage: str, total: int, done: int) -> None:
-        if self._task is not None:
-            self._bar.remove_task(self._task)
-        self._task = self._bar.add_task(stage, total=total, completed=done, label="")
-
-    def advance(self, label: str) -> None:
-        if self._task is not None:
-            self._bar.update(self._task, advance=1, label=escape(label))
-
-    def reading(self, arrived: Callable[[], int], nbytes: int, total: int) -> None:
-        self._meter.arrived, self._meter.total = arrived, nbytes
-        self.notice(f"reading {size(nbytes)} of {size(total)} over the network: {_durations(nbytes)}")
-
-    def notice(self, text: str) -> None:
-        if self._verbose:
-            _notices([text])
-
-
-def _notices(texts: Iterable[str]) -> None:
-    for text in texts:
-        _err.print(Text.assemble(("note: ", "cyan"), text), soft_wrap=True)
-
-
 def _print_block(table: Table) -> None:
-    _out.print()
-    _out.print(table)
-    _out.print()
+    out.print()
+    out.print(table)
+    out.print()
 
 
 def _table(*headings: str) -> Table:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -166,13 +166,11 @@ def _residual(
     residual = torch.empty(W.shape, dtype=recipe.base_dtype, device=W.device)
     leak = torch.zeros(len(A), len(A), dtype=torch.float64, device=W.device)  # U_r^T E V_r
     error = total = torch.zeros((), dtype=torch.float64, device=W.device)
-    step = max(1, _CHUNK_ELEMENTS // W.shape[1])
-    for top in range(0, W.shape[0], step):
-        rows = slice(top, top + step)
+    for rows in _row_blocks(W):
         block = W[rows].to(wide)
         total = total + _sum_squares(block)
         exact = block - B[rows].to(wide) @ A_wide
-        stored = exact.to(recipe.base_dtype) if generator is None else _stochastic(exact, recipe.base_dtype, generator)
+        stored = _store(exact, recipe.base_dtype, generator)
         residual[rows] = stored
         E = stored.to(wide) - exact
         error = error + _sum_squares(E)
@@ -181,6 +179,27 @@ def _residual(
     survival = 1.0 - float(torch.linalg.matrix_norm(leak)) / moved if moved > 0 else 1.0
     relative = math.sqrt(float(error) / float(total)) if float(total) > 0 else 0.0
     return residual, relative, survival
+
+
+def subtract(W: Tensor, A: Tensor, B: Tensor, recipe: Recipe, rounding: str) -> Tensor:
+    """W - s B A in the recipe's base dtype, bit for bit as `decompose` stores it; `rounding` is the one it used."""
+    generator = _generator(recipe, "rounding") if rounding == "stochastic" else None
+    wide = torch.float32 if recipe.base_dtype.itemsize == 2 else torch.float64
+    A_wide = A.to(wide) * recipe.scaling
+    residual = torch.empty(W.shape, dtype=recipe.base_dtype, device=W.device)
+    for rows in _row_blocks(W):
+        exact = W[rows].to(wide) - B[rows].to(wide) @ A_wide
+        residual[rows] = _store(exact, recipe.base_dtype, generator)
+    return residual
+
+
+def _row_blocks(W: Tensor) -> Iterator[slice]:
+    step = max(1, _CHUNK_ELEMENTS // W.shape[1])
+    return (slice(top, top + step) for top in range(0, W.shape[0], step))
+
+
+def _store(exact: Tensor, dtype: torch.dtype, generator: torch.Generator | None) -> Tensor:
+    return exact.to(dtype) if generator is None else _stochastic(exact, dtype, generator)
 
 
 def _stochastic(exact: Tensor, dtype: torch.dtype, generator: torch.Generator) -> Tensor:

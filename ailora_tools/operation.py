@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,8 +14,8 @@ from .checkpoint.header import tensor_bytes
 from .checkpoint.index import Checkpoint
 from .errors import OptionError, listed
 from .methods import Method
-from .output.adapter import AdapterModule, adapter_config, write_json
-from .output.base import ShardLayout, companions, keep_layout, recast_layout
+from .output.adapter import AdapterModule, adapter_config
+from .output.base import ShardLayout, companions, keep_layout, recast_layout, restate_total
 from .output.card import CardFacts, model_card
 from .output.manifest import Manifest, ModuleRecord, fingerprint
 from .targets.architectures import BY_MODEL_TYPE, PROVEN_WITH
@@ -292,16 +291,8 @@ class Operation:
 
     def update_index(self, tree: Path) -> None:
         """Wider tensors change the total that the index states; everything else in it stays."""
-        name = self.checkpoint.index_name
-        if name is None or self.settings.base_dtype == "keep" or not self.layouts:
-            return
-        index = json.loads((tree / name).read_text(encoding="utf-8"))
-        headers = self.checkpoint.headers
-        total = sum(info.nbytes for header in headers.values() for info in header.tensors.values())
-        for unit in self.plan.units:
-            total += tensor_bytes(self.base_dtype(unit), unit.shape) - (unit.stop - unit.start)
-        index["metadata"] = {**index.get("metadata", {}), "total_size": total}
-        write_json(tree / name, index)
+        if self.layouts:
+            restate_total(tree, self.checkpoint, {unit.tensor: self.base_dtype(unit) for unit in self.plan.units})
 
     def manifest(
         self, records: Sequence[ModuleRecord], files: Mapping[str, Mapping[str, Any]], device: str

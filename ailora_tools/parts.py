@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -48,6 +49,17 @@ def spread(block: Tensor, part: Part | None, lines: int) -> Tensor:
 def record_part(record: ModuleRecord) -> Part | None:
     """The part that the manifest states."""
     return None if record.part is None else Part(record.part["runs"], record.part["transposed"])
+
+
+def own_factors(A: Tensor, B: Tensor, record: ModuleRecord, records: Sequence[ModuleRecord]) -> tuple[Tensor, Tensor]:
+    """A and B of one projection out of those of its module; as they are where nothing is fused, or they do not fit."""
+    part = record_part(record)
+    if part is None or A.ndim != 2 or B.ndim != 2 or max(stop for _, stop in part.runs) > len(B):
+        return A, B
+    mates = [other for other in records if other.module == record.module]
+    first = sum(other.rank for other in mates[: mates.index(record)])
+    ranks = slice(first, first + record.rank)
+    return A[ranks], gather(B, Part(part.runs))[:, ranks]
 
 
 def load_projection(files: Files, target: Target) -> Tensor:

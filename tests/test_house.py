@@ -37,7 +37,7 @@ FLOORS = [
         "metrics.elements",
         "metrics.heads",
     },
-    {"checkpoint.ahead", "checkpoint.remote", "linalg.principal", "linalg.minor", "metrics.spectral"},
+    {"checkpoint.ahead", "checkpoint.remote", "linalg.lowrank", "linalg.principal", "linalg.minor", "metrics.spectral"},
     {"checkpoint.source"},
     {"checkpoint.index", "checkpoint.stream"},
     {"targets.layouts", "output.spans", "linalg.spectrum"},
@@ -46,26 +46,40 @@ FLOORS = [
     {"targets.architectures"},
     {"targets.matching", "output.atomic", "output.base", "output.adapter", "output.manifest", "output.analysis"},
     {"targets.module_names", "targets.module_tree", "output.card", "output.audit", "output.package", "metrics.change"},
-    {"targets.plan", "decompose", "recombine", "measure"},
+    {"targets.plan", "decompose", "recombine", "measure", "adapters"},
     {"dequantise"},
     {"parts", "allocation", "report.words"},
     {"operation", "comparison"},
-    {"surgery", "gradients"},
+    {"surgery", "gradients", "in_memory"},
     {"report.figures", "report.parts", "report.changes"},
     {"report.maps", "report.findings"},
     {"report.sections"},
     {"report.page"},
     {"verbs.announce"},
-    {"verbs.inspect", "verbs.initialize", "verbs.verify", "verbs.analyze", "verbs.report"},
+    {
+        "verbs.inspect",
+        "verbs.initialize",
+        "verbs.verify",
+        "verbs.analyze",
+        "verbs.report",
+        "verbs.convert",
+        "verbs.merge",
+    },
+    {"terminal"},
     {"console"},
+    {"options"},
     {"cli"},
     {"__main__"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
-ONLY_IN = {"rich": {"console"}, "click": {"cli"}, "huggingface_hub": {"checkpoint.hub"}, "plotly": set()}
+ONLY_IN = {
+    "rich": {"console", "terminal"}, "click": {"cli", "options"}, "huggingface_hub": {"checkpoint.hub"},
+    "plotly": set(),
+}  # fmt: skip
 NO_TORCH = (
-    "errors", "progress", "methods", "ranks", "operation", "comparison", "allocation", "console", "cli", "targets",
-    "output", "report", "verbs.in", "verbs.analyze", "verbs.report", "verbs.announce",
+    "errors", "progress", "methods", "adapters", "ranks", "operation", "comparison", "allocation", "terminal",
+    "console", "options", "cli", "targets", "output", "report", "verbs.in", "verbs.analyze", "verbs.report",
+    "verbs.announce", "verbs.convert", "verbs.merge",
 )  # fmt: skip
 
 

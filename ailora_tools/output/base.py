@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
 import threading
 from collections import deque
@@ -19,7 +20,7 @@ from typing import Any
 
 from ..checkpoint.ahead import read_ahead
 from ..checkpoint.files import Files
-from ..checkpoint.header import DTYPE_BITS, Header, build_header
+from ..checkpoint.header import DTYPE_BITS, Header, build_header, tensor_bytes
 from ..checkpoint.index import OTHER_WEIGHTS, Checkpoint
 from .spans import blocks, create, read_span, sha256_file, sync_file, write_span
 
@@ -83,6 +84,18 @@ def companions(checkpoint: Checkpoint) -> list[str]:
         return not (weights or foreign_index or name.rsplit("/", 1)[-1] in _OWN_FILES)
 
     return [name for name in checkpoint.files.names() if wanted(name)]
+
+
+def restate_total(tree: Path, checkpoint: Checkpoint, dtypes: Mapping[str, str]) -> None:
+    """Tensors of another dtype change the total that the index states; everything else in it stays."""
+    entries = {name: info for name, (_, info) in checkpoint.tensors.items()}
+    if checkpoint.index_name is None or all(entries[name].dtype == dtype for name, dtype in dtypes.items()):
+        return
+    path = tree / checkpoint.index_name
+    index = json.loads(path.read_text(encoding="utf-8"))
+    total = sum(tensor_bytes(dtypes.get(name, info.dtype), info.shape) for name, info in entries.items())
+    index["metadata"] = {**index.get("metadata", {}), "total_size": total}
+    path.write_text(json.dumps(index, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 class BaseWriter:

@@ -6,7 +6,8 @@ import re
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
-from .architectures import BODIES
+from ..checkpoint.index import Checkpoint
+from .architectures import BODIES, BY_MODEL_TYPE
 from .matching import Match
 from .quantisation import BARE
 from .rows import Architecture
@@ -30,6 +31,23 @@ def module_path(match: Match, row: Architecture | None, base: str, architectures
         if major >= first:
             path = re.sub(expression, replacement, path)
     return path.removeprefix(f"{base}.") if base and architectures and bare else path
+
+
+def module_paths(checkpoint: Checkpoint, major: int | None = None) -> dict[str, str]:
+    """Module path -> name of its weight, for every weight of two dimensions."""
+    config = checkpoint.config
+    kind = str(config.get("model_type"))
+    row = BY_MODEL_TYPE.get(kind)
+    base = row.model_types[kind] if row else ""
+    named = config.get("architectures")
+    architectures = [str(name) for name in named] if isinstance(named, list) else []
+    found = {}
+    for name, (_, info) in checkpoint.tensors.items():
+        if name.endswith(".weight") and len(info.shape) == 2:
+            prefix = f"{base}." if base and name.startswith(f"{base}.") else ""
+            match = Match("q", 0, "", name, prefix)
+            found[module_path(match, row, base, architectures, major or installed_transformers_major())] = name
+    return found
 
 
 def installed_transformers() -> str:

@@ -33,10 +33,9 @@ from ..output.audit import (
 )
 from ..output.manifest import Manifest, ModuleRecord, fingerprint, read_manifest
 from ..output.spans import blocks, sha256
-from ..parts import gather, record_part, scatter
+from ..parts import gather, own_factors, record_part, scatter
 from ..progress import Progress, Silent
 from ..recombine import Recombination, recombine
-from ..targets.layouts import Part
 from ..targets.quantisation import find_quantised
 from .announce import announce
 
@@ -163,7 +162,7 @@ def _look_at(folder: Path, manifest: Manifest, record: ModuleRecord, original: C
     base = _projection(_read(LocalFiles(folder), record.file, record.tensor), record) if manifest.base else W
     A, B = (_read(LocalFiles(folder / FOLDER), WEIGHTS, name) for name in tensor_names(record.module))
     if A is not None and B is not None:
-        A, B = _own_factors(A, B, record, manifest)
+        A, B = own_factors(A, B, record, manifest.modules)
     numbers = None
     if base is not None and A is not None and B is not None and _fit(record, base, A, B):
         lessened = base.double() - record.scaling * B.double() @ A.double() if manifest.offset else base
@@ -191,17 +190,6 @@ def _projection(stored: Tensor | None, record: ModuleRecord) -> Tensor | None:
         return stored
     lines = stored.shape[1 if part.transposed else 0]
     return gather(stored, part) if max(stop for _, stop in part.runs) <= lines else None
-
-
-def _own_factors(A: Tensor, B: Tensor, record: ModuleRecord, manifest: Manifest) -> tuple[Tensor, Tensor]:
-    """A and B of one projection out of those of its module."""
-    part = record_part(record)
-    if part is None or A.ndim != 2 or B.ndim != 2 or max(stop for _, stop in part.runs) > len(B):
-        return A, B
-    mates = [other for other in manifest.modules if other.module == record.module]
-    first = sum(other.rank for other in mates[: mates.index(record)])
-    ranks = slice(first, first + record.rank)
-    return A[ranks], gather(B, Part(part.runs))[:, ranks]
 
 
 def _original(source: Checkpoint, record: ModuleRecord) -> Tensor | None:

@@ -1,0 +1,149 @@
+"""A LoRA folder as PEFT and the trainers on top of it save it: which modules, which factors, which scaling."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .checkpoint.files import Files, LocalFiles
+from .checkpoint.header import Header, TensorInfo
+from .checkpoint.index import read_header, read_json
+from .errors import CheckpointError, NumericalError, TargetError, listed
+from .output.adapter import CONFIG, PREFIX, WEIGHTS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_FLOATS = ("F64", "F32", "F16", "BF16")
+_KEY = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_(A|B|magnitude_vector)(?:\.[^.]+)?(?:\.weight)?")
+
+
+@dataclass(frozen=True)
+class Factors:
+    """Where lora_A (r, in), lora_B (out, r) and, for DoRA, the magnitudes (out,) lie; scaling as PEFT computes it."""
+
+    A: TensorInfo
+    B: TensorInfo
+    magnitude: TensorInfo | None
+    scaling: float
+
+    @property
+    def rank(self) -> int:
+        return self.A.shape[0]
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """(out, in) of the module."""
+        return self.B.shape[0], self.A.shape[1]
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """The folder: adapter_config.json, the factors by module path, and every other tensor (`modules_to_save`, biases)
+    by the name it has in the model."""
+
+    files: Files
+    config: Mapping[str, Any]
+    modules: Mapping[str, Factors]
+    others: Mapping[str, TensorInfo]
+
+    @property
+    def location(self) -> str:
+        return self.files.origin.text
+
+    @property
+    def dora(self) -> bool:
+        return bool(self.config.get("use_dora"))
+
+    def load(self, info: TensorInfo) -> Tensor:
+        """One tensor of the file, as stored; NumericalError if it holds NaN or infinity."""
+        import torch
+
+        from .checkpoint.stream import load_matrix
+
+        tensor = load_matrix(self.files, WEIGHTS, info)
+        if not torch.isfinite(tensor).all():
+            raise NumericalError(
+                f"{self.location}: {info.name} holds values that are NaN or infinite.",
+                "Its training diverged: use an earlier checkpoint.",
+            )
+        return tensor
+
+
+def open_adapter(folder: str | Path) -> Adapter:
+    """A folder with an adapter in it, or in the only one of its subfolders that has one.
+
+    Raises CheckpointError where there is none, TargetError for another kind than LoRA.
+    """
+    path = Path(folder).expanduser()
+    if not (path / CONFIG).is_file():
+        inner = sorted(below.parent for below in path.glob(f"*/{CONFIG}")) if path.is_dir() else []
+        if len(inner) != 1:
+            found = f"there are several below it: {listed([str(one) for one in inner])}" if inner else "none is there"
+            raise CheckpointError(
+                f"{path}: expected an adapter ({CONFIG}), but {found}.",
+                "Give the folder that the trainer saved the adapter to, such as output/checkpoint-100.",
+            )
+        path = inner[0]
+    return read_adapter(LocalFiles(path))
+
+
+def read_adapter(files: Files) -> Adapter:
+    """The adapter in the root of `files`."""
+    config = read_json(files, CONFIG)
+    if config.get("peft_type") != "LORA":
+        raise TargetError(
+            f"{files.where(CONFIG)}: peft_type is {config.get('peft_type')!r}; only LORA is known.",
+            "Merge the adapter into its base first, and work with the merged checkpoint.",
+        )
+    if WEIGHTS not in files.names():
+        raise CheckpointError(f"{files.origin.text}: {WEIGHTS} is missing.", "Save the adapter as safetensors.")
+    header = read_header(files, WEIGHTS)
+    parts, others = _sorted_out(header)
+    modules = {module: _factors(files.origin.text, held, config, module) for module, held in parts.items()}
+    return Adapter(files, config, modules, others)
+
+
+def match_module(module: str, names: Mapping[str, Any]) -> str | None:
+    """The adapter's name for a module: the same path, or one that differs by a prefix on either side."""
+    near = [name for name in names if name.endswith(f".{module}") or module.endswith(f".{name}")]
+    return module if module in names else near[0] if len(near) == 1 else None
+
+
+def _sorted_out(header: Header) -> tuple[dict[str, dict[str, TensorInfo]], dict[str, TensorInfo]]:
+    """Module path -> {"A": ..., "B": ..., "magnitude": ...}, for the key forms of old and new PEFT; and the rest."""
+    found: dict[str, dict[str, TensorInfo]] = {}
+    others = {}
+    for name, info in header.tensors.items():
+        if hit := _KEY.fullmatch(name):
+            found.setdefault(hit[1], {})["magnitude" if hit[2] == "magnitude_vector" else hit[2]] = info
+        else:
+            others[name.removeprefix(PREFIX)] = info
+    return found, others
+
+
+def _factors(folder: str, parts: Mapping[str, TensorInfo], config: Mapping[str, Any], module: str) -> Factors:
+    A, B = parts.get("A"), parts.get("B")
+    if A is None or B is None or len(A.shape) != 2 or len(B.shape) != 2 or A.shape[0] != B.shape[1] or 0 in A.shape:
+        shapes = [part.shape if part else None for part in (B, A)]
+        raise TargetError(
+            f"{folder}: B and A of {module} have shapes {shapes[0]} and {shapes[1]}; expected (out, r) and (r, in).",
+            "Save the adapter of a model whose LoRA modules are linear layers, without sharding.",
+        )
+    if any(part.dtype not in _FLOATS for part in parts.values()):
+        raise TargetError(f"{folder}: {module} is stored as {A.dtype}.", "Save the adapter in a float type.")
+    rank = A.shape[0]
+    alpha = _pattern_value(config.get("alpha_pattern"), module, config.get("lora_alpha", 8))
+    scaling = alpha / rank**0.5 if config.get("use_rslora") else alpha / rank
+    return Factors(A, B, parts.get("magnitude") if config.get("use_dora") else None, float(scaling))
+
+
+def _pattern_value(pattern: object, module: str, default: Any) -> Any:
+    """PEFT's rule: the first key that the path ends with, as an expression, behind a dot."""
+    for key, value in pattern.items() if isinstance(pattern, dict) else ():
+        if re.match(rf"(.*\.)?({key})$", module):
+            return value
+    return default

@@ -1,0 +1,148 @@
+"""Take the start of an adapter out of a model in memory, so that no second base has to be stored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from .adapters import Adapter, open_adapter
+from .checkpoint.stream import DTYPES, matrix_bytes
+from .decompose import Recipe, subtract
+from .errors import TargetError, listed
+from .output.manifest import Manifest, ModuleRecord, read_manifest
+from .output.spans import sha256
+from .parts import gather, own_factors, record_part, scatter
+from .recombine import recombine
+
+if TYPE_CHECKING:
+    from .targets.layouts import Part
+
+_NEAR = 0.25  # rounding moves `moved` by far less than this from 0 or 1
+
+
+@dataclass(frozen=True)
+class Residualized:
+    """What was taken out of which model; `undo` puts the very bits of the original back."""
+
+    weights: tuple[Tensor, ...]
+    originals: tuple[Tensor, ...]
+
+    @torch.no_grad()
+    def undo(self) -> None:
+        """The original weights again. Unload or merge the adapter first: it would count twice."""
+        for weight, original in zip(self.weights, self.originals, strict=True):
+            weight.copy_(original)
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One projection of the model and what is known of it."""
+
+    record: ModuleRecord
+    weight: Tensor
+    part: Part | None
+    W: Tensor
+
+
+def residualize(model: nn.Module, adapter_dir: str | Path) -> Residualized:
+    """Subtract s B0 A0 of `adapter_dir` (`.../ailora_init`) from the weights of `model`, before PEFT wraps it.
+
+    `model` is the original model in any float dtype, on any device. In the dtype of the source the weights become bit
+    for bit the residual that `init` writes, rounding included. Needs the memory of the touched matrices for `undo`.
+
+    Raises TargetError, and changes nothing, where a module is missing or quantised, where the weights are those of
+    another model, or where they are residualised already.
+    """
+    folder = Path(adapter_dir).expanduser().resolve()
+    manifest, adapter = read_manifest(folder.parent), open_adapter(folder)
+    steps = _find(model, manifest, folder)
+    _require_original(steps, adapter, manifest, folder)
+    weights = {id(step.weight): step.weight for step in steps}
+    originals = tuple(weight.detach().to("cpu", copy=True) for weight in weights.values())
+    with torch.no_grad():
+        for step in steps:
+            _put(step, _residual(step, adapter, manifest))
+    return Residualized(tuple(weights.values()), originals)
+
+
+def _put(step: _Step, W: Tensor) -> None:
+    """W (out, in) into its place in the model."""
+    if step.part is None:
+        step.weight.copy_(W)
+    else:
+        scatter(step.weight.data, step.part, W.to(step.weight))
+
+
+def _find(model: nn.Module, manifest: Manifest, folder: Path) -> list[_Step]:
+    """The weights in memory; every module that does not fit at once."""
+    modules = dict(model.named_modules())
+    steps, faults = [], []
+    for record in manifest.modules:
+        found = modules.get(record.module)
+        weight = getattr(found, "weight", None)
+        part = record_part(record)
+        if not isinstance(weight, Tensor) or not weight.is_floating_point() or weight.ndim != 2:
+            faults.append(f"{record.module} is {'missing' if found is None else type(found).__name__}")
+        elif (shape := _shape(weight, part)) != (record.outputs, record.shape[1]):
+            faults.append(f"{record.module} has shape {shape}, expected {(record.outputs, record.shape[1])}")
+        else:
+            steps.append(_Step(record, weight, part, gather(weight.detach(), part)))
+    if faults:
+        raise TargetError(
+            f"{folder} does not fit the model: {listed(faults)}.",
+            "Give the model itself, in a float dtype, before PEFT wraps it; for a quantised one `init --no-base` "
+            "writes a frozen adapter instead.",
+        )
+    return steps
+
+
+def _shape(weight: Tensor, part: Part | None) -> tuple[int, int]:
+    rows, columns = weight.shape
+    return (columns, rows) if part is not None and part.transposed else (rows, columns)
+
+
+def _require_original(steps: Sequence[_Step], adapter: Adapter, manifest: Manifest, folder: Path) -> None:
+    """By hash where the dtype is the source's, else by how often s B A is in W."""
+    faults: dict[str, list[str]] = {}
+    for step in steps:
+        if _digest(step.W) == step.record.source_sha256:
+            continue
+        A, B = _own(step.record, adapter, manifest)
+        same_dtype = step.W.dtype == DTYPES.get(step.record.dtype)
+        moved = recombine(step.W.cpu(), A, B, step.record.scaling, None).moved
+        if abs(moved) < _NEAR or _digest(step.W) == step.record.base_sha256:
+            faults.setdefault("is residualised already", []).append(step.record.module)
+        elif same_dtype or abs(moved - 1) > _NEAR:
+            faults.setdefault("is of another model, or was changed", []).append(step.record.module)
+    if faults:
+        told = "; ".join(f"{listed(names)} {what}" for what, names in faults.items())
+        raise TargetError(
+            f"{folder} does not fit the model: {told}.", "Load the original model that the manifest names."
+        )
+
+
+def _digest(W: Tensor) -> str:
+    return sha256(matrix_bytes(W.cpu()))
+
+
+def _own(record: ModuleRecord, adapter: Adapter, manifest: Manifest) -> tuple[Tensor, Tensor]:
+    factors = adapter.modules[record.module]
+    return own_factors(adapter.load(factors.A), adapter.load(factors.B), record, manifest.modules)
+
+
+def _residual(step: _Step, adapter: Adapter, manifest: Manifest) -> Tensor:
+    record = step.record
+    A, B = (factor.to(step.W.device) for factor in _own(record, adapter, manifest))
+    recipe = Recipe(
+        rule=record.rule, rank=record.rank, scaling=record.scaling, adapter_dtype=A.dtype, base_dtype=step.W.dtype,
+        rounding=record.rounding, seed=int(manifest.settings["seed"]),
+        name=record.tensor if record.part is None else f"{record.tensor} ({record.role})",
+    )  # fmt: skip
+    if record.rounding == "none" and step.W.dtype in (torch.bfloat16, torch.float16):
+        return subtract(step.W, A, B, recipe, "stochastic")
+    return subtract(step.W, A, B, recipe, record.rounding)

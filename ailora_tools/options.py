@@ -1,0 +1,81 @@
+"""What the commands share: groups of options, and errors as one message with an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar
+
+import click
+
+from . import console
+from .errors import AiloraError
+from .methods import ROLES
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+_INTERRUPTED = 130
+
+
+def _roles(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str, ...]:
+    roles = tuple(value.split(","))
+    if len(set(roles)) < len(roles) or not set(roles) <= set(ROLES):
+        raise click.BadParameter(f"{value!r} is not a list such as q,v (roles: {', '.join(ROLES)})", ctx, param)
+    return roles
+
+
+def _options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    def decorate(command: Command) -> Command:
+        for option in reversed(decorators):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+target_options = _options(
+    click.option(
+        "--roles",
+        callback=_roles,
+        default="q,v",
+        metavar="LIST",
+        show_default=True,
+        help="Which projections: q, k, v, o.",
+    ),
+    click.option("--layers", metavar="LIST", help="Only these layers, such as 0-3,8."),
+    click.option("--q-tensor", metavar="NAME", help="Name of W^Q, such as blocks.{layer}.attn.wq.weight."),
+    click.option("--v-tensor", metavar="NAME", help="Name of W^V, likewise."),
+)
+source_options = _options(
+    click.option("--revision", metavar="REV", help="Branch, tag or commit of a model on the Hub."),
+    click.option("--subfolder", metavar="DIR", help="Folder of MODEL that holds the weights, such as transformer."),
+    click.option("--connections", type=int, default=8, show_default=True, help="Reads at a time from the Hub."),
+    click.option(
+        "--download", is_flag=True, help="Fetch whole files into the Hugging Face cache, instead of reading parts."
+    ),
+)
+output_options = _options(
+    click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else."),
+    click.option("--quiet", is_flag=True, help="No progress and no notices."),
+)
+
+
+def guarded(verb: Command) -> Command:
+    """Turn the library's errors into one message and an exit code; a defect still shows its traceback."""
+
+    @wraps(verb)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            verb(*args, **kwargs)
+        except AiloraError as error:
+            console.show_error(error)
+            sys.exit(error.exit_code)
+        except KeyboardInterrupt:
+            console.show_interrupted()
+            # Reads that still wait for the network would hold up a regular exit; everything to keep is on disk.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(_INTERRUPTED)
+
+    return run  # type: ignore[return-value]

@@ -1,0 +1,125 @@
+"""The terminal: two consoles, sizes and times in words, and the progress bar. `console` puts screens on it."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+    from rich.progress import ProgressColumn, Task, TaskID
+
+_PIPED_WIDTH = 200  # wide enough that no table folds where there is no terminal to fit
+
+
+def _console(stderr: bool) -> Console:
+    console = Console(stderr=stderr, highlight=False)
+    return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=_PIPED_WIDTH)
+
+
+out, err = _console(stderr=False), _console(stderr=True)
+_SIZES = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+
+
+def size(nbytes: float) -> str:
+    """1_234_567_890 -> '1.23 GB' (GB = 10^9 bytes)."""
+    unit, name = next(((unit, name) for unit, name in _SIZES if nbytes >= unit), (1, "bytes"))
+    return f"{nbytes / unit:.3g} {name}" if unit > 1 else f"{int(nbytes)} bytes"
+
+
+def durations(nbytes: int) -> str:
+    """How long that many bytes take at two usual speeds."""
+    slow, fast = (nbytes * 8 / speed for speed in (1e8, 1e9))
+    return f"about {_seconds(slow)} at 100 Mbit/s, {_seconds(fast)} at 1 Gbit/s"
+
+
+def _seconds(seconds: float) -> str:
+    return (
+        f"{seconds:.2g} s"
+        if seconds < 99.5
+        else f"{seconds / 60:.0f} min"
+        if seconds < 5970
+        else f"{seconds / 3600:.1f} h"
+    )
+
+
+@contextmanager
+def progress(*, quiet: bool, verbose_notices: bool) -> Iterator[_Progress]:
+    """A bar on stderr while a verb runs; only notices where stderr is not a terminal."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    meter = _Meter()
+    columns = (TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+               meter.column(), TextColumn("[dim]{task.fields[label]}"))  # fmt: skip
+    with Bar(*columns, console=err, transient=True, disable=quiet or not err.is_terminal) as bar:
+        yield _Progress(bar, verbose_notices, meter)
+
+
+class _Meter:
+    """Bytes that came over the network, and how many a second since the last look but a few."""
+
+    def __init__(self) -> None:
+        self.arrived: Callable[[], int] | None = None
+        self.total = 0
+        self._looks: deque[tuple[float, int]] = deque(maxlen=50)
+
+    def column(self) -> ProgressColumn:
+        from rich.progress import ProgressColumn
+
+        meter = self
+
+        class Column(ProgressColumn):
+            max_refresh = 0.1
+
+            def render(self, task: Task) -> Text:
+                return Text(meter.text(), style="cyan")
+
+        return Column()
+
+    def text(self) -> str:
+        """Nothing as long as nothing is read from the network."""
+        if self.arrived is None:
+            return ""
+        self._looks.append((monotonic(), self.arrived()))
+        (then, before), (now, after) = self._looks[0], self._looks[-1]
+        rate = f", {size((after - before) / (now - then))}/s" if now > then else ""
+        return f"{size(after)} of {size(self.total)}{rate}"
+
+
+class _Progress:
+    """`progress.Progress` drawn by rich."""
+
+    def __init__(self, bar: Bar, verbose: bool, meter: _Meter) -> None:
+        self._bar, self._verbose, self._meter = bar, verbose, meter
+        self._task: TaskID | None = None
+
+    def start(self, stage: str, total: int, done: int) -> None:
+        if self._task is not None:
+            self._bar.remove_task(self._task)
+        self._task = self._bar.add_task(stage, total=total, completed=done, label="")
+
+    def advance(self, label: str) -> None:
+        if self._task is not None:
+            self._bar.update(self._task, advance=1, label=escape(label))
+
+    def reading(self, arrived: Callable[[], int], nbytes: int, total: int) -> None:
+        self._meter.arrived, self._meter.total = arrived, nbytes
+        self.notice(f"reading {size(nbytes)} of {size(total)} over the network: {durations(nbytes)}")
+
+    def notice(self, text: str) -> None:
+        if self._verbose:
+            notices([text])
+
+
+def notices(texts: Iterable[str]) -> None:
+    """Lines on stderr that begin with "note:"."""
+    for text in texts:
+        err.print(Text.assemble(("note: ", "cyan"), text), soft_wrap=True)

@@ -1,0 +1,255 @@
+"""`convert`: a trained adapter and the folder it started from become a plain LoRA for the original base.
+
+The original is W = W_res + s B0 A0 and the trained model W_res + s B A, so the change is s (B A - B0 A0): A' = [A; A0]
+and B' = [s B, -s B0] have it at rank 2r. They are factored anew, so that the two large parts do not cancel in 16 bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..adapters import Adapter, match_module, open_adapter
+from ..checkpoint.files import Origin
+from ..checkpoint.header import build_header
+from ..errors import OptionError, TargetError, listed
+from ..output.adapter import (
+    CONFIG,
+    FOLDER,
+    PREFIX,
+    WEIGHTS,
+    AdapterModule,
+    adapter_config,
+    tensor_names,
+    write_json,
+)
+from ..output.atomic import building, require_outside
+from ..output.manifest import NAME, Manifest, read_manifest
+from ..output.spans import create, write_span
+from ..progress import Progress, Silent
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+_STRANGER = 0.2  # cosine between all factors before and after training; random ones are far below
+
+
+@dataclass(frozen=True)
+class Converted:
+    """One module: its rank, and norm(change - stored B A) / norm(change) with what truncation alone took."""
+
+    module: str
+    rank: int
+    error: float
+    truncated: float
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """Where the plain LoRA lies, the base it fits, and every module in the order of the manifest."""
+
+    folder: Path
+    base: str
+    modules: tuple[Converted, ...]
+    kept: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """What `--json` prints; `kept` names tensors that were copied as they are (`modules_to_save`, biases)."""
+        return {
+            "folder": str(self.folder),
+            "base": self.base,
+            "modules": [asdict(module) for module in self.modules],
+            "kept": list(self.kept),
+        }
+
+
+@dataclass(frozen=True)
+class _Job:
+    """The two adapters, matched; `start` maps names of modules in the trained adapter to those at the start."""
+
+    trained: Adapter
+    initial: Adapter
+    manifest: Manifest
+    start: Mapping[str, str]
+    folder: Path
+
+    @property
+    def moved(self) -> bool:
+        """Whether something was taken out of the base, so that the start has to be subtracted."""
+        return self.manifest.base or self.manifest.offset
+
+    @property
+    def base(self) -> tuple[str, str | None]:
+        """The original: where it is, and its revision."""
+        source = self.manifest.source
+        return str(source["location"]).removeprefix("hf://"), source["revision"]
+
+
+def convert(
+    trained: str | Path,
+    init: str | Path,
+    output: str | Path,
+    *,
+    rank: int | None = None,
+    dtype: str = "float32",
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Conversion:
+    """Write a LoRA that does to the original base what `trained` does to the base in `init`.
+
+    `trained` is an adapter folder or a checkpoint folder of a trainer; `init` the folder that `initialize` wrote.
+    Without `rank` the change is kept whole, at twice the rank of each module; with it, the best approximation of that
+    rank is, and its error told. The scaling of the result is 1 (alpha = rank). No base is read, no input changed.
+
+    Raises CheckpointError, TargetError (DoRA, or an adapter of another start), OptionError, NumericalError or
+    OutputError.
+    """
+    if dtype not in DTYPES or (rank is not None and rank < 1):
+        raise OptionError(f"dtype {dtype!r}, rank {rank!r}: a dtype of {', '.join(DTYPES)} and a rank of at least 1.")
+    job = _match(open_adapter(trained), Path(init).expanduser(), Path(output).expanduser().absolute())
+    for place in (job.trained.files.origin, Origin(str(_root(Path(init).expanduser())))):
+        require_outside(job.folder, place)
+    progress = progress or Silent()
+    with building(job.folder, {"convert": str(trained)}, overwrite=overwrite, resume=False, marker=CONFIG) as work:
+        modules = _write(job, work.tree, rank, DTYPES[dtype], progress)
+    return Conversion(job.folder, job.base[0], modules, tuple(job.trained.others))
+
+
+def _root(init: Path) -> Path:
+    """DIR, also where DIR/ailora_init was given."""
+    return init.parent if not (init / NAME).is_file() and (init.parent / NAME).is_file() else init
+
+
+def _match(trained: Adapter, init: Path, folder: Path) -> _Job:
+    """Everything that does not fit, before anything is written."""
+    root = _root(init)
+    manifest = read_manifest(root)
+    initial = open_adapter(root / FOLDER)
+    if trained.dora:
+        raise TargetError(
+            f"{trained.location}: a DoRA adapter cannot become a plain LoRA: its norms change with the base.",
+            "Load it on the residual base as it is, or merge the two: ailora-tools merge DIR TRAINED -o merged.",
+        )
+    strange = [name for name in trained.others if "lora_" in name]
+    start = {module: match_module(module, initial.modules) for module in trained.modules}
+    missing = sorted(initial.modules.keys() - set(start.values()))
+    faults = [
+        *([f"{listed(strange)} cannot be converted"] if strange else []),
+        *(f"{module} is not in the start" for module, name in start.items() if name is None),
+        *([f"it lacks {listed(missing)}"] if missing else []),
+        *(_shapes_apart(trained, initial, module, name) for module, name in start.items() if name),
+    ]
+    faults = [fault for fault in faults if fault]
+    if faults:
+        raise TargetError(
+            f"{trained.location} was not trained from {root}: {listed(faults)}.",
+            "Give the folder that `init` wrote and this training loaded its adapter from.",
+        )
+    return _Job(trained, initial, manifest, {module: name for module, name in start.items() if name}, folder)
+
+
+def _shapes_apart(trained: Adapter, initial: Adapter, module: str, name: str) -> str:
+    now, then = trained.modules[module], initial.modules[name]
+    if (now.sides, now.rank) == (then.sides, then.rank):
+        return ""
+    return f"{module} has shape {now.sides} and rank {now.rank}, at the start {then.sides} and rank {then.rank}"
+
+
+def _write(job: _Job, tree: Path, rank: int | None, dtype: str, progress: Progress) -> tuple[Converted, ...]:
+    """One module after the other into a file that was laid out before."""
+    from ..checkpoint.stream import DTYPES as TORCH
+    from ..checkpoint.stream import matrix_bytes
+    from ..linalg.lowrank import distance, factorise
+
+    ranks = {module: rank or _whole_rank(job, module) for module in job.start}
+    header = _lay_out(job, tree, ranks, dtype)
+    progress.start("Converting", len(ranks), 0)
+    done, alike = [], _Likeness()
+    for module in job.start:
+        B, A = _change(job, module, alike)
+        found = factorise(B, A)
+        factors = [side.to(TORCH[dtype]) for side in found.balanced(ranks[module])]
+        for name, side in zip(tensor_names(module), factors, strict=True):
+            write_span(tree / WEIGHTS, header[name], matrix_bytes(side))
+        error = distance(B, A, factors[1], factors[0])
+        done.append(Converted(module, ranks[module], error, found.lost(ranks[module])))
+        progress.advance(module)
+    _require_descent(job, alike.cosine)
+    for name, info in job.trained.others.items():
+        write_span(tree / WEIGHTS, header[PREFIX + name], matrix_bytes(job.trained.load(info)))
+    write_json(tree / CONFIG, _config(job, ranks))
+    return tuple(done)
+
+
+def _whole_rank(job: _Job, module: str) -> int:
+    factors = job.trained.modules[module]
+    return min((1 + job.moved) * factors.rank, *factors.sides)
+
+
+class _Likeness:
+    """The cosine between the factors of all modules and their start; A and B by themselves, the larger of the two."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, list[float]] = {"A": [0.0, 0.0, 0.0], "B": [0.0, 0.0, 0.0]}
+
+    def add(self, side: str, now: Tensor, then: Tensor) -> None:
+        found = ((now * then).sum(), now.square().sum(), then.square().sum())
+        self._sums[side] = [old + float(new) for old, new in zip(self._sums[side], found, strict=True)]
+
+    @property
+    def cosine(self) -> float:
+        return max(dot / (now * then) ** 0.5 if now * then > 0 else 0.0 for dot, now, then in self._sums.values())
+
+
+def _change(job: _Job, module: str, alike: _Likeness) -> tuple[Tensor, Tensor]:
+    """B' and A' in float64 with B' A' the change of W."""
+    import torch
+
+    now, then = job.trained.modules[module], job.initial.modules[job.start[module]]
+    A, B = (job.trained.load(info).double() for info in (now.A, now.B))
+    A0, B0 = (job.initial.load(info).double() for info in (then.A, then.B))
+    alike.add("A", A, A0)
+    alike.add("B", B, B0)
+    if not job.moved:
+        return now.scaling * B, A
+    return torch.cat([now.scaling * B, -then.scaling * B0], 1), torch.cat([A, A0])
+
+
+def _require_descent(job: _Job, cosine: float) -> None:
+    """Training moves factors, it does not replace them: without any likeness they started elsewhere."""
+    if cosine < _STRANGER:
+        raise TargetError(
+            f"{job.trained.location} was not trained from {job.initial.location}: the shapes fit, but the factors are "
+            f"not like those at the start (cosine {cosine:.3f}).",
+            "Perhaps the trainer made a new adapter instead of loading this one: see the README in that folder.",
+        )
+
+
+def _lay_out(job: _Job, tree: Path, ranks: Mapping[str, int], dtype: str) -> dict[str, int]:
+    """Make the file with its header; tensor name -> where its bytes go."""
+    entries: list[tuple[str, str, tuple[int, ...]]] = []
+    for module, rank in ranks.items():
+        rows, columns = job.trained.modules[module].sides
+        if rank > min(rows, columns):
+            raise OptionError(f"rank {rank} is above {min(rows, columns)}, the smaller side of {module}.")
+        name_a, name_b = tensor_names(module)
+        entries += [(name_a, dtype, (rank, columns)), (name_b, dtype, (rows, rank))]
+    entries += [(PREFIX + name, info.dtype, info.shape) for name, info in job.trained.others.items()]
+    raw, header = build_header(sorted(entries), {"format": "pt", "tool": "ailora-tools convert"}, WEIGHTS)
+    create(tree / WEIGHTS, header.file_size, raw)
+    return {name: info.start for name, info in header.tensors.items()}
+
+
+def _config(job: _Job, ranks: Mapping[str, int]) -> dict[str, Any]:
+    """As the trained one, with the new ranks at scaling 1, for the original base."""
+    old, (base, revision) = job.trained.config, job.base
+    modules = [AdapterModule(name, job.trained.modules[name].sides, rank, rank) for name, rank in ranks.items()]
+    config = adapter_config(
+        modules, [], base=base, revision=revision, architectures=(), rslora=False,
+        transposed=bool(old.get("fan_in_fan_out")),
+    )  # fmt: skip
+    kept = ("target_modules", "task_type", "modules_to_save", "bias", "exclude_modules", "layers_to_transform")
+    return {**config, **{key: old[key] for key in kept if old.get(key) is not None}}
