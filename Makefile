@@ -24,6 +24,7 @@ bench: $(VENV)/.test
 	$(BIN)/python examples/benchmarks/init_vs_peft.py
 	$(BIN)/python examples/benchmarks/analyze.py
 	$(BIN)/python examples/benchmarks/hub.py
+	$(BIN)/python examples/benchmarks/life.py
 
 clean:
 	rm -rf $(VENV) $(DEMO)
