@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from .verbs.analyze import analyze as analyze
     from .verbs.convert import Conversion as Conversion
     from .verbs.convert import convert as convert
+    from .verbs.export import Exported as Exported
+    from .verbs.export import export as export
     from .verbs.initialize import Initialization as Initialization
     from .verbs.initialize import initialize as initialize
     from .verbs.inspect import Inspection as Inspection
@@ -39,6 +41,8 @@ _HOMES = {
     "render_report": ".verbs.report",
     "Conversion": ".verbs.convert",
     "convert": ".verbs.convert",
+    "Exported": ".verbs.export",
+    "export": ".verbs.export",
     "Initialization": ".verbs.initialize",
     "initialize": ".verbs.initialize",
     "mask_fused_gradients": ".gradients",

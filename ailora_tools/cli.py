@@ -11,6 +11,7 @@ import click
 
 from . import console
 from .errors import NumericalError
+from .exports import TRAINERS
 from .methods import METHODS
 from .options import guarded, output_options, source_options, target_options
 
@@ -300,6 +301,36 @@ def merge(base: str, adapter: Path, as_json: bool, quiet: bool, **options: Any) 
     with console.progress(quiet=quiet or as_json, verbose_notices=not quiet) as progress:
         result = run(base, adapter, progress=progress, **options)
     _print_json(result.to_json()) if as_json else console.show_merge(result)
+
+
+@main.command()
+@click.argument("adapter", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--to", required=True, type=click.Choice(list(TRAINERS)), help="Whose format.")
+@click.option("-o", "--output", required=True, metavar="OUT", type=click.Path(path_type=Path), help="Where to write.")
+@click.option("--base", metavar="MODEL", help="The model that the adapter is for, whose config.json torchtune needs.")
+@click.option("--component", metavar="NAME", help="Of a pipeline: unet, transformer, text_encoder (diffusers).")
+@click.option("--overwrite", is_flag=True, help="Replace OUT if such a file is in it.")
+@output_options
+@guarded
+def export(adapter: Path, as_json: bool, quiet: bool, **options: Any) -> None:
+    """Write the adapter in DIR as torchtune, mlx-lm or diffusers read it.
+
+    DIR is a folder of `init` or any LoRA folder. An adapter at its start still needs its residual base.
+
+    \b
+    Example:
+      ailora-tools export model-ailora-r8 --to mlx -o mlx-adapter
+    """
+    from .verbs.export import export as run
+
+    result = run(adapter, **options)
+    if as_json:
+        _print_json(result.to_json())
+    elif not quiet:
+        click.echo(
+            f"{result.modules} modules for {result.trainer}: "
+            + ", ".join(str(result.folder / name) for name in result.files)
+        )
 
 
 def _print_json(document: dict[str, Any]) -> None:

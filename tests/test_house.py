@@ -46,7 +46,7 @@ FLOORS = [
     {"targets.architectures"},
     {"targets.matching", "output.atomic", "output.base", "output.adapter", "output.manifest", "output.analysis"},
     {"targets.module_names", "targets.module_tree", "output.card", "output.audit", "output.package", "metrics.change"},
-    {"targets.plan", "decompose", "recombine", "measure", "adapters"},
+    {"targets.plan", "decompose", "recombine", "measure", "adapters", "exports"},
     {"dequantise"},
     {"parts", "allocation", "report.words"},
     {"operation", "comparison"},
@@ -64,6 +64,7 @@ FLOORS = [
         "verbs.report",
         "verbs.convert",
         "verbs.merge",
+        "verbs.export",
     },
     {"terminal"},
     {"console"},
@@ -77,9 +78,9 @@ ONLY_IN = {
     "plotly": set(),
 }  # fmt: skip
 NO_TORCH = (
-    "errors", "progress", "methods", "adapters", "ranks", "operation", "comparison", "allocation", "terminal",
-    "console", "options", "cli", "targets", "output", "report", "verbs.in", "verbs.analyze", "verbs.report",
-    "verbs.announce", "verbs.convert", "verbs.merge",
+    "errors", "progress", "methods", "exports", "adapters", "ranks", "operation", "comparison", "allocation",
+    "terminal", "console", "options", "cli", "targets", "output", "report", "verbs.in", "verbs.analyze", "verbs.report",
+    "verbs.announce", "verbs.convert", "verbs.merge", "verbs.export",
 )  # fmt: skip
 
 

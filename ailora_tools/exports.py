@@ -1,0 +1,159 @@
+"""An adapter in the words of other trainers: names, orientation, row order and scaling. Pure, tensors in and out.
+
+torchtune: `layers.N.attn.q_proj.lora_a.weight`; rotary halves of Llama's and Gemma's W^Q and W^K are interleaved there
+(torchtune/models/convert_weights.py). mlx-lm: lora_a (in, r), lora_b (r, out), one rank and one scale for all modules
+(mlx_lm/tuner/lora.py). diffusers: PEFT's names behind the component's, PEFT's config in the header
+(diffusers/loaders/peft.py).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .errors import TargetError, listed
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A (r, in) and B (out, r) of one module as PEFT holds them, and what PEFT multiplies B A with."""
+
+    A: Tensor
+    B: Tensor
+    scaling: float
+
+
+@dataclass(frozen=True)
+class Export:
+    """What is written: the tensors, the header's metadata, and a config file with its name ("" where there is none)."""
+
+    tensors: Mapping[str, Tensor]
+    metadata: Mapping[str, str]
+    config_name: str
+    config: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What an adapter does not say itself: config.json of its model, the component of a pipeline, PEFT's config."""
+
+    model: Mapping[str, Any]
+    component: str
+    peft: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """One target of `export`: the file it reads, and how that is made."""
+
+    name: str
+    file: str
+    make: Callable[[Mapping[str, Pair], Context], Export]
+
+
+_ROTATED = {"llama", "mistral", "gemma", "gemma2"}
+_STRAIGHT = {"qwen2", "qwen3"}
+_TORCHTUNE = re.compile(r"(?:model\.)?layers\.(\d+)\.self_attn\.([qkvo])_proj")
+_TORCHTUNE_NAMES = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "output_proj"}
+
+
+def torchtune(pairs: Mapping[str, Pair], context: Context) -> Export:
+    """torchtune's own keys; TargetError for models whose row order is not known here."""
+    kind = context.model.get("model_type")
+    if kind not in _ROTATED | _STRAIGHT:
+        raise TargetError(
+            f"model type {kind!r}: torchtune's row order is known here for {', '.join(sorted(_ROTATED | _STRAIGHT))}.",
+            "Name the model that the adapter is for with --base, or train with PEFT.",
+        )
+    rank, evened = _evened(pairs)
+    tensors: dict[str, Tensor] = {}
+    projections = set()
+    for module, pair in evened.items():
+        found = _TORCHTUNE.fullmatch(module)
+        if found is None:
+            raise TargetError(f"{module}: torchtune has no such module; only self_attn projections can be exported.")
+        role = found[2]
+        B = _interleave(pair.B, _heads(context.model, role)) if kind in _ROTATED and role in "qk" else pair.B
+        stem = f"layers.{found[1]}.attn.{_TORCHTUNE_NAMES[role]}"
+        tensors |= {f"{stem}.lora_a.weight": pair.A, f"{stem}.lora_b.weight": B.contiguous()}
+        projections.add(_TORCHTUNE_NAMES[role])
+    settings = {"lora_attn_modules": sorted(projections), "apply_lora_to_mlp": False, "apply_lora_to_output": False,
+                "lora_rank": rank, "lora_alpha": rank, "lora_dropout": 0.0}  # fmt: skip
+    return Export(tensors, {}, "torchtune_model.json", {"model": settings})
+
+
+def _heads(config: Mapping[str, Any], role: str) -> int:
+    queries = int(config["num_attention_heads"])
+    return queries if role == "q" else int(config.get("num_key_value_heads") or queries)
+
+
+def _interleave(B: Tensor, heads: int) -> Tensor:
+    """Rows (head, half, pair) -> (head, pair, half): rotary pairs stand side by side in torchtune."""
+    rows, rank = B.shape
+    return B.view(heads, 2, rows // heads // 2, rank).transpose(1, 2).reshape(rows, rank)
+
+
+def mlx(pairs: Mapping[str, Pair], context: Context) -> Export:
+    """mlx-lm's arrays and config; whole module paths as keys, so that exactly these modules are adapted."""
+    rank, evened = _evened(pairs)
+    tensors: dict[str, Tensor] = {}
+    for module, pair in evened.items():
+        tensors |= {f"{module}.lora_a": pair.A.T.contiguous(), f"{module}.lora_b": pair.B.T.contiguous()}
+    layers = {found[1] for module in pairs if (found := re.search(r"\.(\d+)\.", module))}
+    parameters = {"rank": rank, "scale": 1.0, "dropout": 0.0, "keys": sorted(pairs)}
+    config = {"fine_tune_type": "lora", "num_layers": len(layers), "lora_parameters": parameters}
+    return Export(tensors, {"format": "mlx"}, "adapter_config.json", config)
+
+
+def diffusers(pairs: Mapping[str, Pair], context: Context) -> Export:
+    """PEFT's tensors behind the component's name, with the LoraConfig in the header: without it alpha is guessed."""
+    prefix = context.component
+    if not prefix:
+        raise TargetError(
+            "diffusers names a LoRA after the component of the pipeline it belongs to.",
+            "Say which: --component unet, transformer or text_encoder.",
+        )
+    tensors: dict[str, Tensor] = {}
+    for module, pair in pairs.items():
+        tensors |= {f"{prefix}.{module}.lora_A.weight": pair.A, f"{prefix}.{module}.lora_B.weight": pair.B}
+    kept = ("r", "lora_alpha", "lora_dropout", "rank_pattern", "alpha_pattern", "target_modules", "use_rslora", "bias",
+            "init_lora_weights", "peft_type")  # fmt: skip
+    stated = {f"{prefix}.{key}": context.peft[key] for key in kept if key in context.peft}
+    text = json.dumps(stated, indent=2, sort_keys=True)
+    return Export(tensors, {"format": "pt", "lora_adapter_metadata": text}, "", {})
+
+
+def _evened(pairs: Mapping[str, Pair]) -> tuple[int, dict[str, Pair]]:
+    """The largest rank, and all pairs at it with scaling 1: filled up with zeros, which also get no part in B A."""
+    rank = max(len(pair.A) for pair in pairs.values())
+    evened = {}
+    for module, pair in pairs.items():
+        r = len(pair.A)
+        A = pair.A.new_zeros(rank, pair.A.shape[1])
+        B = pair.B.new_zeros(len(pair.B), rank)
+        A[:r], B[:, :r] = pair.A, pair.B * pair.scaling
+        evened[module] = Pair(A, B, 1.0)
+    return rank, evened
+
+
+TRAINERS = {
+    row.name: row
+    for row in (
+        Trainer("torchtune", "adapter_model.pt", torchtune),
+        Trainer("mlx", "adapters.safetensors", mlx),
+        Trainer("diffusers", "pytorch_lora_weights.safetensors", diffusers),
+    )
+}
+
+
+def find_trainer(name: str) -> Trainer:
+    """The row; TargetError for one that is not there."""
+    if name not in TRAINERS:
+        raise TargetError(f"--to {name!r}: expected one of {listed(sorted(TRAINERS), 9)}.")
+    return TRAINERS[name]

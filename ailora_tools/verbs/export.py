@@ -1,0 +1,131 @@
+"""`export`: an adapter, at its start, trained or converted, as the file that another trainer reads."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..adapters import Adapter, open_adapter
+from ..checkpoint.source import open_files
+from ..errors import AiloraError, TargetError, listed
+from ..output.adapter import FOLDER, write_json
+from ..output.atomic import building, require_outside
+from ..output.manifest import NAME, read_manifest
+
+if TYPE_CHECKING:
+    from ..exports import Context, Pair
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The folder, the files in it, and how many modules they hold."""
+
+    folder: Path
+    trainer: str
+    files: tuple[str, ...]
+    modules: int
+
+    def to_json(self) -> dict[str, Any]:
+        """What `--json` prints."""
+        return {
+            "folder": str(self.folder), "to": self.trainer, "files": list(self.files), "modules": self.modules,
+        }  # fmt: skip
+
+
+def export(
+    adapter: str | Path,
+    to: str,
+    output: str | Path,
+    *,
+    base: str | Path | None = None,
+    component: str | None = None,
+    overwrite: bool = False,
+) -> Exported:
+    """Write `adapter` for `to`: "torchtune", "mlx" or "diffusers".
+
+    `adapter` is a folder of `initialize`, whose `ailora_init` is meant, or any LoRA folder. `base` is the model it is
+    for, whose config.json torchtune's row order needs; default: the folder itself, then the base that the adapter
+    names. `component` (diffusers) defaults to the subfolder that `initialize` was given. No input is changed. In
+    torchtune and MLX one rank and one scaling hold for all modules: smaller ranks are filled up with zeros, the scaling
+    goes into B.
+
+    Raises CheckpointError, TargetError for DoRA, `modules_to_save` and models the trainer does not know, OutputError.
+    """
+    from ..exports import find_trainer
+
+    row = find_trainer(to)
+    root = Path(adapter).expanduser()
+    held = open_adapter(root / FOLDER if (root / NAME).is_file() else root)
+    _require_plain(held, to)
+    folder = Path(output).expanduser().absolute()
+    require_outside(folder, held.files.origin)
+    made = row.make(_pairs(held), _context(held, root, base, component))
+    with building(folder, {"export": to}, overwrite=overwrite, resume=False, marker=row.file) as work:
+        _save(work.tree / row.file, dict(made.tensors), dict(made.metadata))
+        if made.config_name:
+            write_json(work.tree / made.config_name, made.config)
+    files = tuple(name for name in (row.file, made.config_name) if name)
+    return Exported(folder, to, files, len(held.modules))
+
+
+def _require_plain(held: Adapter, to: str) -> None:
+    faults = [
+        *(["DoRA magnitudes"] if held.dora else []),
+        *([f"whole tensors such as {listed(list(held.others), 2)}"] if held.others else []),
+    ]
+    if faults:
+        raise TargetError(
+            f"{held.location} holds {' and '.join(faults)}, for which {to} has no place here.",
+            "Merge the adapter into its base instead: ailora-tools merge BASE ADAPTER -o OUT.",
+        )
+
+
+def _pairs(held: Adapter) -> dict[str, Pair]:
+    from ..exports import Pair
+
+    return {
+        module: Pair(held.load(factors.A), held.load(factors.B), factors.scaling)
+        for module, factors in held.modules.items()
+    }
+
+
+def _context(held: Adapter, root: Path, base: str | Path | None, component: str | None) -> Context:
+    from ..exports import Context
+
+    return Context(_model_config(held, root, base), component or _component(root), held.config)
+
+
+def _model_config(held: Adapter, root: Path, base: str | Path | None) -> dict[str, Any]:
+    """config.json of the model; empty if none is at hand."""
+    places = [base] if base is not None else [root, root.parent, held.config.get("base_model_name_or_path")]
+    for place in places:
+        try:
+            if place and (base is not None or Path(place).is_dir()):
+                files = open_files(place)
+                if "config.json" in files.names():
+                    found = json.loads(files.read("config.json", 0, files.size("config.json")))
+                    return found if isinstance(found, dict) else {}
+        except AiloraError:
+            if base is not None:
+                raise
+    return {}
+
+
+def _component(root: Path) -> str:
+    for place in (root, root.parent):
+        if (place / NAME).is_file():
+            source = read_manifest(place).source
+            return str(source["subfolder"] or Path(str(source["location"])).name)
+    return ""
+
+
+def _save(path: Path, tensors: dict[str, Any], metadata: dict[str, str]) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    if path.suffix == ".pt":
+        torch.save(tensors, path)
+    else:
+        save_file(tensors, path, metadata)
