@@ -144,6 +144,16 @@ def test_analyze_reads_the_targets_and_little_else(hub: HubServer, make: Any, tm
     assert result.traffic.requests == len(asked) and result.traffic.retries == 0
 
 
+def test_init_without_a_base_reads_the_targets_alone(hub: HubServer, tmp_path: Path) -> None:
+    upload(hub, minilm(tmp_path / "model"))
+    made = initialize(NAME, 4, no_base=True, output=tmp_path / "out")
+    checkpoint = inspect_checkpoint(tmp_path / "model").checkpoint
+    headers = sum(header.data_start for header in checkpoint.headers.values())
+    traffic = made.operation.checkpoint.files.traffic
+    assert traffic is not None and traffic.nbytes <= 1.05 * (made.operation.plan.read_bytes + headers)
+    assert verify(made.folder).holds and verify(made.folder, source=tmp_path / "model").holds
+
+
 def span(asked: Asked) -> int:
     start, last = map(int, (asked.span or "").removeprefix("bytes=").split("-"))
     return last - start + 1

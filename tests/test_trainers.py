@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import mean
 
 import pytest
-from real_models import ROOT, smollm2
+from real_models import ROOT, minilm, smollm2
 
 
 def word_problems(file: Path, count: int) -> Path:
@@ -45,3 +45,20 @@ def test_init_train_resume_convert_merge(dtype: str, tmp_path: Path) -> None:
         # The residual base was rounded once; nothing on the original can know of that, PEFT's conversion neither.
         assert told["errors"]["plain LoRA on the original"] <= 1.2 * theirs
         assert max(told["errors"].values()) < 0.2 * told["training changed"]
+
+
+@pytest.mark.slow
+def test_a_classifier_with_a_new_head(tmp_path: Path) -> None:
+    """Does the question ask for a number of things? The head is trained with the adapter and survives converting."""
+    texts = word_problems(tmp_path / "texts.txt", 256).read_text().splitlines()
+    labelled = "\n".join(f"{int('how many' in text.lower())}\t{text}" for text in texts)
+    (tmp_path / "labels.txt").write_text(labelled)
+    command = [sys.executable, ROOT / "examples/trainers/classify.py", minilm(tmp_path / "minilm")]
+    done = subprocess.run(
+        [*command, tmp_path / "labels.txt", tmp_path / "out", "--steps", "30"], capture_output=True, text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    told = json.loads(done.stdout[done.stdout.rindex('{\n  "losses"') :])
+    assert mean(told["losses"][-8:]) < mean(told["losses"][:8]) - 0.1
+    assert told["error"] < 1e-5 and told["kept"] == ["classifier.bias", "classifier.weight"]

@@ -116,6 +116,13 @@ FUSED_ROWS: tuple[Architecture, ...] = (
         layouts={"qkv": layouts.THIRDS},
     ),
     Architecture(
+        "DBRX (its class cannot be built in transformers 5.23)",
+        {"dbrx": "transformer"},
+        (Slot("blocks.{layer}.norm_attn_norm.attn"),),
+        fused("Wqkv", "out_proj"),
+        layouts={"Wqkv": layouts.DBRX},
+    ),
+    Architecture(
         "InternLM2 (code of the model)",
         {"internlm2": "model"},
         (Slot("layers.{layer}.attention"),),

@@ -135,6 +135,10 @@ def _openelm(config: Mapping[str, Any], lines: int, layer: int) -> tuple[int, li
     return _side_by_side({"n_head": queries, "num_kv_heads": keys}, lines, layer)
 
 
+def _dbrx(config: Mapping[str, Any], lines: int, layer: int) -> tuple[int, list[tuple[str, int]]]:
+    return _side_by_side({**config, **(config.get("attn_config") or {})}, lines, layer)
+
+
 def _codegen(config: Mapping[str, Any], lines: int, layer: int) -> tuple[int, list[tuple[str, int]]]:
     return 4, [(role, lines // 12) for role in "qvk"]
 
@@ -160,9 +164,10 @@ BIGCODE = Layout("[Q | k | v], or head by head", _bigcode)
 CODEGEN = Layout("four blocks of [q | v | k]", _codegen)
 GATE = Layout("[query | gate] head by head", _gate)
 LATENT = Layout("[k | v] head by head, behind the latent", _latent)
-# Read in code that comes with the models and cannot be run here.
+# Read in code that cannot be run here: most of it comes with the models.
 GROUP_UNPROVEN = Layout("[queries | k | v] group by group", _per_group, proven=False)
 THIRDS_UNPROVEN = Layout("[Q | K | V], three equal parts", _thirds, proven=False)
 COLUMNS_UNPROVEN = Layout("[Q | K | V] in columns", _thirds, transposed=True, proven=False)
+DBRX = Layout("[Q | K | V]", _dbrx, proven=False)
 CHATGLM = Layout("[Q | K | V], or head by head", _chatglm, proven=False)
 OPENELM = Layout("[Q | K | V], heads by layer", _openelm, proven=False)
