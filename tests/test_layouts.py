@@ -360,4 +360,16 @@ def test_layouts_that_no_test_can_run_say_so(tmp_path: Path) -> None:
     assert next(t for t in plan.targets if t.role == "q").part == Part(((0, 24), (48, 72)))
     unproven = {name for row in ARCHITECTURES for layout in row.layouts.values() if not layout.proven
                 for name in row.model_types}  # fmt: skip
-    assert unproven == {"internlm2", "baichuan", "qwen", "chatglm", "openelm", "jais"}
+    assert unproven == {"internlm2", "baichuan", "qwen", "chatglm", "openelm", "jais", "dbrx"}
+
+
+def test_dbrx_names_its_heads_in_a_config_of_their_own(tmp_path: Path) -> None:
+    from checkpoints import write_checkpoint
+
+    names = [f"transformer.blocks.{layer}.norm_attn_norm.attn.Wqkv.weight" for layer in (0, 1)]
+    folder = write_checkpoint(
+        tmp_path, {name: torch.randn(64, 48) for name in names}, model_type="dbrx", n_heads=4,
+        attn_config={"kv_n_heads": 2}, architectures=["DbrxForCausalLM"],
+    )  # fmt: skip
+    parts = [target.part for target in make_plan(open_checkpoint(folder)).targets]
+    assert parts == 2 * [Part(((0, 32),)), Part(((48, 64),))]
