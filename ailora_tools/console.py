@@ -77,9 +77,9 @@ def show_initialization(result: Initialization) -> None:
     if result.manifest.offset:
         where.add_row("frozen", Text(str(result.offset), overflow="fold"))
     where.add_row("check it", Text(f"ailora-tools verify {result.folder}", overflow="fold"))
-    where.add_row(
-        "load it", Text(f"PeftModel.from_pretrained(base, {str(result.adapter)!r}, is_trainable=True)", overflow="fold")
-    )
+    both = f"both adapters, as {result.folder / 'README.md'} shows"
+    one = f"PeftModel.from_pretrained(base, {str(result.adapter)!r}, is_trainable=True)"
+    where.add_row("load it", Text(both if result.manifest.offset else one, overflow="fold"))
     out.print(where)
 
 
@@ -92,6 +92,9 @@ def show_conversion(result: Conversion) -> None:
     where.add_row("for", Text(f"{result.base}, the original model", overflow="fold"))
     where.add_row("modules", f"{len(errors)}, rank {_span(ranks)}, scaling 1")
     where.add_row("error", f"at most {max(errors):.1e} of the change ({max(lost):.1e} by the rank)")
+    still = sum(not module.changed for module in result.modules)
+    if still:
+        where.add_row("unchanged", f"{still} of {len(result.modules)} modules are as they started: their part is zero")
     if result.kept:
         where.add_row("kept", Text(listed(result.kept), overflow="fold"))
     out.print(where)

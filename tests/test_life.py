@@ -157,6 +157,20 @@ def test_ranks_of_their_own_and_modules_to_save(tmp_path: Path) -> None:
     assert any(module.change == pytest.approx(0.5, rel=1e-4) for module in merged.modules)
 
 
+def test_an_untrained_adapter_is_no_change(tmp_path: Path) -> None:
+    """What is left of two equal products is rounding: it is zero in the result, and told."""
+    build("llama").save_pretrained(tmp_path / "model")
+    made = initialize(tmp_path / "model", 2, output=tmp_path / "init")
+    done = convert(made.adapter, made.folder, tmp_path / "plain")
+    assert not any(module.changed or module.error for module in done.modules)
+    assert not any(value.any() for key, value in load_file(done.folder / WEIGHTS).items() if "lora_" in key)
+    with pytest.raises(TargetError, match="not like those at the start"):
+        zeros = {key: value * 0 for key, value in load_file(made.adapter / WEIGHTS).items()}
+        shutil.copytree(made.adapter, tmp_path / "zero")
+        save_file(zeros, tmp_path / "zero" / WEIGHTS)
+        convert(tmp_path / "zero", made.folder, tmp_path / "never")
+
+
 def test_a_smaller_rank_is_the_best_one_and_its_error_is_told(tmp_path: Path) -> None:
     trained, _ = prepare("llama", tmp_path)
     whole = convert(trained, tmp_path / "init", tmp_path / "whole")

@@ -29,6 +29,10 @@ class LowRank:
         A[:k], B[:, :k] = root[:, None] * self.Vh[:k], self.U[:, :k] * root
         return A, B
 
+    def cleared(self, floor: float) -> LowRank:
+        """All zero if nothing is above `floor`: what is left of two equal products is their rounding."""
+        return self if bool((self.S > floor).any()) else LowRank(self.U, torch.zeros_like(self.S), self.Vh)
+
     def lost(self, rank: int) -> float:
         """norm(B A - best of that rank) / norm(B A), Frobenius."""
         whole = float(torch.linalg.vector_norm(self.S))

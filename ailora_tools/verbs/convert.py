@@ -34,15 +34,18 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+_NOTHING = 1e-12  # of the size of both products: below it their difference is the rounding of float64
 _STRANGER = 0.2  # cosine between all factors before and after training; random ones are far below
 
 
 @dataclass(frozen=True)
 class Converted:
-    """One module: its rank, and norm(change - stored B A) / norm(change) with what truncation alone took."""
+    """One module: its rank, whether training changed it, and norm(change - stored B A) / norm(change) with what
+    truncation alone took."""
 
     module: str
     rank: int
+    changed: bool
     error: float
     truncated: float
 
@@ -170,12 +173,12 @@ def _write(job: _Job, tree: Path, rank: int | None, dtype: str, progress: Progre
     done, alike = [], _Likeness()
     for module in job.start:
         B, A = _change(job, module, alike)
-        found = factorise(B, A)
+        found = factorise(B, A).cleared(_NOTHING * float(B.norm() * A.norm()))
         factors = [side.to(TORCH[dtype]) for side in found.balanced(ranks[module])]
         for name, side in zip(tensor_names(module), factors, strict=True):
             write_span(tree / WEIGHTS, header[name], matrix_bytes(side))
-        error = distance(B, A, factors[1], factors[0])
-        done.append(Converted(module, ranks[module], error, found.lost(ranks[module])))
+        error = distance(B, A, factors[1], factors[0]) if found.S.any() else 0.0
+        done.append(Converted(module, ranks[module], bool(found.S.any()), error, found.lost(ranks[module])))
         progress.advance(module)
     _require_descent(job, alike.cosine)
     for name, info in job.trained.others.items():
