@@ -4,8 +4,8 @@ The story, top to bottom: `checkpoint` reads safetensors headers and, one by one
 are W^Q and W^V; `methods` says which singular components each gives to its adapter, `linalg` finds them, and
 `decompose` splits the matrix. `output` writes the adapter and the source's shards with only those matrices
 replaced. `metrics` describes what a spectrum or a change is like, and `report` says it in sentences and figures.
-`verbs` tells these steps as `inspect`, `analyze`, `init`, `verify`, and `cli` puts them on the command line.
-Nothing ever builds the model, and memory holds a few matrices whatever its size.
+`verbs` tells these steps as `inspect`, `analyze`, `init`, `verify`, `convert`, `merge` and `export`, and `cli` puts
+them on the command line. Nothing ever builds the model, and memory holds a few matrices whatever its size.
 """
 
 from __future__ import annotations

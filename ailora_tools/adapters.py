@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
-_KEY = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_(A|B|magnitude_vector)(?:\.[^.]+)?(?:\.weight)?")
+_KEY = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_(A|B|magnitude_vector)(?:\.(?!bias$)[^.]+)?(?:\.weight)?")
+# Settings of LoRA in PEFT under which W + s B A is not what the module computes.
+_VARIANTS = ("use_qalora", "use_bdlora", "arrow_config", "kasa_config", "monteclora_config", "velora_config",
+             "alora_invocation_tokens", "layer_replication", "target_parameters")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,12 @@ def read_adapter(files: Files) -> Adapter:
             f"{files.where(CONFIG)}: peft_type is {config.get('peft_type')!r}; only LORA is known.",
             "Merge the adapter into its base first, and work with the merged checkpoint.",
         )
+    variants = [name for name in _VARIANTS if config.get(name)]
+    if variants:
+        raise TargetError(
+            f"{files.where(CONFIG)}: {listed(variants)} is set; W + s B A is not what such a module computes.",
+            "Merge the adapter into its base with PEFT, and work with the merged checkpoint.",
+        )
     if WEIGHTS not in files.names():
         raise CheckpointError(f"{files.origin.text}: {WEIGHTS} is missing.", "Save the adapter as safetensors.")
     header = read_header(files, WEIGHTS)
@@ -135,6 +144,11 @@ def _factors(folder: str, parts: Mapping[str, TensorInfo], config: Mapping[str, 
         )
     if any(part.dtype not in _FLOATS for part in parts.values()):
         raise TargetError(f"{folder}: {module} is stored as {A.dtype}.", "Save the adapter in a float type.")
+    if config.get("use_dora") and "magnitude" not in parts:
+        raise TargetError(
+            f"{folder}: use_dora is set, but {module} has no lora_magnitude_vector.",
+            "The file is incomplete: save the adapter again.",
+        )
     rank = A.shape[0]
     alpha = _pattern_value(config.get("alpha_pattern"), module, config.get("lora_alpha", 8))
     scaling = alpha / rank**0.5 if config.get("use_rslora") else alpha / rank

@@ -1,4 +1,4 @@
-"""The only room that knows rich: tables on stdout, progress, notices and errors on stderr."""
+"""The screens: tables on stdout, errors on stderr. `terminal` has the bar, the notices and the consoles."""
 
 from __future__ import annotations
 
@@ -39,9 +39,10 @@ def show_error(error: AiloraError) -> None:
         err.print(Text(error.hint), soft_wrap=True)
 
 
-def show_interrupted() -> None:
+def show_interrupted(resumable: bool) -> None:
     """How to go on after Ctrl-C."""
-    err.print("Interrupted. Run the same command with --resume to go on.", style="yellow")
+    again = "Run the same command with --resume to go on." if resumable else "Nothing was written."
+    err.print(f"Interrupted. {again}", style="yellow")
 
 
 def show_inspection(found: Inspection, quiet: bool) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .errors import TargetError, listed
+from .errors import OptionError, TargetError, listed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,6 +57,7 @@ class Trainer:
     make: Callable[[Mapping[str, Pair], Context], Export]
 
 
+COMPONENTS = ("unet", "transformer", "transformer_2", "text_encoder", "text_encoder_2")
 _ROTATED = {"llama", "mistral", "gemma", "gemma2"}
 _STRAIGHT = {"qwen2", "qwen3"}
 _TORCHTUNE = re.compile(r"(?:model\.)?layers\.(\d+)\.self_attn\.([qkvo])_proj")
@@ -153,7 +154,7 @@ TRAINERS = {
 
 
 def find_trainer(name: str) -> Trainer:
-    """The row; TargetError for one that is not there."""
+    """The row; OptionError for one that is not there."""
     if name not in TRAINERS:
-        raise TargetError(f"--to {name!r}: expected one of {listed(sorted(TRAINERS), 9)}.")
+        raise OptionError(f"--to {name!r}: expected one of {listed(sorted(TRAINERS), 9)}.")
     return TRAINERS[name]

@@ -53,7 +53,8 @@ def residualize(model: nn.Module, adapter_dir: str | Path) -> Residualized:
     """Subtract s B0 A0 of `adapter_dir` (`.../ailora_init`) from the weights of `model`, before PEFT wraps it.
 
     `model` is the original model in any float dtype, on any device. In the dtype of the source the weights become bit
-    for bit the residual that `init` writes, rounding included. Needs the memory of the touched matrices for `undo`.
+    for bit the residual that `init` writes, rounding included; from a folder of `init --no-base` 16-bit weights are
+    rounded stochastically with its seed. Needs the memory of the touched matrices for `undo`.
 
     Raises TargetError, and changes nothing, where a module is missing or quantised, where the weights are those of
     another model, or where they are residualised already.
@@ -115,8 +116,10 @@ def _require_original(steps: Sequence[_Step], adapter: Adapter, manifest: Manife
         A, B = _own(step.record, adapter, manifest)
         same_dtype = step.W.dtype == DTYPES.get(step.record.dtype)
         moved = recombine(step.W.cpu(), A, B, step.record.scaling, None).moved
-        if abs(moved) < _NEAR or _digest(step.W) == step.record.base_sha256:
+        if _digest(step.W) == step.record.base_sha256:
             faults.setdefault("is residualised already", []).append(step.record.module)
+        elif abs(moved) < _NEAR:
+            faults.setdefault("is residualised already, or of another model", []).append(step.record.module)
         elif same_dtype or abs(moved - 1) > _NEAR:
             faults.setdefault("is of another model, or was changed", []).append(step.record.module)
     if faults:

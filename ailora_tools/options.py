@@ -72,7 +72,7 @@ def guarded(verb: Command) -> Command:
             console.show_error(error)
             sys.exit(error.exit_code)
         except KeyboardInterrupt:
-            console.show_interrupted()
+            console.show_interrupted("resume" in kwargs)
             # Reads that still wait for the network would hold up a regular exit; everything to keep is on disk.
             sys.stdout.flush()
             sys.stderr.flush()

@@ -23,6 +23,7 @@ from test_life import near
 from ailora_tools import export, initialize
 from ailora_tools.errors import AiloraError, OutputError, TargetError
 from ailora_tools.output.adapter import WEIGHTS
+from ailora_tools.output.atomic import RECORD
 
 
 def start(name: str, folder: Path, **options: object) -> Path:
@@ -34,7 +35,7 @@ def test_torchtune_reads_it_back_as_ours(tmp_path: Path) -> None:
     folder = start("llama", tmp_path)
     before = tree(folder)
     done = export(folder, "torchtune", tmp_path / "out")
-    assert set(done.files) == {path.name for path in done.folder.iterdir()} and tree(folder) == before
+    assert {*done.files, RECORD} == {path.name for path in done.folder.iterdir()} and tree(folder) == before
     config = json.loads((folder / "config.json").read_text())
     sizes = [config[key] for key in ("num_attention_heads", "num_key_value_heads", "hidden_size", "head_dim")]
     script = Path(__file__).with_name("torchtune_export.py")
@@ -139,7 +140,7 @@ def test_what_has_no_place_is_refused(tmp_path: Path) -> None:
     folder = start("llama", tmp_path)
     config = json.loads((folder / "ailora_init" / "adapter_config.json").read_text())
     (folder / "ailora_init" / "adapter_config.json").write_text(json.dumps({**config, "use_dora": True}))
-    with pytest.raises(TargetError, match="DoRA magnitudes"):
+    with pytest.raises(TargetError, match="has no lora_magnitude_vector"):
         export(folder, "mlx", tmp_path / "out")
     (folder / "ailora_init" / "adapter_config.json").write_text(json.dumps(config))
     export(folder, "mlx", tmp_path / "out")

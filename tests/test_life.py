@@ -20,6 +20,7 @@ from ailora_tools import convert, initialize, merge, residualize
 from ailora_tools.errors import CheckpointError, OptionError, OutputError, TargetError
 from ailora_tools.linalg.lowrank import distance, factorise
 from ailora_tools.output.adapter import CONFIG, WEIGHTS
+from ailora_tools.output.atomic import RECORD
 
 CASES = ["llama", "qwen2 with biases", "bert with a head", "t5, heads narrower than the model", "gpt2", "gpt-neox",
          "falcon, groups", "deepseek-v3, latent"]  # fmt: skip
@@ -66,7 +67,7 @@ def test_the_converted_adapter_on_the_original_is_the_trained_model(name: str, t
     assert not near(output(original(name, tmp_path), ALL[name].inputs()), expected, 1e-3), "training changed something"
     done = convert(trained, tmp_path / "init", tmp_path / "plain")
     plain = PeftModel.from_pretrained(original(name, tmp_path), done.folder).eval()
-    assert near(output(plain, ALL[name].inputs()), expected, 2e-5)
+    assert near(output(plain, ALL[name].inputs()), expected, 1e-5)
     assert all(module.error < 1e-6 for module in done.modules)
     assert before == {place: tree(tmp_path / place) for place in before}, "no input is changed"
 
@@ -78,7 +79,7 @@ def test_merged_from_either_side_is_the_trained_model(name: str, tmp_path: Path)
     for base, adapter in (("init", "trained"), ("model", "plain")):
         done = merge(tmp_path / base, tmp_path / adapter, tmp_path / f"merged-{base}")
         merged = type(build(name)).from_pretrained(done.folder).eval()
-        assert near(output(merged, ALL[name].inputs()), expected, 2e-5)
+        assert near(output(merged, ALL[name].inputs()), expected, 1e-5)
         assert {module.change > 0 for module in done.modules} == {True}
     ours = load_file(tmp_path / "merged-init" / "model.safetensors")
     untouched = load_file(tmp_path / "model" / "model.safetensors")
@@ -330,3 +331,58 @@ def test_residualize_in_another_dtype_and_without_a_base(tmp_path: Path) -> None
     assert near(output(loaded, ALL["llama"].inputs()), expected)
     with pytest.raises(TargetError, match="is missing"):
         residualize(build("gpt2"), made.adapter)
+
+
+def test_only_what_this_tool_wrote_is_ever_replaced(tmp_path: Path) -> None:
+    """--overwrite on another model or adapter must not delete it."""
+    trained, _ = prepare("llama", tmp_path)
+    build("llama").save_pretrained(tmp_path / "precious")
+    shutil.copytree(trained, tmp_path / "other")
+    before = [tree(tmp_path / name) for name in ("precious", "other")]
+    with pytest.raises(OutputError, match="was not written by ailora-tools"):
+        merge(tmp_path / "init", trained, tmp_path / "precious", overwrite=True)
+    with pytest.raises(OutputError, match="was not written by ailora-tools"):
+        convert(trained, tmp_path / "init", tmp_path / "other", overwrite=True)
+    assert [tree(tmp_path / name) for name in ("precious", "other")] == before
+    done = merge(tmp_path / "init", trained, tmp_path / "merged")
+    record = json.loads((done.folder / RECORD).read_text())
+    assert record["verb"] == "merge" and len(record["modules"]) == len(done.modules)
+    assert merge(tmp_path / "init", trained, tmp_path / "merged", overwrite=True).modules == done.modules
+    again = initialize(done.folder, 2, output=tmp_path / "again")
+    assert not (again.folder / RECORD).exists(), "the record is not of the new folder"
+
+
+def test_a_failure_leaves_nothing_and_the_way_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained, _ = prepare("llama", tmp_path)
+    out = tmp_path / "out"
+    for failure in (KeyboardInterrupt, OSError(28, "No space left on device")):
+        with monkeypatch.context() as patch:
+            patch.setattr("ailora_tools.verbs.merge.copy_file", raising(failure))
+            with pytest.raises((KeyboardInterrupt, OutputError)):
+                merge(tmp_path / "init", trained, out)
+        assert not out.exists() and not (tmp_path / "out.partial").exists()
+    assert merge(tmp_path / "init", trained, out).folder == out
+
+
+def raising(failure: Any) -> Any:
+    def fail(*arguments: object) -> None:
+        raise failure
+
+    return fail
+
+
+def test_adapters_that_compute_something_else_are_refused(tmp_path: Path) -> None:
+    trained, _ = prepare("llama", tmp_path)
+    config, factors = json.loads((trained / CONFIG).read_text()), load_file(trained / WEIGHTS)
+    for setting, told in (("use_dora", "no lora_magnitude_vector"), ("use_qalora", "use_qalora is set")):
+        (trained / CONFIG).write_text(json.dumps({**config, setting: True}))
+        with pytest.raises(TargetError, match=told):
+            merge(tmp_path / "init", trained, tmp_path / "out")
+    (trained / CONFIG).write_text(json.dumps(config))
+    key = next(key for key in factors if key.endswith("lora_B.weight"))
+    save_file({**factors, key.replace(".weight", ".bias"): torch.ones(len(factors[key]))}, trained / WEIGHTS)
+    for verb, told in ((merge, "cannot be merged"), (convert, "cannot be converted")):
+        with pytest.raises(TargetError, match=f"lora_B.bias {told}"):
+            arguments = (tmp_path / "init", trained) if verb is merge else (trained, tmp_path / "init")
+            verb(*arguments, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

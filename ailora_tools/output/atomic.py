@@ -21,6 +21,7 @@ from .spans import sync_file
 
 JOURNAL = "journal.jsonl"
 MARKER = "ailora.json"  # only folders with this file in them are ever replaced by `init`
+RECORD = "ailora-result.json"  # likewise by `convert`, `merge` and `export`: what was made from what
 
 
 class WorkFolder:
@@ -48,6 +49,27 @@ class WorkFolder:
 
     def close(self) -> None:
         self._journal.close()
+
+
+@contextmanager
+def making(final: Path, *, overwrite: bool) -> Iterator[Path]:
+    """The folder to fill, for work that is too short to be resumed: after any failure nothing of it is left.
+
+    The caller writes RECORD into it. Raises OutputError if `final` is in the way or the disk is full.
+    """
+    partial = final.with_name(final.name + ".partial")
+    _require_free(final, partial, overwrite, True, RECORD)
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        (partial / "tree").mkdir(parents=True)
+        yield partial / "tree"
+        _publish(partial / "tree", final)
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        what = "the disk is full" if full else f"cannot write: {error.strerror}"
+        raise OutputError(f"{final}: {what}.", "Make room, or choose another -o.") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextmanager

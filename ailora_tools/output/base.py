@@ -29,7 +29,7 @@ _CANNOT = {errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EBAD
 _STEP = 16 << 20
 _SYNC_EVERY = 256 << 20  # bytes between two marks from which an interrupted copy can go on
 Copy = tuple[int, int, int]  # source start, source stop, output start
-_OWN_FILES = ("adapter_config.json", "adapter_model.safetensors", "ailora.json", "README.md")
+_OWN_FILES = ("adapter_config.json", "adapter_model.safetensors", "ailora.json", "ailora-result.json", "README.md")
 
 
 @dataclass(frozen=True)

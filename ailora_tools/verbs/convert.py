@@ -25,7 +25,7 @@ from ..output.adapter import (
     tensor_names,
     write_json,
 )
-from ..output.atomic import building, require_outside
+from ..output.atomic import RECORD, making, require_outside
 from ..output.manifest import NAME, Manifest, read_manifest
 from ..output.spans import create, write_span
 from ..progress import Progress, Silent
@@ -116,9 +116,11 @@ def convert(
     for place in (job.trained.files.origin, Origin(str(_root(Path(init).expanduser())))):
         require_outside(job.folder, place)
     progress = progress or Silent()
-    with building(job.folder, {"convert": str(trained)}, overwrite=overwrite, resume=False, marker=CONFIG) as work:
-        modules = _write(job, work.tree, rank, DTYPES[dtype], progress)
-    return Conversion(job.folder, job.base[0], modules, tuple(job.trained.others))
+    with making(job.folder, overwrite=overwrite) as tree:
+        modules = _write(job, tree, rank, DTYPES[dtype], progress)
+        result = Conversion(job.folder, job.base[0], modules, tuple(job.trained.others))
+        write_json(tree / RECORD, {"verb": "convert", "trained": job.trained.location, **result.to_json()})
+    return result
 
 
 def _root(init: Path) -> Path:

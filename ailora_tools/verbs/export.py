@@ -11,7 +11,7 @@ from ..adapters import Adapter, open_adapter
 from ..checkpoint.source import open_files
 from ..errors import AiloraError, TargetError, listed
 from ..output.adapter import FOLDER, write_json
-from ..output.atomic import building, require_outside
+from ..output.atomic import RECORD, making, require_outside
 from ..output.manifest import NAME, read_manifest
 
 if TYPE_CHECKING:
@@ -62,12 +62,13 @@ def export(
     folder = Path(output).expanduser().absolute()
     require_outside(folder, held.files.origin)
     made = row.make(_pairs(held), _context(held, root, base, component))
-    with building(folder, {"export": to}, overwrite=overwrite, resume=False, marker=row.file) as work:
-        _save(work.tree / row.file, dict(made.tensors), dict(made.metadata))
+    result = Exported(folder, to, tuple(name for name in (row.file, made.config_name) if name), len(held.modules))
+    with making(folder, overwrite=overwrite) as tree:
+        _save(tree / row.file, dict(made.tensors), dict(made.metadata))
         if made.config_name:
-            write_json(work.tree / made.config_name, made.config)
-    files = tuple(name for name in (row.file, made.config_name) if name)
-    return Exported(folder, to, files, len(held.modules))
+            write_json(tree / made.config_name, made.config)
+        write_json(tree / RECORD, {"verb": "export", "adapter": held.location, **result.to_json()})
+    return result
 
 
 def _require_plain(held: Adapter, to: str) -> None:
@@ -114,10 +115,14 @@ def _model_config(held: Adapter, root: Path, base: str | Path | None) -> dict[st
 
 
 def _component(root: Path) -> str:
+    """Where `init` was given a component of a pipeline, its name; empty where it was not."""
+    from ..exports import COMPONENTS
+
     for place in (root, root.parent):
         if (place / NAME).is_file():
             source = read_manifest(place).source
-            return str(source["subfolder"] or Path(str(source["location"])).name)
+            name = str(source["subfolder"] or Path(str(source["location"])).name)
+            return name if name in COMPONENTS else ""
     return ""
 
 

@@ -15,7 +15,8 @@ from ..checkpoint.header import TensorInfo
 from ..checkpoint.index import Checkpoint, open_checkpoint
 from ..checkpoint.source import SourceOptions
 from ..errors import AiloraError, OptionError, TargetError, listed
-from ..output.atomic import building, require_outside, require_space
+from ..output.adapter import write_json
+from ..output.atomic import RECORD, making, require_outside, require_space
 from ..output.base import BaseWriter, ShardLayout, companions, copy_file, keep_layout, recast_layout, restate_total
 from ..output.manifest import NAME, Manifest, read_manifest
 from ..progress import Progress, Silent
@@ -25,9 +26,6 @@ from .announce import announce
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-_MARKER = "config.json"
-_BEAT = 1.0  # seconds between two looks at how far copying is
 
 
 @dataclass(frozen=True)
@@ -99,14 +97,18 @@ def merge(
     places = _find_places(checkpoint, held, base_dtype)
     layouts = _lay_out(checkpoint, places, base_dtype)
     copied = [(name, checkpoint.files.size(name)) for name in companions(checkpoint)]
-    announce(checkpoint.files, [*copied, *((s, h.file_size) for s, h in checkpoint.headers.items())], 0, progress)
-    with building(folder, {"merge": str(adapter)}, overwrite=overwrite, resume=False, marker=_MARKER) as work:
+    parts = [*copied, *((shard, header.file_size) for shard, header in checkpoint.headers.items())]
+    announce(checkpoint.files, parts, sum(size for _, size in parts), progress)
+    with making(folder, overwrite=overwrite) as tree:
         require_space(folder, sum(layout.size for layout in layouts.values()) + sum(size for _, size in copied))
-        modules = tuple(_write(checkpoint, held, places, layouts, work.tree, device, progress))
+        modules = tuple(_write(checkpoint, held, places, layouts, tree, device, progress))
         for name, _ in copied:
-            copy_file(checkpoint.files, name, work.tree / name)
-        restate_total(work.tree, checkpoint, {place.tensor: place.merged for place in places})
-    return Merge(folder, modules, tuple(sorted({place.merged for place in places})))
+            copy_file(checkpoint.files, name, tree / name)
+        restate_total(tree, checkpoint, {place.tensor: place.merged for place in places})
+        result = Merge(folder, modules, tuple(sorted({place.merged for place in places})))
+        made_from = {"base": checkpoint.origin.to_json(), "adapter": held.location}
+        write_json(tree / RECORD, {"verb": "merge", **made_from, **result.to_json()})
+    return result
 
 
 def _require_right_base(checkpoint: Checkpoint, adapter: Adapter) -> None:
@@ -219,9 +221,7 @@ def _write(
             yield Merged(place.tensor, change)
         progress.start("Copying", len(writer.shards), 0)
         for shard in writer.shards:
-            while not writer.is_sealed(shard, _BEAT):
-                pass
-            writer.sha256(shard)
+            writer.sha256(shard)  # waits until it is complete and on disk
             progress.advance(shard)
 
 
