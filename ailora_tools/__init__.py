@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from .gradients import mask_fused_gradients as mask_fused_gradients
     from .in_memory import Residualized as Residualized
     from .in_memory import residualize as residualize
+    from .training import freeze_b as freeze_b
+    from .training import lr_groups as lr_groups
     from .verbs.analyze import Analysis as Analysis
     from .verbs.analyze import analyze as analyze
     from .verbs.convert import Conversion as Conversion
@@ -46,6 +48,8 @@ _HOMES = {
     "Initialization": ".verbs.initialize",
     "initialize": ".verbs.initialize",
     "mask_fused_gradients": ".gradients",
+    "lr_groups": ".training",
+    "freeze_b": ".training",
     "Merge": ".verbs.merge",
     "merge": ".verbs.merge",
     "Residualized": ".in_memory",

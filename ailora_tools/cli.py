@@ -12,8 +12,8 @@ import click
 from . import console
 from .errors import NumericalError
 from .exports import TRAINERS
-from .methods import METHODS
-from .options import guarded, output_options, source_options, target_options
+from .methods import METHODS, RULES
+from .options import guarded, method_name, output_options, source_options, target_options
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -61,10 +61,12 @@ def inspect(model: str, as_json: bool, quiet: bool, **options: Any) -> None:
 @click.option("--ranks", metavar="FILE", help="A rank and an alpha per module, from `analyze --suggest-ranks`.")
 @click.option(
     "--method",
-    type=click.Choice(list(METHODS)),
+    metavar="NAME",
+    callback=method_name,
     default="ailora",
     show_default=True,
-    help="; ".join(f"{row.name}: {row.summary}" for row in METHODS.values()) + ".",
+    help="; ".join(f"{row.name}: {row.summary}" for row in METHODS.values())
+    + f". Or a rule for each role, such as q=principal,v=minor (rules: {', '.join(RULES)}).",
 )
 @click.option(
     "-o",
@@ -75,6 +77,10 @@ def inspect(model: str, as_json: bool, quiet: bool, **options: Any) -> None:
 )
 @click.option("--alpha", type=int, help="lora_alpha.  [default: the rank, so that the scaling is 1]")
 @click.option("--rslora", is_flag=True, help="Scale by alpha / sqrt(rank) instead of alpha / rank.")
+@click.option("--dora", is_flag=True, help="Train magnitudes too (DoRA), from the norms of the original's rows.")
+@click.option(
+    "--bias", type=click.Choice(["none", "all", "lora_only"]), default="none", help="Which biases PEFT trains beside."
+)
 @click.option(
     "--adapter-dtype",
     type=click.Choice(["float32", "bfloat16", "float16"]),

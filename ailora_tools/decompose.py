@@ -9,20 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .errors import NumericalError
-from .linalg.components import Components
-from .linalg.minor import minor
-from .linalg.principal import principal
+from .linalg.starts import STARTS, Start
 from .rounding import can_be_stochastic, round_stochastic
-
-Rule = Callable[[Tensor, int, torch.Generator], Components]
-RULES: dict[str, Rule] = {"principal": principal, "minor": minor}
 
 SURVIVAL_WANTED = 0.9  # `--rounding auto` turns to stochastic rounding below this
 _CHUNK_ELEMENTS = 1 << 21  # residual arithmetic goes by row blocks of this many elements
@@ -30,7 +25,7 @@ _CHUNK_ELEMENTS = 1 << 21  # residual arithmetic goes by row blocks of this many
 
 @dataclass(frozen=True)
 class Recipe:
-    """What to do with one matrix. `rule` is a key of RULES, or "kaiming" for a plain LoRA start."""
+    """What to do with one matrix. `rule` is a key of `methods.RULES`; `frozen_b` if only A will be trained."""
 
     rule: str
     rank: int
@@ -41,6 +36,7 @@ class Recipe:
     seed: int
     name: str  # the tensor's name: keys the random numbers and names the matrix in errors
     residual: bool = True  # whether W_res is wanted: without it nothing is rounded
+    frozen_b: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,10 +47,11 @@ class Numbers:
     survival: 1 - norm(U_r^T E V_r) / norm(S_r), with E the rounding error of the residual and U_r, S_r, V_r
         the moved triplets: how much of the surgery is really in the stored base.
     survival_nearest: the same had the residual been rounded to nearest.
-    gap: (s_k - s_k+1) / s_k at the cut. sigma_max: largest singular value of W.
+    gap: (s_k - s_k+1) / s_k at the cut. sigma_max: largest singular value of W. None for rules without an SVD.
     singular_values: those moved into the adapter, descending. dead: how many of them are numerically zero,
-        at most max(out, in) * eps(float32) * sigma_max, so that A and B both start at zero there.
+        at most max(out, in) * eps(float32) * sigma_max (of what is moved, if that of W is not known).
     residual_error: the decomposition's own a-posteriori error, relative to sigma_max.
+    motion: relative change of W expected from the first step of Adam, for a learning rate of 1 (see `_motion`).
     route: the algorithm that was used. rounding: the rule that was used for the residual.
     """
 
@@ -66,6 +63,7 @@ class Numbers:
     singular_values: tuple[float, ...]
     dead: int
     residual_error: float | None
+    motion: float
     route: str
     rounding: str
 
@@ -95,49 +93,48 @@ def decompose(W: Tensor, recipe: Recipe) -> Surgery:
             f"{recipe.name}: {bad:,} of {W.numel():,} values are NaN or infinite.",
             "The checkpoint is damaged or its training diverged: it has no SVD. Leave the layer out with --layers.",
         )
-    if recipe.rule == "kaiming":
-        return _plain_lora(W, recipe)
-    parts = RULES[recipe.rule](W, recipe.rank, _generator(recipe, "start"))
-    A, B = _factors(parts, recipe)
+    start = STARTS[recipe.rule](W, recipe.rank, _generator(recipe, "start"))
+    A, B = _factors(start, recipe)
     residual, error, survival, nearest, rounding = (
-        _rounded_residual(W, A, B, parts, recipe) if recipe.residual else (None, 0.0, None, None, "none")
+        _rounded_residual(W, A, B, start, recipe)
+        if recipe.residual and start.moved
+        else (None, 0.0, None, None, "none")
     )
-    floor = max(W.shape) * torch.finfo(torch.float32).eps * parts.sigma_max
+    values = start.S if start.moved else start.S[:0]
+    largest = start.sigma_max if start.sigma_max is not None else float(values.max()) if len(values) else 0.0
+    floor = max(W.shape) * torch.finfo(torch.float32).eps * largest
     numbers = Numbers(
         reconstruction_error=error,
         survival=survival,
         survival_nearest=nearest,
-        gap=parts.gap,
-        sigma_max=parts.sigma_max,
-        singular_values=tuple(parts.S.tolist()),
-        dead=int((floor >= parts.S).sum()),
-        residual_error=parts.error,
-        route=parts.route,
+        gap=start.gap,
+        sigma_max=start.sigma_max,
+        singular_values=tuple(values.tolist()),
+        dead=int((floor >= values).sum()),
+        residual_error=start.error,
+        motion=_motion(W, A, B, recipe),
+        route=start.route,
         rounding=rounding,
     )
     return Surgery(A, B, residual, numbers)
 
 
-def _plain_lora(W: Tensor, recipe: Recipe) -> Surgery:
-    """PEFT's default start: A from kaiming_uniform(a=sqrt(5)), that is U(-1/sqrt(in), 1/sqrt(in)), and B = 0."""
-    bound = 1 / math.sqrt(W.shape[1])
-    draw = torch.rand(recipe.rank, W.shape[1], generator=_generator(recipe, "start"))
-    A = ((2 * draw - 1) * bound).to(W.device, recipe.adapter_dtype)
-    B = torch.zeros(W.shape[0], recipe.rank, dtype=recipe.adapter_dtype, device=W.device)
-    numbers = Numbers(0.0, None, None, None, None, (), 0, None, "random", "none")
-    return Surgery(A, B, None, numbers)
+def _factors(start: Start, recipe: Recipe) -> tuple[Tensor, Tensor]:
+    """Round to storage. What is moved is divided by the scaling first, half on each side, as PEFT's PiSSA does."""
+    root = math.sqrt(recipe.scaling) if start.moved else 1.0
+    return (start.A / root).to(recipe.adapter_dtype), (start.B / root).to(recipe.adapter_dtype)
 
 
-def _factors(parts: Components, recipe: Recipe) -> tuple[Tensor, Tensor]:
-    """Split sqrt(S / scaling) evenly (PiSSA, section 3; AILoRA uses the same split) and round to storage."""
-    root = (parts.S / recipe.scaling).clamp_min(0).sqrt()  # (r,)
-    A = (root[:, None] * parts.Vh).to(recipe.adapter_dtype)  # (r, in)
-    B = (parts.U * root).to(recipe.adapter_dtype)  # (out, r)
-    return A, B
+def _motion(W: Tensor, A: Tensor, B: Tensor, recipe: Recipe) -> float:
+    """Expected norm(s (B dA + dB A)) / norm(W) where every entry of dA and dB is 1 in size, with independent signs:
+    E norm(B dA)^2 = in * norm(B)^2 and E norm(dB A)^2 = out * norm(A)^2. The first step of Adam is that, times lr."""
+    a, b, w = (float(torch.linalg.vector_norm(part, dtype=torch.float64)) for part in (A, B, W))
+    step = recipe.scaling * math.hypot(math.sqrt(W.shape[1]) * b, 0.0 if recipe.frozen_b else math.sqrt(W.shape[0]) * a)
+    return step / w if w else 0.0
 
 
 def _rounded_residual(
-    W: Tensor, A: Tensor, B: Tensor, parts: Components, recipe: Recipe
+    W: Tensor, A: Tensor, B: Tensor, parts: Start, recipe: Recipe
 ) -> tuple[Tensor, float, float, float, str]:
     """Residual, reconstruction error, survival, survival of rounding to nearest, and the rounding used."""
     stochastic_possible = can_be_stochastic(recipe.base_dtype)
@@ -153,7 +150,7 @@ def _rounded_residual(
 
 
 def _residual(
-    W: Tensor, A: Tensor, B: Tensor, parts: Components, recipe: Recipe, generator: torch.Generator | None
+    W: Tensor, A: Tensor, B: Tensor, parts: Start, recipe: Recipe, generator: torch.Generator | None
 ) -> tuple[Tensor, float, float]:
     """W - s B A rounded to the base dtype, with its reconstruction error and survival, by blocks of rows.
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from .checkpoint.header import tensor_bytes
 from .checkpoint.index import Checkpoint
 from .errors import OptionError, listed
-from .methods import Method
+from .methods import RULES, Method
 from .output.adapter import AdapterModule, adapter_config
 from .output.base import ShardLayout, companions, keep_layout, recast_layout, restate_total
 from .output.card import CardFacts, model_card
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 ADAPTER_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 BASE_DTYPES = ("keep", "float32")
 ROUNDINGS = ("auto", "nearest", "stochastic")
+BIASES = ("none", "all", "lora_only")
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class Settings:
     layers: str | None
     alpha: int
     rslora: bool
+    dora: bool
+    bias: str
     adapter_dtype: str
     base_dtype: str
     rounding: str
@@ -83,11 +86,18 @@ class Operation:
                 ("adapter dtype", settings.adapter_dtype, tuple(ADAPTER_DTYPES)),
                 ("base dtype", settings.base_dtype, BASE_DTYPES),
                 ("rounding", settings.rounding, ROUNDINGS),
+                ("bias", settings.bias, BIASES),
             )
             if value not in choices
         ]
         if settings.rank < 1 or settings.alpha < 1:
             wrong.append(f"rank {settings.rank} and alpha {settings.alpha} must both be at least 1")
+        if settings.dora and self.offset:
+            wrong.append(
+                "DoRA takes norms of base plus adapter, which a second, frozen adapter is no part of: no --no-base"
+            )
+        if settings.no_base and (settings.base_dtype, settings.rounding) != ("keep", "auto"):
+            wrong.append("without a base (--no-base) there is no --base-dtype and no --rounding")
         bare = [unit.tensor for unit in self.plan.units if unit.tensor.endswith(BARE)]
         if bare:
             wrong.append(
@@ -133,10 +143,18 @@ class Operation:
         if not self.method.residual or self.settings.no_base:
             return {}
         dtypes: dict[str, dict[str, str]] = {shard: {} for shard in self.checkpoint.headers}
-        for unit in self.plan.units:
+        for unit in filter(self._moves, self.plan.units):
             dtypes[unit.file][unit.tensor] = self.base_dtype(unit)
         lay_out = keep_layout if self.settings.base_dtype == "keep" else recast_layout
         return {shard: lay_out(header, dtypes[shard]) for shard, header in self.checkpoint.headers.items()}
+
+    def _moves(self, unit: Unit) -> bool:
+        """Whether a part of this tensor goes into an adapter."""
+        return any(RULES[self.method.rules[target.role]].moved for target in unit.targets)
+
+    def touches(self, unit: Unit) -> bool:
+        """Whether the base that is written holds other values in this tensor."""
+        return bool(self.layouts) and self._moves(unit)
 
     @property
     def offset(self) -> bool:
@@ -153,6 +171,8 @@ class Operation:
         """Bytes that will be written, small text files aside."""
         dtype = ADAPTER_DTYPES[self.settings.adapter_dtype]
         factors = sum(tensor_bytes(dtype, (sum(item.shape), item.rank)) for item in self.modules) * (1 + self.offset)
+        if self.settings.dora:
+            factors += sum(tensor_bytes(dtype, (item.shape[0],)) for item in self.modules)
         copied = sum(self.checkpoint.files.size(name) for name in self.companions)
         return factors + copied + sum(layout.size for layout in self.layouts.values())
 
@@ -204,11 +224,12 @@ class Operation:
             seed=self.settings.seed,
             name=target.tensor if target.part is None else f"{target.tensor} ({target.role})",
             residual=bool(self.layouts),
+            frozen_b=RULES[self.method.rules[target.role]].frozen_b,
         )
 
     def base_dtype(self, unit: Unit) -> str:
         """The dtype of a tensor in the residual base; never narrower than in the source."""
-        widened = self.settings.base_dtype == "float32" and unit.dtype in ("F16", "BF16")
+        widened = self.settings.base_dtype == "float32" and unit.dtype in ("F16", "BF16") and self._moves(unit)
         return "F32" if widened else unit.dtype
 
     def record(
@@ -252,6 +273,8 @@ class Operation:
             revision=None if self.layouts else origin.revision,
             architectures=self.architectures,
             rslora=self.settings.rslora,
+            dora=self.settings.dora,
+            bias=self.settings.bias,
             transposed=any(unit.transposed for unit in self.plan.units),
         )
 

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 import click
 
 from . import console
-from .errors import AiloraError
-from .methods import ROLES
+from .errors import AiloraError, OptionError
+from .methods import ROLES, find_method
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 _INTERRUPTED = 130
@@ -23,6 +23,14 @@ def _roles(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str,
     if len(set(roles)) < len(roles) or not set(roles) <= set(ROLES):
         raise click.BadParameter(f"{value!r} is not a list such as q,v (roles: {', '.join(ROLES)})", ctx, param)
     return roles
+
+
+def method_name(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    """A known method or a composition; roles are looked at later."""
+    try:
+        return find_method(value, ())[0].name
+    except OptionError as error:
+        raise click.BadParameter(f"{error.problem} {error.hint}", ctx, param) from None
 
 
 def _options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:

@@ -22,11 +22,11 @@ from .targets.projections import Target, Unit
 
 @dataclass(frozen=True)
 class Outcome:
-    """What is written for one module: A (r, in), B (out, r) and the tensor of the base (None: left alone), as bytes."""
+    """What is written for one module, as bytes: A (r, in), B (out, r) and, for DoRA, magnitudes (out,); the tensor of
+    the base (None: left alone)."""
 
     records: tuple[ModuleRecord, ...]
-    A: memoryview
-    B: memoryview
+    factors: tuple[memoryview, ...]
     residual: memoryview | None
     residual_sha256: str | None
 
@@ -34,33 +34,46 @@ class Outcome:
 def operate_on(unit: Unit, stored: Tensor, operation: Operation) -> Outcome:
     """`stored` is the unit's tensor on the device of the work."""
     found = [(target, *_one(unit, target, stored, operation)) for target in unit.targets]
-    A = torch.cat([surgery.A for _, surgery, _ in found])
-    B = torch.cat([spread(surgery.B, target.part, unit.sides[0]) for target, surgery, _ in found], dim=1)
-    a, b = matrix_bytes(A), matrix_bytes(B)
+    A = torch.cat([surgery.A for _, surgery, *_ in found])
+    B = torch.cat([spread(surgery.B, target.part, unit.sides[0]) for target, surgery, *_ in found], dim=1)
+    factors = [A, B, _magnitudes(unit, stored).to(A)] if operation.settings.dora else [A, B]
+    parts = tuple(matrix_bytes(factor) for factor in factors)
     records = tuple(
-        operation.record(unit, target, surgery.numbers, before, _after(surgery, before), sha256(a, b))
-        for target, surgery, before in found
+        operation.record(unit, target, surgery.numbers, before, after, sha256(*parts))
+        for target, surgery, before, after in found
     )
-    residual = _put_back(unit, stored, [(target, surgery) for target, surgery, _ in found], operation)
+    residual = _put_back(unit, stored, [(target, surgery) for target, surgery, *_ in found], operation)
     plain = unit.targets[0].part is None  # then the tensor is W_res, which has been hashed
     digest = None if residual is None else records[0].base_sha256 if plain else sha256(residual)
-    return Outcome(records, a, b, residual, digest)
+    return Outcome(records, parts, residual, digest)
 
 
-def _one(unit: Unit, target: Target, stored: Tensor, operation: Operation) -> tuple[Surgery, str]:
-    """The surgery on one projection, and the SHA-256 of W as stored."""
+def _magnitudes(unit: Unit, stored: Tensor) -> Tensor:
+    """Norms of the rows of the original (DoRA, arXiv 2402.09353, section 4.1): W_res + s B A has them again, so that
+    nothing changes at step 0. Of all rows of a fused module, because PEFT renormalises all of them."""
+    norms: Tensor = torch.linalg.vector_norm(stored.double(), dim=0 if unit.transposed else 1)
+    return norms
+
+
+def _one(unit: Unit, target: Target, stored: Tensor, operation: Operation) -> tuple[Surgery, str, str]:
+    """The surgery on one projection, and the SHA-256 of what the base holds of it before and after."""
     W = gather(stored, target.part)
-    return decompose(W, operation.recipe(unit, target)).cpu(), sha256(matrix_bytes(W.cpu()))
+    surgery, before = decompose(W, operation.recipe(unit, target)).cpu(), sha256(matrix_bytes(W.cpu()))
+    if surgery.residual is not None:
+        return surgery, before, sha256(matrix_bytes(surgery.residual))
+    widened = operation.touches(unit)  # by another projection in the same tensor
+    return surgery, before, sha256(matrix_bytes(_widened(W, unit, operation))) if widened else before
 
 
-def _after(surgery: Surgery, before: str) -> str:
-    return before if surgery.residual is None else sha256(matrix_bytes(surgery.residual))
+def _widened(W: Tensor, unit: Unit, operation: Operation) -> Tensor:
+    return W.cpu().to(DTYPES[operation.base_dtype(unit)])
 
 
 def _put_back(
     unit: Unit, stored: Tensor, found: list[tuple[Target, Surgery]], operation: Operation
 ) -> memoryview | None:
-    if any(surgery.residual is None for _, surgery in found):
+    found = [(target, surgery) for target, surgery in found if surgery.residual is not None]
+    if not found:
         return None
     base = stored
     if unit.targets[0].part is not None:

@@ -1,4 +1,4 @@
-"""Write the table of architectures in README.md anew from the code: `python examples/readme_tables.py`.
+"""Write the tables of methods and architectures in README.md anew from the code: `python examples/readme_tables.py`.
 
 A model type in bold is proven by behaviour: the tests run a model of its class and see that exactly queries or values
 change. Of the others the names are held against the modules of the class.
@@ -15,10 +15,11 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from families import FAMILIES, FUSED, build  # noqa: E402
 
+from ailora_tools.methods import METHODS, RULES  # noqa: E402
 from ailora_tools.targets.architectures import ARCHITECTURES  # noqa: E402
 from ailora_tools.targets.rows import Architecture  # noqa: E402
 
-START, STOP = "<!-- architectures -->\n", "<!-- end -->"
+STOP = "<!-- end -->"
 ELSEWHERE = {"timm", "blip_vision_model"}  # proven in tests/test_vision.py
 
 
@@ -47,9 +48,32 @@ def table() -> str:
     return "\n".join([*head, *(row(architecture, proven) for architecture in ARCHITECTURES)])
 
 
+PEERS = {"pissa": "PEFT's own", "olora": "PEFT's own", "mica": "PEFT's own"}
+
+
+def method_table() -> str:
+    """One line a method; every one is proven by its formula (tests/test_methods.py), some by PEFT's own init too."""
+    head = ["| method | W^Q | W^V | residual | needs data | paper | proven by |", "| --- " * 7 + "|"]
+    rows = [
+        f"| `{row.name}`{' (default)' if row.name == 'ailora' else ''} | {row.rules['q']} | {row.rules['v']} "
+        f"| {'yes' if row.residual else 'no'} | no | {row.paper} "
+        f"| formula, step 0{', ' + PEERS[row.name] if row.name in PEERS else ''} |"
+        for row in METHODS.values()
+    ]
+    return "\n".join([*head, *rows])
+
+
+def rule_list() -> str:
+    """The rules for compositions."""
+    return "\n".join(f"- `{rule.name}`: {rule.summary}" for rule in RULES.values())
+
+
 def written(readme: str) -> str:
-    """README.md with the table as it is now."""
-    return re.sub(f"{START}.*?{STOP}", lambda _: f"{START}{table()}\n{STOP}", readme, flags=re.DOTALL)
+    """README.md with the tables as they are now."""
+    for name, text in (("architectures", table()), ("methods", method_table()), ("rules", rule_list())):
+        start = f"<!-- {name} -->\n"
+        readme = re.sub(f"{start}.*?{STOP}", lambda _, t=f"{start}{text}\n{STOP}": t, readme, flags=re.DOTALL)
+    return readme
 
 
 if __name__ == "__main__":

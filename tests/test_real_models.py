@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from ailora_tools import initialize, verify
+from ailora_tools.methods import METHODS
 from ailora_tools.verbs.initialize import Initialization
 
 # Plain English that is always at hand; about a thousand tokens, so that the means below are steady.
@@ -65,18 +66,34 @@ def untouched_is_identical(result: Initialization, source: Path) -> bool:
     return True
 
 
-@pytest.mark.parametrize("method", ["ailora", "pissa", "milora", "lora"])
+@pytest.mark.parametrize("method", [*METHODS, "q=minor,k=principal,v=middle"])
 def test_minilm_in_float32_computes_the_same(bert: Path, tmp_path: Path, method: str) -> None:
     batch = tokens(bert)
     original = outputs(AutoModel.from_pretrained(bert), batch)
     result = initialize(bert, 8, method=method, output=tmp_path / "out")
-    base = AutoModel.from_pretrained(result.folder if method != "lora" else bert)
+    moved = result.manifest.base
+    base = AutoModel.from_pretrained(result.folder if moved else bert)
     alone = off(outputs(base, batch), original)
     model = PeftModel.from_pretrained(base, result.adapter)
     assert off(outputs(model, batch), original) <= 1e-5
     # Without its adapter the base has lost the principal components, and little without the minor ones.
-    assert alone > 1e-2 if method in ("ailora", "pissa") else alone < 1e-2
-    assert method == "lora" or untouched_is_identical(result, bert)
+    assert method not in ("ailora", "pissa") or alone > 1e-2
+    assert method not in ("milora", "lora", "mica") or alone < 1e-2
+    assert not moved or untouched_is_identical(result, bert)
+    assert verify(result.folder).holds
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_smollm2_starts_by_every_method(llama: Path, tmp_path: Path, method: str) -> None:
+    """With the residual in float32, so that only the method itself could be off. What NLoRA moves is larger than W."""
+    batch = tokens(llama)
+    original = outputs(AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32), batch)
+    result = initialize(llama, 8, method=method, base_dtype="float32", output=tmp_path / "out")
+    folder = result.folder if result.manifest.base else llama
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    assert off(outputs(PeftModel.from_pretrained(base, result.adapter), batch), original) <= (
+        1e-4 if method == "nlora" else 1e-5
+    )
     assert verify(result.folder).holds
 
 

@@ -204,5 +204,6 @@ def test_plain_lora_is_checked_against_its_untouched_base(written: Path, tmp_pat
         "ailora.json",
         "ailora_init/adapter_config.json",
         "ailora_init/adapter_model.safetensors",
+        "lr_groups.json",
     ]
     assert verify(tmp_path / "lora").holds

@@ -52,10 +52,8 @@ def gram_eigh(W: Tensor, part: slice) -> Components | None:
 def cut(S: Tensor, part: slice) -> tuple[float, float]:
     """The values on both sides of the cut between `part` and the rest of the whole spectrum S (descending).
 
-    Where there is no rest, the smallest value and 0: a gap of 1, by definition.
+    Of two cuts the narrower one. Where there is no rest, the smallest value and 0: a gap of 1, by definition.
     """
     start, stop, _ = part.indices(len(S))
-    at = stop if start == 0 else start
-    if at == len(S):
-        return max(float(S[-1]), TINY), 0.0
-    return float(S[at - 1]), float(S[at])
+    cuts = [(float(S[at - 1]), float(S[at])) for at in (start, stop) if 0 < at < len(S)]
+    return min(cuts, key=lambda cut: relative_gap(*cut), default=(max(float(S[-1]), TINY), 0.0))

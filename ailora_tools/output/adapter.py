@@ -40,14 +40,29 @@ def tensor_names(module: str) -> tuple[str, str]:
     return f"{PREFIX}{module}.lora_A.weight", f"{PREFIX}{module}.lora_B.weight"
 
 
-class AdapterWriter:
-    """Lays the file out from the plan and fills in the factors as they come."""
+def magnitude_name(module: str) -> str:
+    """Name of DoRA's magnitudes in the file."""
+    return f"{PREFIX}{module}.lora_magnitude_vector"
 
-    def __init__(self, folder: Path, modules: Sequence[AdapterModule], dtype: str, metadata: Mapping[str, str]) -> None:
+
+class AdapterWriter:
+    """Lays the file out from the plan and fills in the factors as they come; with `dora` the magnitudes, too."""
+
+    def __init__(
+        self,
+        folder: Path,
+        modules: Sequence[AdapterModule],
+        dtype: str,
+        metadata: Mapping[str, str],
+        dora: bool = False,
+    ) -> None:
+        self._dora = dora
         entries: list[tuple[str, str, tuple[int, ...]]] = []
         for item in modules:
             name_a, name_b = tensor_names(item.module)
             entries += [(name_a, dtype, (item.rank, item.shape[1])), (name_b, dtype, (item.shape[0], item.rank))]
+            if dora:
+                entries.append((magnitude_name(item.module), dtype, (item.shape[0],)))
         self._itemsize = tensor_bytes(dtype, (1,))
         raw, self._header = build_header(sorted(entries), {"format": "pt", **metadata}, WEIGHTS)
         self.path = folder / WEIGHTS
@@ -58,21 +73,23 @@ class AdapterWriter:
     def nbytes(self) -> int:
         return self._header.file_size
 
-    def read(self, module: str) -> tuple[bytes, bytes]:
-        """The bytes of A and B that are in the file."""
-        spans = (self._header.tensors[name] for name in tensor_names(module))
-        A, B = (read_span(self.path, info.start, info.stop) for info in spans)
-        return A, B
+    def read(self, module: str) -> tuple[bytes, ...]:
+        """The bytes of A, B and, for DoRA, the magnitudes that are in the file."""
+        spans = (self._header.tensors[name] for name in self._names(module))
+        return tuple(read_span(self.path, info.start, info.stop) for info in spans)
 
     def read_offset(self, module: str) -> tuple[bytes, bytes]:
         """The bytes of A and of -B for those in the file: what takes this module's part out of the base again."""
         A, B = self.read(module)
         return A, negated(B, self._itemsize)
 
-    def write(self, module: str, A: memoryview | bytes, B: memoryview | bytes) -> None:
-        """A (r, in) and B (out, r) of one module, as bytes in the dtype of the file."""
-        for name, data in zip(tensor_names(module), (A, B), strict=True):
+    def write(self, module: str, *parts: memoryview | bytes) -> None:
+        """A (r, in), B (out, r) and, for DoRA, the magnitudes (out,) of one module, as bytes in the file's dtype."""
+        for name, data in zip(self._names(module), parts, strict=True):
             write_span(self.path, self._header.tensors[name].start, data)
+
+    def _names(self, module: str) -> tuple[str, ...]:
+        return (*tensor_names(module), magnitude_name(module)) if self._dora else tensor_names(module)
 
 
 def negated(data: memoryview | bytes, itemsize: int) -> bytes:
@@ -91,6 +108,8 @@ def adapter_config(
     architectures: Sequence[str],
     rslora: bool,
     transposed: bool = False,
+    dora: bool = False,
+    bias: str = "none",
 ) -> dict[str, Any]:
     """adapter_config.json of a LoRA that starts from stored factors.
 
@@ -103,7 +122,7 @@ def adapter_config(
     return {
         "alpha_pattern": {item.module: item.alpha for item in odd},
         "base_model_name_or_path": base,
-        "bias": "none",
+        "bias": bias,
         "fan_in_fan_out": transposed,
         "inference_mode": True,
         "init_lora_weights": True,
@@ -117,6 +136,7 @@ def adapter_config(
         "target_modules": list(target_modules),
         "task_type": _task_type(architectures),
         "use_rslora": rslora,
+        **({"use_dora": True} if dora else {}),
     }
 
 

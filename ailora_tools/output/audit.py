@@ -13,7 +13,7 @@ from ..checkpoint.files import LocalFiles
 from ..checkpoint.header import Header, tensor_bytes
 from ..checkpoint.index import read_header
 from ..errors import CheckpointError, listed
-from .adapter import CONFIG, FOLDER, OFFSET, WEIGHTS, negated, tensor_names
+from .adapter import CONFIG, FOLDER, OFFSET, WEIGHTS, magnitude_name, negated, tensor_names
 from .manifest import NAME, Manifest, ModuleRecord
 from .spans import read_span, sha256_file
 
@@ -75,7 +75,7 @@ def check_adapter_tensors(folder: Path, manifest: Manifest) -> Check:
         header = read_header(LocalFiles(folder / FOLDER), WEIGHTS)
     except CheckpointError as error:
         return Check("adapter tensors", False, error.problem)
-    faults = list(_tensor_faults(header, manifest.modules))
+    faults = list(_tensor_faults(header, manifest))
     return Check("adapter tensors", not faults, listed(faults) or f"{len(header.tensors)} tensors, shapes as planned")
 
 
@@ -114,6 +114,8 @@ def _config_faults(config: dict[str, Any], manifest: Manifest) -> Iterator[str]:
     missed = [module for module in modules if not any(_hits(target, module) for target in wanted)]
     if missed:
         yield f"target_modules do not reach {listed(missed)}"
+    if bool(config.get("use_dora")) != manifest.settings["dora"]:
+        yield f"use_dora is {config.get('use_dora')!r}, expected {manifest.settings['dora']}"
     if config.get("peft_type") != "LORA":
         yield f"peft_type is {config.get('peft_type')!r}, not 'LORA'"
     for module, records in _by_module(manifest.modules).items():
@@ -126,13 +128,15 @@ def _config_faults(config: dict[str, Any], manifest: Manifest) -> Iterator[str]:
             yield f"{module} gets (rank, alpha, rslora) {found}, expected {expected}"
 
 
-def _tensor_faults(header: Header, modules: Sequence[ModuleRecord]) -> Iterator[str]:
-    expected = {}
-    for module, records in _by_module(modules).items():
+def _tensor_faults(header: Header, manifest: Manifest) -> Iterator[str]:
+    expected: dict[str, tuple[int, ...]] = {}
+    for module, records in _by_module(manifest.modules).items():
         name_a, name_b = tensor_names(module)
         rank = sum(record.rank for record in records)
         expected[name_a] = (rank, records[0].shape[1])
         expected[name_b] = (records[0].outputs, rank)
+        if manifest.settings["dora"]:
+            expected[magnitude_name(module)] = (records[0].outputs,)
     for name, shape in expected.items():
         if name not in header.tensors:
             yield f"{name} is missing"

@@ -29,7 +29,14 @@ _CANNOT = {errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EBAD
 _STEP = 16 << 20
 _SYNC_EVERY = 256 << 20  # bytes between two marks from which an interrupted copy can go on
 Copy = tuple[int, int, int]  # source start, source stop, output start
-_OWN_FILES = ("adapter_config.json", "adapter_model.safetensors", "ailora.json", "ailora-result.json", "README.md")
+_OWN_FILES = (
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "ailora.json",
+    "ailora-result.json",
+    "lr_groups.json",
+    "README.md",
+)
 
 
 @dataclass(frozen=True)
@@ -146,7 +153,7 @@ class BaseWriter:
 
     def read(self, shard: str, tensor: str) -> bytes | None:
         """The bytes of a touched tensor that are in the file; None if this base does not hold the tensor."""
-        if shard not in self._layouts:
+        if shard not in self._layouts or tensor not in self._layouts[shard].spans:
             return None
         return read_span(self._tree / shard, *self._layouts[shard].spans[tensor])
 

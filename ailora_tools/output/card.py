@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..methods import Method
+from ..methods import RULES, Method
+from ..motion import FILE as LR_GROUPS
+from ..motion import lr_scales, role_motion
 from .adapter import FOLDER, OFFSET
 from .manifest import ModuleRecord
 
@@ -28,7 +30,8 @@ class CardFacts:
 
 def model_card(facts: CardFacts, records: Sequence[ModuleRecord]) -> str:
     """Markdown; states the measured numbers of this very folder."""
-    parts = [_summary(facts, records), _layout(facts), _numbers(records), _load(facts), _fused(records), _back(facts)]
+    parts = [_summary(facts, records), _layout(facts), _numbers(records), _load(facts), _training(records)]
+    parts += [_fused(records), _back(facts)]
     return "\n".join(part for part in parts if part)
 
 
@@ -87,6 +90,28 @@ def _numbers(records: Sequence[ModuleRecord]) -> str:
     if dead:
         lines.append(f"- {dead} components are numerically zero: their A and B start at zero and get no gradient")
     return "\n".join(lines) + "\n"
+
+
+def _training(records: Sequence[ModuleRecord]) -> str:
+    """Learning rates by role, and what is to stay frozen."""
+    motion = role_motion(records)
+    scales = lr_scales(motion)
+    told = ", ".join(
+        f"W^{role.upper()} {motion[role] / min(motion.values()):.3g}" for role in motion if min(motion.values())
+    )
+    text = (
+        f"\n## Learning rates\n\nExpected change of W at the first step of Adam, relative to the slowest role: {told}. "
+        f"`{LR_GROUPS}` holds factors that equalise it ("
+        + ", ".join(f"W^{role.upper()} x {scale:.3g}" for role, scale in scales.items())
+        + "):\n\n```python\nfrom ailora_tools import lr_groups\n\n"
+        f'optimizer = torch.optim.AdamW(lr_groups(model, "FOLDER/{FOLDER}", lr=1e-4))\n```\n'
+    )
+    if any(RULES[record.rule].frozen_b for record in records):
+        text += (
+            "\nThis method trains A alone. Before the optimiser is made: "
+            f'`ailora_tools.freeze_b(model, "FOLDER/{FOLDER}")`.\n'
+        )
+    return text
 
 
 def _load_offset(facts: CardFacts) -> str:

@@ -16,7 +16,7 @@ from ..errors import CheckpointError, VerificationError
 from .spans import sha256
 
 NAME = "ailora.json"
-SCHEMA = 3
+SCHEMA = 4
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class ModuleRecord:
     gap: float | None
     dead: int
     residual_error: float | None
+    motion: float
     sigma_max: float | None
     singular_values: tuple[float, ...]
     source_sha256: str

@@ -30,14 +30,13 @@ class Package:
     def store(
         self,
         records: Sequence[ModuleRecord],
-        A: memoryview,
-        B: memoryview,
+        factors: Sequence[memoryview],
         residual: memoryview | None,
         digest: str | None,
     ) -> None:
-        """Write one module (A (r, in), B (out, r), the tensor of the base and its SHA-256), then journal it."""
+        """Write one module (factors; the tensor of the base and its SHA-256), then journal it."""
         module, file, tensor = records[0].module, records[0].file, records[0].tensor
-        self._adapter.write(module, A, B)
+        self._adapter.write(module, *factors)
         if self._offset is not None:
             self._offset.write(module, *self._adapter.read_offset(module))
         if residual is not None:

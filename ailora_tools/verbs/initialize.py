@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Unpack
 from ..checkpoint.index import open_checkpoint
 from ..checkpoint.source import SourceOptions
 from ..methods import find_method
+from ..motion import FILE as LR_GROUPS
+from ..motion import lr_document
 from ..operation import ADAPTER_DTYPES, Operation, Settings
 from ..output.adapter import CONFIG, FOLDER, OFFSET, AdapterWriter, write_json
 from ..output.atomic import WorkFolder, building, require_outside, require_space
@@ -79,6 +81,8 @@ def initialize(
     layers: str | None = None,
     alpha: int | None = None,
     rslora: bool = False,
+    dora: bool = False,
+    bias: str = "none",
     adapter_dtype: str = "float32",
     base_dtype: str = "keep",
     rounding: str = "auto",
@@ -97,8 +101,12 @@ def initialize(
     """Write an adapter that starts from the weights, and the base without what went into it.
 
     `model` is a folder, one .safetensors file, or a Hub id with options `source`; `output` defaults to
-    `<name>-<method>-r<rank>` here. `rank` defaults to 8; `ranks` is a ranks.json with a rank and an alpha for each
-    module, and then `rank` and `alpha` are for those it does not list. `alpha` defaults to `rank`, which makes the
+    `<name>-<method>-r<rank>` here. `method` is a row of `methods.METHODS`, or a rule for each role such as
+    "q=principal,v=minor" (rules: `methods.RULES`), which then decides the roles. With `dora` PEFT trains magnitudes
+    beside the factors, from the norms of the original's rows; `bias` is PEFT's (none, all, lora_only).
+
+    `rank` defaults to 8; `ranks` is a ranks.json with a rank and an alpha for each module, and then `rank` and `alpha`
+    are for those it does not list. `alpha` defaults to `rank`, which makes the
     scaling 1 (with `rslora`, sqrt(rank)). `transformers_major` (4 or 5; default: the installed one) decides how modules
     are named. With `no_base` nothing of the base is written: `ailora_offset`, a frozen adapter with -B A, takes its
     place beside the untouched model, which may then also be quantised. The other options take the values that
@@ -110,21 +118,21 @@ def initialize(
     progress = progress or Silent()
     sizes = Ranks(None, {}, {}) if ranks is None else read_ranks(Path(ranks).expanduser())
     general = rank if rank is not None else sizes.rank or 8
+    row, roles = find_method(method, roles)
     settings = Settings(
-        rank=general, method=method, roles=tuple(roles), layers=layers, alpha=general if alpha is None else alpha,
-        rslora=rslora, adapter_dtype=adapter_dtype, base_dtype=base_dtype, rounding=rounding, seed=seed,
-        device=device, q_tensor=q_tensor, v_tensor=v_tensor,
+        rank=general, method=row.name, roles=roles, layers=layers, alpha=general if alpha is None else alpha,
+        rslora=rslora, dora=dora, bias=bias, adapter_dtype=adapter_dtype, base_dtype=base_dtype,
+        rounding=rounding, seed=seed, device=device, q_tensor=q_tensor, v_tensor=v_tensor,
         transformers_major=transformers_major or installed_transformers_major(),
         rank_pattern=sizes.rank_pattern, alpha_pattern=sizes.alpha_pattern, no_base=no_base,
     )  # fmt: skip
-    row = find_method(method, settings.roles)
     checkpoint = open_checkpoint(model, **source)
     plan = make_plan(
         checkpoint, roles=settings.roles, layers=layers, q_tensor=q_tensor, v_tensor=v_tensor,
         transformers_major=settings.transformers_major, quantised=no_base or not row.residual,
     )  # fmt: skip
     folder = (
-        Path(output or f"{checkpoint.origin.name}-{method}-{f'r{general}' if ranks is None else 'ranks'}")
+        Path(output or f"{checkpoint.origin.name}-{row.slug}-{f'r{general}' if ranks is None else 'ranks'}")
         .expanduser()
         .absolute()
     )
@@ -162,7 +170,7 @@ def _operate(operation: Operation, work: WorkFolder, check: ModuleCheck, progres
     """The main path: start copying; read, decompose and store one matrix after the other; seal and describe."""
     files, units, settings = operation.checkpoint.files, operation.plan.units, operation.settings
     dtype = ADAPTER_DTYPES[settings.adapter_dtype]
-    adapter = AdapterWriter(work.tree / FOLDER, operation.modules, dtype, operation.note())
+    adapter = AdapterWriter(work.tree / FOLDER, operation.modules, dtype, operation.note(), settings.dora)
     offset = AdapterWriter(work.tree / OFFSET, operation.modules, dtype, operation.note()) if operation.offset else None
     with BaseWriter(files, operation.layouts, work.tree, dict(work.finished("copied"))) as base:
         # Imported here so that torch loads (about a second) while the shards are already being copied.
@@ -178,7 +186,7 @@ def _operate(operation: Operation, work: WorkFolder, check: ModuleCheck, progres
         progress.start("Decomposing", len(units), len(package.records))
         waiting = [unit for unit in units if unit.module not in package.records]
         for unit, outcome in stream(files, waiting, operate, device, progress.notice):
-            package.store(outcome.records, outcome.A, outcome.B, outcome.residual, outcome.residual_sha256)
+            package.store(outcome.records, outcome.factors, outcome.residual, outcome.residual_sha256)
             progress.advance(unit.label)
         progress.start("Copying", len(base.shards), 0)
         for shard in package.seal():
@@ -197,6 +205,7 @@ def _describe(operation: Operation, tree: Path, package: Package, short: bool, d
         write_json(tree / name / CONFIG, operation.adapter_config(short))
     records = [record for unit in operation.plan.units for record in package.records[unit.module]]
     (tree / "README.md").write_text(operation.card(records), encoding="utf-8")
+    write_json(tree / LR_GROUPS, lr_document(records))
     manifest = operation.manifest(records, package.file_hashes(), device)
     (tree / NAME).write_text(manifest.to_json(), encoding="utf-8")
     for path in tree.rglob("*"):

@@ -1,0 +1,139 @@
+"""What an adapter starts from, rule by rule: factors B (m, r) and A (r, n) made of W (m, n), in float64.
+
+The names are those of `methods.RULES`. Factors are before scaling; where `moved`, B A is a part of W that leaves the
+base, and its singular triplets are given too, because the error of rounding is measured in their directions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import exact
+from .components import Components, product, require_rank
+from .lowrank import factorise
+from .minor import minor
+from .principal import principal
+
+
+@dataclass(frozen=True)
+class Start:
+    """B (m, r) and A (r, n); U (m, r), S (r,) descending and Vh (r, n) with U S Vh = B A where that is moved.
+
+    gap, sigma_max, error: as in `Components`; None where the rule needs no singular values of W.
+    """
+
+    A: Tensor
+    B: Tensor
+    U: Tensor
+    S: Tensor
+    Vh: Tensor
+    gap: float | None
+    sigma_max: float | None
+    error: float | None
+    route: str
+    moved: bool = True
+
+
+Finder = Callable[[Tensor, int, torch.Generator], Components]
+Rule = Callable[[Tensor, int, torch.Generator], Start]
+
+
+def _spectral(find: Finder) -> Rule:
+    """sqrt(S) on both sides (PiSSA, arXiv 2404.02948, section 3; AILoRA and MiLoRA use the same split)."""
+
+    def start(W: Tensor, rank: int, generator: torch.Generator) -> Start:
+        parts = find(W, rank, generator)
+        root = parts.S.clamp_min(0).sqrt()  # (r,)
+        A, B = root[:, None] * parts.Vh, parts.U * root
+        return Start(A, B, parts.U, parts.S, parts.Vh, parts.gap, parts.sigma_max, parts.error, parts.route)
+
+    return start
+
+
+def middle(W: Tensor, rank: int, generator: torch.Generator) -> Components:
+    """The `rank` triplets around the middle of the spectrum: (min(m, n) - rank) // 2 lie above them."""
+    require_rank(W, rank)
+    above = (min(W.shape) - rank) // 2
+    part = slice(above, above + rank)
+    return exact.gram_eigh(W, part) or exact.svd(W, part)
+
+
+def random_directions(W: Tensor, rank: int, generator: torch.Generator) -> Components:
+    """A control: uniformly random orthonormal U and V, with norm(W) / sqrt(min(m, n)), the root mean square singular
+    value of W, on each. As large as an average part of W, and knows nothing of its directions."""
+    require_rank(W, rank)
+    draws = (torch.randn(side, rank, generator=generator, dtype=torch.float64) for side in W.shape)
+    U, V = (torch.linalg.qr(draw)[0].to(W.device) for draw in draws)
+    size = float(torch.linalg.vector_norm(W, dtype=torch.float64)) / math.sqrt(min(W.shape))
+    return Components(U, torch.full((rank,), size, dtype=torch.float64, device=W.device), V.T, 0.0, 0.0, 0.0, "random")
+
+
+def random_orthonormal(W: Tensor, rank: int, generator: torch.Generator) -> Start:
+    """`random_directions`, of which no gap and no error can be told."""
+    found = _spectral(random_directions)(W, rank, generator)
+    return Start(found.A, found.B, found.U, found.S, found.Vh, None, None, None, found.route)
+
+
+def leading_qr(W: Tensor, rank: int, generator: torch.Generator) -> Start:
+    """OLoRA (arXiv 2406.01775): B = Q[:, :r] and A = R[:r] of W = Q R, that is the span of the first r columns.
+
+    Only those columns need a factorisation, as R[:r] = Q_r^T W: O(m n r). PEFT's `olora` takes Q_r and R_r as they are
+    and subtracts scaling * Q_r R_r; here both are divided by the root of the scaling, so that the same Q_r R_r is moved
+    whatever alpha is. With scaling 1 the two agree.
+    """
+    require_rank(W, rank)
+    Q, _ = torch.linalg.qr(W[:, :rank].double())
+    return _factored(Q, product(W.T, Q).T, "qr")
+
+
+def nystrom(W: Tensor, rank: int, generator: torch.Generator) -> Start:
+    """NLoRA (arXiv 2502.14482): W[:, :r] pinv(W[:r, :r]) W[:r], the Nystroem approximation from the leading block.
+
+    The square root of the pseudo-inverse goes to each side. The paper trains the block as a third matrix, and its code
+    neither inverts the block nor subtracts anything from W, so that its step 0 changes the model; here the part is
+    taken out of the base as in all of these. A nearly singular block makes this part, and so the rounding error of a
+    16-bit residual, larger than W itself: see `reconstruction_error`.
+    """
+    require_rank(W, rank)
+    P, S, Qh = torch.linalg.svd(W[:rank, :rank].double())
+    floor = rank * torch.finfo(torch.float64).eps * S[0]
+    root = torch.where(floor < S, S, torch.inf).rsqrt()  # 0 where the block has no such direction
+    return _factored(W[:, :rank].double() @ (Qh.T * root), root[:, None] * (P.T @ W[:rank].double()), "nystrom")
+
+
+def minor_left(W: Tensor, rank: int, generator: torch.Generator) -> Start:
+    """MiCA (arXiv 2604.01694): B holds the minor left singular vectors and stays frozen, A = 0; W is left alone."""
+    parts = minor(W, rank, generator)
+    A = torch.zeros(rank, W.shape[1], dtype=torch.float64, device=W.device)
+    return Start(A, parts.U, parts.U, parts.S, parts.Vh, parts.gap, parts.sigma_max, parts.error, parts.route, False)
+
+
+def kaiming(W: Tensor, rank: int, generator: torch.Generator) -> Start:
+    """PEFT's plain LoRA: A from kaiming_uniform(a=sqrt(5)), that is U(-1/sqrt(n), 1/sqrt(n)), and B = 0."""
+    bound = 1 / math.sqrt(W.shape[1])
+    draw = torch.rand(rank, W.shape[1], generator=generator)
+    A = ((2 * draw - 1) * bound).double().to(W.device)
+    B = torch.zeros(W.shape[0], rank, dtype=torch.float64, device=W.device)
+    return Start(A, B, B, torch.zeros(0, dtype=torch.float64), A, None, None, None, "random", False)
+
+
+def _factored(B: Tensor, A: Tensor, route: str) -> Start:
+    found = factorise(B, A)
+    return Start(A, B, found.U, found.S, found.Vh, None, None, None, route)
+
+
+STARTS: dict[str, Rule] = {
+    "principal": _spectral(principal),
+    "minor": _spectral(minor),
+    "middle": _spectral(middle),
+    "random-orthonormal": random_orthonormal,
+    "qr": leading_qr,
+    "nystrom": nystrom,
+    "minor-left": minor_left,
+    "kaiming": kaiming,
+}

@@ -1,0 +1,345 @@
+"""Every method: its rule against its formula, its folder in PEFT, its learning rates on a real step."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from families import FAMILIES, FUSED, build, output
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
+from spectra import SPECTRA, matrix, worst_cosine
+from torch import Tensor, nn
+
+from ailora_tools import convert, freeze_b, initialize, lr_groups, merge, verify
+from ailora_tools.errors import OptionError
+from ailora_tools.linalg.starts import STARTS, Start
+from ailora_tools.methods import METHODS, ROLES, RULES, find_method
+
+SHAPES = [(40, 40), (64, 24), (24, 64)]
+COMPOSED = ["q=principal,v=minor", "q=middle,k=qr,v=kaiming,o=minor-left", "v=random-orthonormal", "q=kaiming,v=minor"]
+
+
+def start(rule: str, W: Tensor, rank: int = 4, seed: int = 0) -> Start:
+    return STARTS[rule](W, rank, torch.Generator().manual_seed(seed))
+
+
+def test_every_rule_of_the_table_has_its_function_and_every_method_known_rules() -> None:
+    assert list(RULES) == list(STARTS)
+    assert {rule for row in METHODS.values() for rule in row.rules.values()} == set(RULES)
+    for name, rule in RULES.items():
+        assert start(name, matrix((20, 12), torch.linspace(2, 1, 12, dtype=torch.float64))).moved == rule.moved
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("spectrum", SPECTRA)
+@pytest.mark.parametrize("rule", RULES)
+def test_what_is_moved_is_told_by_its_triplets(rule: str, spectrum: str, shape: tuple[int, int]) -> None:
+    """A and B of the right shape, finite, the same again; U S Vh is B A with orthonormal U and V."""
+    W = matrix(shape, SPECTRA[spectrum](min(shape)))
+    found, again = start(rule, W), start(rule, W)
+    assert found.A.shape == (4, shape[1]) and found.B.shape == (shape[0], 4)
+    assert torch.equal(found.A, again.A) and torch.equal(found.B, again.B)
+    assert torch.isfinite(found.A).all() and torch.isfinite(found.B).all()
+    moved = found.B @ found.A
+    if not found.moved:
+        assert not moved.any()
+        return
+    size = float(moved.norm()) + 1e-12
+    assert float(((found.U * found.S) @ found.Vh - moved).norm()) <= 1e-9 * size
+    for side in (found.U, found.Vh.T):
+        assert torch.allclose(side.T @ side, torch.eye(4, dtype=torch.float64), atol=1e-9)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("rank", [1, 4, 24])
+def test_middle_is_the_middle_of_lapack(shape: tuple[int, int], rank: int) -> None:
+    k = min(shape)
+    W = matrix(shape, SPECTRA["condition 1e3"](k))
+    U, S, Vh = torch.linalg.svd(W, full_matrices=False)
+    part = slice((k - rank) // 2, (k - rank) // 2 + rank)
+    found = start("middle", W, rank)
+    assert torch.allclose(found.S, S[part], rtol=1e-9)
+    assert min(worst_cosine(found.U, U[:, part]), worst_cosine(found.Vh.T, Vh[part].T)) > 1 - 1e-8
+    edges = [at for at in (part.start, part.stop) if 0 < at < k]
+    gap = min((float((S[at - 1] - S[at]) / S[at - 1]) for at in edges), default=1.0)
+    assert found.gap == pytest.approx(gap, rel=1e-6)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_qr_is_the_leading_part_of_lapack_s_qr(shape: tuple[int, int]) -> None:
+    W = matrix(shape, SPECTRA["power 0.5"](min(shape)))
+    Q, R = torch.linalg.qr(W)
+    found = start("qr", W)
+    assert torch.allclose(found.B, Q[:, :4], atol=1e-12) and torch.allclose(found.A, R[:4], atol=1e-12)
+    # What was moved is all of the first columns: the residual has nothing left there.
+    assert float((W - found.B @ found.A)[:, :4].norm()) < 1e-12
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_nystrom_is_the_formula_and_clears_the_leading_rows_and_columns(shape: tuple[int, int]) -> None:
+    W = matrix(shape, SPECTRA["power 0.5"](min(shape)))
+    found = start("nystrom", W)
+    expected = W[:, :4] @ torch.linalg.pinv(W[:4, :4]) @ W[:4]
+    assert torch.allclose(found.B @ found.A, expected, rtol=1e-8, atol=1e-8 * float(expected.norm()))
+    rest = W - found.B @ found.A
+    assert float(rest[:4].norm() + rest[:, :4].norm()) < 1e-9 * float(expected.norm())
+
+
+def test_nystrom_leaves_out_what_a_singular_block_lacks() -> None:
+    W = matrix((30, 20), SPECTRA["power 0.5"](20))
+    W[:4, 3] = W[:4, 2]
+    W[3, :4] = W[2, :4]
+    assert float(start("nystrom", W).S[-1]) < 1e-9 and torch.isfinite(start("nystrom", W).B).all()
+
+
+def test_random_directions_have_the_size_of_an_average_component_and_a_seed() -> None:
+    W = matrix((60, 40), SPECTRA["power 0.5"](40))
+    found = start("random-orthonormal", W)
+    assert torch.allclose(found.S, (W.norm() / 40**0.5).expand(4))
+    other = start("random-orthonormal", W, seed=1)
+    assert worst_cosine(found.U, other.U) < 0.9
+    U = torch.linalg.svd(W, full_matrices=False).U
+    assert worst_cosine(found.U, U[:, :4]) < 0.9 and worst_cosine(found.U, U[:, -4:]) < 0.9
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rank", [0, 13])
+def test_a_rank_that_does_not_fit_is_refused(rule: str, rank: int) -> None:
+    if rule != "kaiming":  # which knows no limit; the plan refuses it for all
+        with pytest.raises(OptionError, match="does not fit"):
+            start(rule, torch.ones(20, 12), rank)
+
+
+@pytest.mark.parametrize(("method", "tag"), [("olora", "olora"), ("pissa", "pissa"), ("mica", "mica")])
+def test_our_start_is_peft_s_own(method: str, tag: str, tmp_path: Path) -> None:
+    """Up to the signs and rotations that leave B A or the span of B as it is."""
+    build("llama").save_pretrained(tmp_path / "model")
+    result = initialize(tmp_path / "model", 3, method=method, output=tmp_path / "out")
+    ours = load_file(result.adapter / "adapter_model.safetensors")
+    config = LoraConfig(r=3, lora_alpha=3, target_modules=["q_proj", "v_proj"], init_lora_weights=tag)
+    theirs = get_peft_model(copy.deepcopy(build("llama")), config)
+    base = load_file(tmp_path / "out" / "model.safetensors") if result.manifest.base else build("llama").state_dict()
+    for record in result.manifest.modules:
+        layer = theirs.base_model.model.get_submodule(record.module)
+        A, B = (ours[f"base_model.model.{record.module}.lora_{side}.weight"] for side in "AB")
+        A1, B1 = layer.lora_A["default"].weight.detach(), layer.lora_B["default"].weight.detach()
+        assert torch.allclose(B @ A, B1 @ A1, atol=1e-5)
+        assert worst_cosine(torch.linalg.qr(B.double())[0], torch.linalg.qr(B1.double())[0]) > 1 - 1e-5
+        assert torch.allclose(base[record.tensor], layer.base_layer.weight.detach(), atol=1e-5)
+
+
+def test_olora_moves_the_same_part_whatever_the_scaling(tmp_path: Path) -> None:
+    """PEFT's would subtract twice of it for alpha = 2 r."""
+    build("llama").save_pretrained(tmp_path / "model")
+    for alpha in (3, 6):
+        initialize(tmp_path / "model", 3, alpha=alpha, method="olora", output=tmp_path / str(alpha))
+    first, second = (load_file(tmp_path / alpha / "model.safetensors") for alpha in "36")
+    assert all(torch.allclose(first[name], second[name], atol=1e-6) for name in first)
+
+
+OPTIONS: list[dict[str, object]] = [
+    *({"method": name} for name in (*METHODS, *COMPOSED)),
+    {"method": "olora", "alpha": 7},
+    {"method": "nlora", "rslora": True},
+    {"method": "mica", "alpha": 7},
+    {"method": "middle", "roles": ROLES},
+    {"dora": True},
+    {"dora": True, "method": "lora"},
+    {"dora": True, "method": "pissa", "alpha": 6, "adapter_dtype": "float32"},
+    {"bias": "all"},
+]
+
+
+def place(name: str, folder: Path) -> tuple[nn.Module, Tensor]:
+    model = build(name)
+    model.save_pretrained(folder)
+    return model, output(model, (FAMILIES.get(name) or FUSED[name]).inputs())
+
+
+def load(model: nn.Module, folder: Path, source: Path, **options: object) -> PeftModel:
+    base = folder if (folder / "config.json").exists() else source
+    return PeftModel.from_pretrained(type(model).from_pretrained(base).eval(), folder / "ailora_init", **options).eval()
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: ", ".join(f"{k} {v}" for k, v in options.items()))
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_step_zero_is_the_original(name: str, options: dict[str, object], tmp_path: Path) -> None:
+    model, original = place(name, tmp_path / "source")
+    result = initialize(tmp_path / "source", 3, output=tmp_path / "out", **options)
+    adapted = load(model, tmp_path / "out", tmp_path / "source")
+    inputs = (FAMILIES.get(name) or FUSED[name]).inputs()
+    assert float((output(adapted, inputs) - original).norm() / original.norm()) <= 1e-5
+    assert verify(tmp_path / "out").holds
+    residual = find_method(str(options.get("method", "ailora")))[0].residual
+    assert result.manifest.base == residual == (tmp_path / "out" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("base_dtype", ["keep", "float32"])
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_a_role_that_moves_nothing_keeps_its_bytes(name: str, base_dtype: str, tmp_path: Path) -> None:
+    model = build(name).to(torch.bfloat16)
+    model.save_pretrained(tmp_path / "source")
+    made = initialize(
+        tmp_path / "source", 3, method="q=kaiming,v=principal", base_dtype=base_dtype, output=tmp_path / "out"
+    )
+    assert verify(tmp_path / "out").holds
+    before, after = (load_file(tmp_path / folder / "model.safetensors") for folder in ("source", "out"))
+    for record in made.manifest.modules:
+        old, new = before[record.tensor].float(), after[record.tensor].float()
+        lines = slice(None) if record.part is None else slice(*record.part["runs"][0])
+        same = torch.equal(old[:, lines], new[:, lines]) if name == "gpt2" else torch.equal(old, new)
+        assert same == (record.role == "q")
+        if name == "llama" and record.role == "q":
+            assert after[record.tensor].dtype == torch.bfloat16 and record.base_sha256 == record.source_sha256
+
+
+def test_mixed_methods_survive_an_interruption_and_convert(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ailora_tools.output.package import Package
+
+    model, original = place("llama", tmp_path / "source")
+    stored: list[int] = []
+    whole = Package.store
+
+    def fall(self: Package, *rest: object) -> None:
+        whole(self, *rest)
+        stored.append(1)
+        if len(stored) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Package, "store", fall)
+    with pytest.raises(KeyboardInterrupt):
+        initialize(tmp_path / "source", 3, method="q=minor-left,v=minor", output=tmp_path / "out")
+    monkeypatch.setattr(Package, "store", whole)
+    initialize(tmp_path / "source", 3, method="q=minor-left,v=minor", output=tmp_path / "out", resume=True)
+    assert verify(tmp_path / "out").holds
+    adapted = load(model, tmp_path / "out", tmp_path / "source", is_trainable=True)
+    with torch.no_grad():
+        for name, value in adapted.named_parameters():
+            value += 0.02 * ("lora_A" in name)
+    adapted.save_pretrained(tmp_path / "trained")
+    expected = output(adapted, FAMILIES["llama"].inputs())
+    assert float((expected - original).norm()) > 1e-3
+    plain = convert(tmp_path / "trained", tmp_path / "out", tmp_path / "plain").folder
+    found = PeftModel.from_pretrained(type(model).from_pretrained(tmp_path / "source").eval(), plain)
+    assert torch.allclose(output(found, FAMILIES["llama"].inputs()), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "text", ["q=principal,q=minor", "x=minor", "q=", "q=least", "=minor", "q=minor,,", "ailoro", "", "q"]
+)
+def test_a_composition_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(OptionError):
+        find_method(text)
+
+
+def test_a_composition_names_its_own_roles(tmp_path: Path) -> None:
+    build("llama").save_pretrained(tmp_path / "model")
+    made = initialize(tmp_path / "model", 2, method="o=minor,k=principal", output=tmp_path / "out").manifest
+    assert {(record.role, record.rule) for record in made.modules} == {("k", "principal"), ("o", "minor")}
+    with pytest.raises(OptionError, match="says nothing about role k"):
+        initialize(tmp_path / "model", 2, roles=("k",), output=tmp_path / "other")
+
+
+def test_dora_holds_the_norms_of_the_original(tmp_path: Path) -> None:
+    model, _ = place("llama", tmp_path / "source")
+    result = initialize(tmp_path / "source", 3, dora=True, method="pissa", output=tmp_path / "out")
+    stored = load_file(result.adapter / "adapter_model.safetensors")
+    weights = model.state_dict()
+    for record in result.manifest.modules:
+        found = stored[f"base_model.model.{record.module}.lora_magnitude_vector"]
+        assert torch.allclose(found, weights[record.tensor].norm(dim=1), rtol=1e-6)
+
+
+def test_dora_trained_and_merged_is_what_peft_computes(tmp_path: Path) -> None:
+    model, _ = place("llama", tmp_path / "source")
+    initialize(tmp_path / "source", 3, dora=True, output=tmp_path / "out")
+    adapted = load(model, tmp_path / "out", tmp_path / "source", is_trainable=True)
+    with torch.no_grad():
+        for name, value in adapted.named_parameters():
+            value *= 1.3 if "lora_" in name else 1.0
+    adapted.save_pretrained(tmp_path / "trained")
+    merge(tmp_path / "out", tmp_path / "trained", tmp_path / "merged")
+    merged = type(model).from_pretrained(tmp_path / "merged").eval()
+    inputs = FAMILIES["llama"].inputs()
+    assert torch.allclose(output(merged, inputs), output(adapted, inputs), atol=1e-5)
+
+
+def test_dora_beside_a_frozen_offset_is_refused(tmp_path: Path) -> None:
+    build("llama").save_pretrained(tmp_path / "model")
+    with pytest.raises(OptionError, match="no --no-base"):
+        initialize(tmp_path / "model", 3, dora=True, no_base=True, output=tmp_path / "out")
+    with pytest.raises(OptionError, match="without a base"):
+        initialize(tmp_path / "model", 3, rounding="nearest", no_base=True, output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_bias_is_what_peft_trains(tmp_path: Path) -> None:
+    model, _ = place("bert with a head", tmp_path / "source")
+    initialize(tmp_path / "source", 3, bias="all", output=tmp_path / "out")
+    adapted = load(model, tmp_path / "out", tmp_path / "source", is_trainable=True)
+    trained = [name for name, value in adapted.named_parameters() if value.requires_grad]
+    assert any(name.endswith(".bias") for name in trained)
+
+
+def test_mica_trains_a_alone(tmp_path: Path) -> None:
+    model, _ = place("llama", tmp_path / "source")
+    result = initialize(tmp_path / "source", 3, method="mica", output=tmp_path / "out")
+    adapted = load(model, tmp_path / "out", tmp_path / "source", is_trainable=True)
+    assert freeze_b(adapted, result.adapter) == len(result.manifest.modules)
+    trained = [name for name, value in adapted.named_parameters() if value.requires_grad]
+    assert trained and all(".lora_A." in name for name in trained)
+    assert "freeze_b" in (result.folder / "README.md").read_text()
+
+
+def moved(model: PeftModel, adapter: Path, groups: list[dict[str, object]], seed: int) -> dict[str, float]:
+    """norm(change of W) / norm(W) by module after one step of Adam along random gradients."""
+    optimizer = torch.optim.Adam(groups)
+    generator = torch.Generator().manual_seed(seed)
+    for _, value in model.named_parameters():
+        if value.requires_grad:
+            value.grad = torch.randn(value.shape, generator=generator)
+    layers = {name: layer for name, layer in model.named_modules() if hasattr(layer, "lora_A")}
+    before = {name: layer.get_delta_weight("default").clone() for name, layer in layers.items()}
+    optimizer.step()
+    with torch.no_grad():
+        whole = {name: layer.base_layer.weight + before[name] for name, layer in layers.items()}
+        return {
+            name: float((layer.get_delta_weight("default") - before[name]).norm() / whole[name].norm())
+            for name, layer in layers.items()
+        }
+
+
+@pytest.mark.parametrize("options", [{}, {"alpha": 6}, {"method": "pissa"}, {"method": "lora"}, {"method": "mica"}])
+def test_motion_is_what_the_first_step_of_adam_does(options: dict[str, object], tmp_path: Path) -> None:
+    model, _ = place("llama", tmp_path / "source")
+    result = initialize(tmp_path / "source", 3, output=tmp_path / "out", **options)
+    adapted = load(model, tmp_path / "out", tmp_path / "source", is_trainable=True)
+    freeze_b(adapted, result.adapter)
+    lr = 1e-5
+    plain = [{"params": [value for value in adapted.parameters() if value.requires_grad], "lr": lr}]
+    found = moved(adapted, result.adapter, plain, 0)
+    for record in result.manifest.modules:
+        name = next(name for name in found if name.endswith(record.module))
+        assert found[name] == pytest.approx(lr * record.motion, rel=0.25)
+
+
+def test_lr_groups_make_queries_and_values_move_alike(tmp_path: Path) -> None:
+    model, _ = place("llama", tmp_path / "source")
+    result = initialize(tmp_path / "source", 3, output=tmp_path / "out")
+    by_role: dict[bool, dict[str, list[float]]] = {True: {}, False: {}}
+    for balanced in (True, False):
+        adapted = load(model, tmp_path / "out", tmp_path / "source", is_trainable=True)
+        trained = [value for value in adapted.parameters() if value.requires_grad]
+        groups = lr_groups(adapted, result.adapter, 1e-5) if balanced else [{"params": trained, "lr": 1e-5}]
+        assert sum(len(group["params"]) for group in groups) == len(trained)
+        for name, value in moved(adapted, result.adapter, groups, 1).items():
+            by_role[balanced].setdefault(name[-6], []).append(value)
+    mean = {key: {role: sum(found) / len(found) for role, found in roles.items()} for key, roles in by_role.items()}
+    assert mean[True]["q"] == pytest.approx(mean[True]["v"], rel=0.3)
+    assert mean[False]["q"] > 1.2 * mean[False]["v"]
+    document = json.loads((result.folder / "lr_groups.json").read_text())
+    assert document["roles"]["v"]["scale"] > 1 > document["roles"]["q"]["scale"]
