@@ -20,8 +20,11 @@ if TYPE_CHECKING:
     from .in_memory import residualize as residualize
     from .training import freeze_b as freeze_b
     from .training import lr_groups as lr_groups
+    from .training import train_biases as train_biases
     from .verbs.analyze import Analysis as Analysis
     from .verbs.analyze import analyze as analyze
+    from .verbs.bitfit import BiasList as BiasList
+    from .verbs.bitfit import bitfit as bitfit
     from .verbs.convert import Conversion as Conversion
     from .verbs.convert import convert as convert
     from .verbs.export import Exported as Exported
@@ -50,6 +53,9 @@ _HOMES = {
     "mask_fused_gradients": ".gradients",
     "lr_groups": ".training",
     "freeze_b": ".training",
+    "train_biases": ".training",
+    "BiasList": ".verbs.bitfit",
+    "bitfit": ".verbs.bitfit",
     "Merge": ".verbs.merge",
     "merge": ".verbs.merge",
     "Residualized": ".in_memory",

@@ -12,8 +12,16 @@ import click
 from . import console
 from .errors import NumericalError
 from .exports import TRAINERS
-from .methods import METHODS, RULES
-from .options import guarded, method_name, output_options, source_options, target_options
+from .methods import BITFIT, METHODS, RULES
+from .options import (
+    base_dtype_option,
+    device_option,
+    guarded,
+    method_name,
+    output_options,
+    source_options,
+    target_options,
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -66,7 +74,8 @@ def inspect(model: str, as_json: bool, quiet: bool, **options: Any) -> None:
     default="ailora",
     show_default=True,
     help="; ".join(f"{row.name}: {row.summary}" for row in METHODS.values())
-    + f". Or a rule for each role, such as q=principal,v=minor (rules: {', '.join(RULES)}).",
+    + f"; {BITFIT}: no adapter, the list of biases to train. Or a rule for each role, such as q=principal,v=minor "
+    + f"(rules: {', '.join(RULES)}).",
 )
 @click.option(
     "-o",
@@ -88,13 +97,7 @@ def inspect(model: str, as_json: bool, quiet: bool, **options: Any) -> None:
     show_default=True,
     help="Storage of A and B.",
 )
-@click.option(
-    "--base-dtype",
-    type=click.Choice(["keep", "float32"]),
-    default="keep",
-    show_default=True,
-    help="Storage of the touched matrices of the base.",
-)
+@base_dtype_option("Storage of the touched matrices of the base.")
 @click.option(
     "--rounding",
     type=click.Choice(["auto", "nearest", "stochastic"]),
@@ -108,7 +111,7 @@ def inspect(model: str, as_json: bool, quiet: bool, **options: Any) -> None:
     help="Write no base: a frozen second adapter takes its place. For a quantised MODEL, or to save the disk.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of everything random.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
+@device_option
 @target_options
 @click.option(
     "--transformers-major",
@@ -136,6 +139,9 @@ def init(model: str, as_json: bool, quiet: bool, **options: Any) -> None:
       ailora-tools init path/to/model --rank 8
       ailora-tools init path/to/model --rank 16 --method pissa -o model-pissa
     """
+    if options["method"] == BITFIT:
+        _list_biases(model, as_json, quiet, options)
+        return
     if options["rank"] is None and options["ranks"] is None:
         raise click.UsageError("Missing option '-r' / '--rank' (or --ranks FILE).")
     from .verbs.initialize import initialize
@@ -165,7 +171,7 @@ def init(model: str, as_json: bool, quiet: bool, **options: Any) -> None:
 @click.option(
     "--suggest-ranks", metavar="BUDGET", help="Write ranks.json for an average rank (8) or a number of parameters (2M)."
 )
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
+@device_option
 @target_options
 @source_options
 @click.option("--overwrite", is_flag=True, help="Replace DIR if an analysis is in it.")
@@ -280,14 +286,8 @@ def convert(trained: Path, start: Path, as_json: bool, quiet: bool, **options: A
 @click.argument("base", type=str)
 @click.argument("adapter", type=click.Path(path_type=Path))
 @click.option("-o", "--output", required=True, metavar="OUT", type=click.Path(path_type=Path), help="Where to write.")
-@click.option(
-    "--base-dtype",
-    type=click.Choice(["keep", "float32"]),
-    default="keep",
-    show_default=True,
-    help="Storage of the changed tensors.",
-)
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
+@base_dtype_option("Storage of the changed tensors.")
+@device_option
 @source_options
 @click.option("--overwrite", is_flag=True, help="Replace OUT if a checkpoint is in it.")
 @output_options
@@ -337,6 +337,18 @@ def export(adapter: Path, as_json: bool, quiet: bool, **options: Any) -> None:
             f"{result.modules} modules for {result.trainer}: "
             + ", ".join(str(result.folder / name) for name in result.files)
         )
+
+
+def _list_biases(model: str, as_json: bool, quiet: bool, options: dict[str, Any]) -> None:
+    """BitFit needs none of the other options."""
+    from .verbs.bitfit import bitfit
+
+    taken = ("output", "overwrite", "revision", "subfolder", "download", "connections")
+    found = bitfit(model, **{name: options[name] for name in taken})
+    if as_json:
+        _print_json(found.to_json())
+    elif not quiet:
+        click.echo(f"{len(found.biases)} biases, {found.count:,} of {found.total:,} parameters: {found.folder}")
 
 
 def _print_json(document: dict[str, Any]) -> None:

@@ -99,6 +99,19 @@ def show_conversion(result: Conversion) -> None:
     if result.kept:
         where.add_row("kept", Text(listed(result.kept), overflow="fold"))
     out.print(where)
+    if max(lost):
+        out.print(_truncation(result))
+
+
+def _truncation(result: Conversion) -> Table:
+    """What the rank took from each module."""
+    table = Table(box=None, padding=(0, 2), header_style="bold")
+    table.add_column("module", overflow="fold")
+    for name in ("rank", "lost by the rank", "stored, all in all"):
+        table.add_column(name, justify="right")
+    for module in result.modules:
+        table.add_row(Text(module.module), str(module.rank), f"{module.truncated:.2%}", f"{module.error:.2%}")
+    return table
 
 
 def show_merge(result: Merge) -> None:

@@ -110,12 +110,19 @@ METHODS: Mapping[str, Method] = {
 }  # fmt: skip
 
 
+BITFIT = "bitfit"  # no adapter: `init` lists the biases
+
+
 def find_method(name: str, roles: Sequence[str] = ("q", "v")) -> tuple[Method, tuple[str, ...]]:
     """The row of that name and the roles it is for, or a composition such as q=principal,v=minor, which names its own.
 
     OptionError if there is no such method or rule, or it has none for one of the roles.
     """
     method = _compose(name) if "=" in name else METHODS.get(name)
+    if name == BITFIT:
+        raise OptionError(
+            "bitfit has no adapter: it trains the biases of the model.", "Use bitfit() or the command line."
+        )
     if method is None:
         raise OptionError(f"There is no method {name!r}.", f"Methods: {', '.join(METHODS)}; or {_EXAMPLE}.")
     if "=" in name:

@@ -12,7 +12,7 @@ import click
 
 from . import console
 from .errors import AiloraError, OptionError
-from .methods import ROLES, find_method
+from .methods import BITFIT, ROLES, find_method
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 _INTERRUPTED = 130
@@ -28,7 +28,7 @@ def _roles(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str,
 def method_name(ctx: click.Context, param: click.Parameter, value: str) -> str:
     """A known method or a composition; roles are looked at later."""
     try:
-        return find_method(value, ())[0].name
+        return value if value == BITFIT else find_method(value, ())[0].name
     except OptionError as error:
         raise click.BadParameter(f"{error.problem} {error.hint}", ctx, param) from None
 
@@ -42,6 +42,13 @@ def _options(*decorators: Callable[[Command], Command]) -> Callable[[Command], C
     return decorate
 
 
+def base_dtype_option(what: str) -> Callable[[Command], Command]:
+    """--base-dtype, with what it is the storage of."""
+    choice = click.Choice(["keep", "float32"])
+    return click.option("--base-dtype", type=choice, default="keep", show_default=True, help=what)
+
+
+device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
 target_options = _options(
     click.option(
         "--roles",

@@ -69,3 +69,22 @@ def _require_all(missing: set[str], adapter_dir: str | Path) -> None:
             f"{adapter_dir}: the model has no trainable LoRA on {listed(sorted(missing))}.",
             "Load the adapter first: PeftModel.from_pretrained(base, adapter_dir, is_trainable=True).",
         )
+
+
+def train_biases(model: nn.Module, folder: str | Path) -> list[nn.Parameter]:
+    """Freeze all of `model` but the biases in bitfit.json of `folder`; those biases, for the optimiser.
+
+    Raises CheckpointError if there is no bitfit.json, TargetError, and changes nothing, if the model has none of them.
+    """
+    wanted = read_json(LocalFiles(Path(folder).expanduser()), "bitfit.json")["biases"]
+    ends = tuple(f".{name}" for name in wanted)
+    named = dict(model.named_parameters())
+    # The base model of a checkpoint with a head, and a head around a base model, differ by a prefix.
+    found = [name for name in named if f".{name}".endswith(ends) or any(end.endswith(f".{name}") for end in ends)]
+    if not found:
+        raise TargetError(
+            f"{folder}: the model has none of its {len(wanted)} biases.", "Load the model it was made for."
+        )
+    for name, parameter in named.items():
+        parameter.requires_grad = name in found
+    return [named[name] for name in found]

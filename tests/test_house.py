@@ -65,6 +65,7 @@ FLOORS = [
         "verbs.convert",
         "verbs.merge",
         "verbs.export",
+        "verbs.bitfit",
     },
     {"terminal"},
     {"console"},
@@ -80,7 +81,7 @@ ONLY_IN = {
 NO_TORCH = (
     "errors", "progress", "methods", "motion", "exports", "adapters", "ranks", "operation", "comparison", "allocation",
     "terminal", "console", "options", "cli", "targets", "output", "report", "verbs.in", "verbs.analyze", "verbs.report",
-    "verbs.announce", "verbs.convert", "verbs.merge", "verbs.export",
+    "verbs.announce", "verbs.convert", "verbs.merge", "verbs.export", "verbs.bitfit",
 )  # fmt: skip
 
 

@@ -8,14 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from families import FAMILIES, FUSED, build, output
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from spectra import SPECTRA, matrix, worst_cosine
 from torch import Tensor, nn
 
-from ailora_tools import convert, freeze_b, initialize, lr_groups, merge, verify
-from ailora_tools.errors import OptionError
+from ailora_tools import bitfit, convert, freeze_b, initialize, lr_groups, merge, train_biases, verify
+from ailora_tools.cli import main
+from ailora_tools.errors import OptionError, OutputError, TargetError
 from ailora_tools.linalg.starts import STARTS, Start
 from ailora_tools.methods import METHODS, ROLES, RULES, find_method
 
@@ -343,3 +345,39 @@ def test_lr_groups_make_queries_and_values_move_alike(tmp_path: Path) -> None:
     assert mean[False]["q"] > 1.2 * mean[False]["v"]
     document = json.loads((result.folder / "lr_groups.json").read_text())
     assert document["roles"]["v"]["scale"] > 1 > document["roles"]["q"]["scale"]
+
+
+def test_bitfit_trains_the_biases_and_nothing_else(tmp_path: Path) -> None:
+    model, _ = place("bert with a head", tmp_path / "source")
+    found = bitfit(tmp_path / "source", tmp_path / "out")
+    expected = {name for name, _ in model.named_parameters() if name.endswith(".bias")}
+    assert set(found.biases) == expected and found.total == sum(value.numel() for value in model.parameters())
+    trained = train_biases(model, tmp_path / "out")
+    assert {name for name, value in model.named_parameters() if value.requires_grad} == expected
+    assert sum(value.numel() for value in trained) == found.count
+    with pytest.raises(OutputError, match="already exists"):
+        bitfit(tmp_path / "source", tmp_path / "out")
+    with pytest.raises(TargetError, match="none of its"):
+        train_biases(nn.Linear(3, 3, bias=False), tmp_path / "out")
+
+
+def test_bitfit_says_that_a_model_has_no_biases(tmp_path: Path) -> None:
+    build("llama").save_pretrained(tmp_path / "model")
+    with pytest.raises(OptionError, match="nothing to train"):
+        bitfit(tmp_path / "model", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(OptionError, match="has no adapter"):
+        initialize(tmp_path / "model", 4, method="bitfit")
+
+
+def test_the_command_takes_bitfit_and_compositions(tmp_path: Path) -> None:
+    build("bert with a head").save_pretrained(tmp_path / "model")
+    run = CliRunner().invoke
+    listed = run(
+        main, ["init", str(tmp_path / "model"), "--method", "bitfit", "-o", str(tmp_path / "biases"), "--json"]
+    )
+    assert listed.exit_code == 0 and json.loads(listed.stdout)["count"] > 0
+    asked = ["init", str(tmp_path / "model"), "--rank", "2", "--method", "v=minor,q=qr", "-o", str(tmp_path / "out")]
+    assert run(main, asked).exit_code == 0 and verify(tmp_path / "out").holds
+    wrong = run(main, ["init", str(tmp_path / "model"), "--rank", "2", "--method", "v=least"])
+    assert wrong.exit_code == 2 and "Rules: principal" in " ".join(wrong.output.split())
