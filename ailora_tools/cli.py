@@ -16,6 +16,7 @@ from .methods import BITFIT, METHODS, RULES
 from .options import (
     base_dtype_option,
     device_option,
+    factor_dtype_option,
     guarded,
     method_name,
     output_options,
@@ -90,13 +91,7 @@ def inspect(model: str, as_json: bool, quiet: bool, **options: Any) -> None:
 @click.option(
     "--bias", type=click.Choice(["none", "all", "lora_only"]), default="none", help="Which biases PEFT trains beside."
 )
-@click.option(
-    "--adapter-dtype",
-    type=click.Choice(["float32", "bfloat16", "float16"]),
-    default="float32",
-    show_default=True,
-    help="Storage of A and B.",
-)
+@factor_dtype_option("--adapter-dtype")
 @base_dtype_option("Storage of the touched matrices of the base.")
 @click.option(
     "--rounding",
@@ -255,13 +250,7 @@ def verify(folder: Path, as_json: bool, quiet: bool, **options: Any) -> None:
 )
 @click.option("-o", "--output", required=True, metavar="OUT", type=click.Path(path_type=Path), help="Where to write.")
 @click.option("-r", "--rank", type=int, help="The best LoRA of this rank.  [default: twice the rank, nothing lost]")
-@click.option(
-    "--dtype",
-    type=click.Choice(["float32", "bfloat16", "float16"]),
-    default="float32",
-    show_default=True,
-    help="Storage of A and B.",
-)
+@factor_dtype_option("--dtype")
 @click.option("--overwrite", is_flag=True, help="Replace OUT if an adapter is in it.")
 @output_options
 @guarded

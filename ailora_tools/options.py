@@ -48,6 +48,12 @@ def base_dtype_option(what: str) -> Callable[[Command], Command]:
     return click.option("--base-dtype", type=choice, default="keep", show_default=True, help=what)
 
 
+def factor_dtype_option(name: str) -> Callable[[Command], Command]:
+    """The dtype of an adapter, under the name that the command has for it."""
+    choice = click.Choice(["float32", "bfloat16", "float16"])
+    return click.option(name, type=choice, default="float32", show_default=True, help="Storage of A and B.")
+
+
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
 target_options = _options(
     click.option(
