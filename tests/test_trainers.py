@@ -62,3 +62,43 @@ def test_a_classifier_with_a_new_head(tmp_path: Path) -> None:
     told = json.loads(done.stdout[done.stdout.rindex('{\n  "losses"') :])
     assert mean(told["losses"][-8:]) < mean(told["losses"][:8]) - 0.1
     assert told["error"] < 1e-5 and told["kept"] == ["classifier.bias", "classifier.weight"]
+
+
+@pytest.mark.slow
+def test_a_plain_loop_trains_and_converts(tmp_path: Path) -> None:
+    texts = word_problems(tmp_path / "texts.txt", 24)
+    command = [sys.executable, ROOT / "examples/trainers/plain_loop.py", smollm2(tmp_path / "smollm2"), texts]
+    done = subprocess.run(
+        [*command, tmp_path / "out", "--steps", "6"], capture_output=True, text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    told = json.loads(done.stdout[done.stdout.rindex('{\n  "losses"') :])
+    assert mean(told["losses"][-2:]) < mean(told["losses"][:2])
+    assert told["error"] < 1e-5
+
+
+SCHEMAS = {
+    "llama_factory.yaml": """
+from llamafactory.hparams.parser import _TRAIN_ARGS
+from transformers import HfArgumentParser
+model, _, _, tuning, *_ = HfArgumentParser(_TRAIN_ARGS).parse_dict({**config, "bf16": False, "use_cpu": True})
+print(model.model_name_or_path, *model.adapter_name_or_path, config["finetuning_type"])
+""",
+    "axolotl.yaml": """
+from axolotl.utils.schemas.config import AxolotlInputConfig
+parsed = AxolotlInputConfig(**config)
+print(parsed.base_model, parsed.lora_model_dir, parsed.adapter)
+""",
+}
+
+
+@pytest.mark.parametrize("file", SCHEMAS)
+def test_the_trainer_s_own_schema_takes_the_config(file: str) -> None:
+    """A key it does not know is an error for LLaMA-Factory; Axolotl's schema checks what it knows."""
+    code = f"import yaml\nconfig = yaml.safe_load(open({str(ROOT / 'examples/trainers' / file)!r}))\n{SCHEMAS[file]}"
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "DISABLE_VERSION_CHECK": "1"}
+    )
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    assert ran.stdout.splitlines()[-1] == "start start/ailora_init lora"
