@@ -124,7 +124,7 @@ def find_method(name: str, roles: Sequence[str] = ("q", "v")) -> tuple[Method, t
             "bitfit has no adapter: it trains the biases of the model.", "Use bitfit() or the command line."
         )
     if method is None:
-        raise OptionError(f"There is no method {name!r}.", f"Methods: {', '.join(METHODS)}; or {_EXAMPLE}.")
+        raise OptionError(f"There is no method {name!r}.", f"Methods: {', '.join([*METHODS, BITFIT])}; or {_EXAMPLE}.")
     if "=" in name:
         return method, tuple(role for role in ROLES if role in method.rules)
     lacking = [role for role in roles if role not in method.rules]

@@ -70,7 +70,9 @@ def rule_list() -> str:
 
 def written(readme: str) -> str:
     """README.md with the tables as they are now."""
-    for name, text in (("architectures", table()), ("methods", method_table()), ("rules", rule_list())):
+    study = (ROOT / "reports" / "study" / "minilm-quick.md").read_text(encoding="utf-8").rstrip()
+    parts = {"architectures": table(), "methods": method_table(), "rules": rule_list(), "study": study}
+    for name, text in parts.items():
         start = f"<!-- {name} -->\n"
         readme = re.sub(f"{start}.*?{STOP}", lambda _, t=f"{start}{text}\n{STOP}": t, readme, flags=re.DOTALL)
     return readme

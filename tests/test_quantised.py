@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from checkpoints import llama_tensors, tree, write_checkpoint
+from families import build
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ailora_tools import analyze, initialize, inspect_checkpoint
+from ailora_tools import analyze, initialize, inspect_checkpoint, verify
 from ailora_tools.errors import TargetError
 
 Tensors = dict[str, Tensor]
@@ -102,3 +105,25 @@ def test_a_scale_of_another_shape_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TargetError, match=r"scale \[2, 5\]: for blocks of 128 x 128 .* \[3, 3\]"):
         analyze(folder, output=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_experts_in_mxfp4_are_copied_beside_attention_in_bfloat16(tmp_path: Path) -> None:
+    """gpt-oss: blocks and scales of its experts are bytes that nobody reads."""
+    build("gpt-oss").to(torch.bfloat16).save_pretrained(tmp_path / "model")
+    path = tmp_path / "model" / "model.safetensors"
+    held = {name: value for name, value in load_file(path).items() if ".experts." not in name or "bias" in name}
+    generator = torch.Generator().manual_seed(0)
+    packed = {
+        f"model.layers.{layer}.mlp.experts.{name}": torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+        for layer in (0, 1)
+        for name, shape in (("gate_up_proj_blocks", (2, 16, 2, 16)), ("gate_up_proj_scales", (2, 16, 2)))
+    }
+    save_file({**held, **packed}, path, {"format": "pt"})
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "mxfp4"}
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    made = initialize(tmp_path / "model", 2, output=tmp_path / "out")
+    assert {record.dtype for record in made.manifest.modules} == {"BF16"}
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    assert all(torch.equal(written[name], value) for name, value in packed.items())
+    assert verify(tmp_path / "out").holds

@@ -162,7 +162,7 @@ def _layout(x: str, y: str, kind: str) -> dict[str, Any]:
     return {
         "margin": {"l": 60, "r": 10, "t": 10, "b": 45}, "height": 430, "legend": {"orientation": "h", "y": -0.18},
         "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)", "font": {"color": "#868e96"},
-        "xaxis": {"title": {"text": x}, "type": kind, "gridcolor": "rgba(134,142,150,.25)"},
+        "xaxis": {"title": {"text": x}, "type": kind, "exponentformat": "e", "gridcolor": "rgba(134,142,150,.25)"},
         "yaxis": {"title": {"text": y}, "gridcolor": "rgba(134,142,150,.25)", "zeroline": False},
     }  # fmt: skip
 
