@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .errors import NumericalError
+from .linalg.components import product
 from .linalg.starts import STARTS, Start
 from .rounding import can_be_stochastic, round_stochastic
 
@@ -51,6 +52,7 @@ class Numbers:
     singular_values: those moved into the adapter, descending. dead: how many of them are numerically zero,
         at most max(out, in) * eps(float32) * sigma_max (of what is moved, if that of W is not known).
     residual_error: the decomposition's own a-posteriori error, relative to sigma_max.
+    overlap: <W, s B A> / <s B A, s B A>: 1 for singular components and for Q R, any number for other rules.
     motion: relative change of W expected from the first step of Adam, for a learning rate of 1 (see `_motion`).
     route: the algorithm that was used. rounding: the rule that was used for the residual.
     """
@@ -63,6 +65,7 @@ class Numbers:
     singular_values: tuple[float, ...]
     dead: int
     residual_error: float | None
+    overlap: float
     motion: float
     route: str
     rounding: str
@@ -112,6 +115,7 @@ def decompose(W: Tensor, recipe: Recipe) -> Surgery:
         singular_values=tuple(values.tolist()),
         dead=int((floor >= values).sum()),
         residual_error=start.error,
+        overlap=1.0 if start.sigma_max is not None else _overlap(W, A, B, recipe.scaling),
         motion=_motion(W, A, B, recipe),
         route=start.route,
         rounding=rounding,
@@ -123,6 +127,12 @@ def _factors(start: Start, recipe: Recipe) -> tuple[Tensor, Tensor]:
     """Round to storage. What is moved is divided by the scaling first, half on each side, as PEFT's PiSSA does."""
     root = math.sqrt(recipe.scaling) if start.moved else 1.0
     return (start.A / root).to(recipe.adapter_dtype), (start.B / root).to(recipe.adapter_dtype)
+
+
+def _overlap(W: Tensor, A: Tensor, B: Tensor, scaling: float) -> float:
+    A_wide, B_wide = A.double() * scaling, B.double()
+    size = ((B_wide.T @ B_wide) * (A_wide @ A_wide.T)).sum()
+    return float((product(W.T, B_wide).T * A_wide).sum() / size) if size > 0 else 1.0
 
 
 def _motion(W: Tensor, A: Tensor, B: Tensor, recipe: Recipe) -> float:

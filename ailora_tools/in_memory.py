@@ -14,6 +14,7 @@ from .adapters import Adapter, open_adapter
 from .checkpoint.stream import DTYPES, matrix_bytes
 from .decompose import Recipe, subtract
 from .errors import TargetError, listed
+from .methods import RULES
 from .output.manifest import Manifest, ModuleRecord, read_manifest
 from .output.spans import sha256
 from .parts import gather, own_factors, record_part, scatter
@@ -111,11 +112,11 @@ def _require_original(steps: Sequence[_Step], adapter: Adapter, manifest: Manife
     """By hash where the dtype is the source's, else by how often s B A is in W."""
     faults: dict[str, list[str]] = {}
     for step in steps:
-        if _digest(step.W) == step.record.source_sha256:
+        if _digest(step.W) == step.record.source_sha256 or not RULES[step.record.rule].moved:
             continue
         A, B = _own(step.record, adapter, manifest)
         same_dtype = step.W.dtype == DTYPES.get(step.record.dtype)
-        moved = recombine(step.W.cpu(), A, B, step.record.scaling, None).moved
+        moved = recombine(step.W.cpu(), A, B, step.record.scaling, None, step.record.overlap).moved
         if _digest(step.W) == step.record.base_sha256:
             faults.setdefault("is residualised already", []).append(step.record.module)
         elif abs(moved) < _NEAR:

@@ -11,11 +11,21 @@ import torch
 from click.testing import CliRunner
 from families import FAMILIES, FUSED, build, output
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from spectra import SPECTRA, matrix, worst_cosine
 from torch import Tensor, nn
 
-from ailora_tools import bitfit, convert, freeze_b, initialize, lr_groups, merge, train_biases, verify
+from ailora_tools import (
+    bitfit,
+    convert,
+    freeze_b,
+    initialize,
+    lr_groups,
+    merge,
+    residualize,
+    train_biases,
+    verify,
+)
 from ailora_tools.cli import main
 from ailora_tools.errors import OptionError, OutputError, TargetError
 from ailora_tools.linalg.starts import STARTS, Start
@@ -381,3 +391,25 @@ def test_the_command_takes_bitfit_and_compositions(tmp_path: Path) -> None:
     assert run(main, asked).exit_code == 0 and verify(tmp_path / "out").holds
     wrong = run(main, ["init", str(tmp_path / "model"), "--rank", "2", "--method", "v=least"])
     assert wrong.exit_code == 2 and "Rules: principal" in " ".join(wrong.output.split())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_residualize_takes_every_method_in_another_dtype_once(method: str, tmp_path: Path) -> None:
+    """In bfloat16 no hash fits: how often s B A is in W decides, which NLoRA's part overlaps in a way of its own."""
+    build("llama").save_pretrained(tmp_path / "model")
+    made = initialize(tmp_path / "model", 3, method=method, output=tmp_path / "out")
+    model = type(build("llama")).from_pretrained(tmp_path / "model", dtype=torch.bfloat16)
+    residualize(model, made.adapter)
+    if made.manifest.base:
+        with pytest.raises(TargetError, match="residualised already"):
+            residualize(model, made.adapter)
+
+
+@pytest.mark.parametrize("method", ["nlora", "random-orthonormal", "olora"])
+def test_verify_names_the_original_in_place_of_the_residual(method: str, tmp_path: Path) -> None:
+    build("llama").save_pretrained(tmp_path / "model")
+    initialize(tmp_path / "model", 3, method=method, output=tmp_path / "out")
+    stored = load_file(tmp_path / "model" / "model.safetensors")
+    save_file({key: value * (1 + 1e-6) for key, value in stored.items()}, tmp_path / "out" / "model.safetensors")
+    told = {check.name: check for check in verify(tmp_path / "out").checks}["base"]
+    assert not told.holds and "original" in told.detail

@@ -52,6 +52,7 @@ class ModuleRecord:
     gap: float | None
     dead: int
     residual_error: float | None
+    overlap: float
     motion: float
     sigma_max: float | None
     singular_values: tuple[float, ...]

@@ -166,7 +166,7 @@ def _look_at(folder: Path, manifest: Manifest, record: ModuleRecord, original: C
     numbers = None
     if base is not None and A is not None and B is not None and _fit(record, base, A, B):
         lessened = base.double() - record.scaling * B.double() @ A.double() if manifest.offset else base
-        numbers = recombine(lessened, A, B, record.scaling, W)
+        numbers = recombine(lessened, A, B, record.scaling, W, record.overlap)
     return _Look(record, _digest(base), _digest(W), numbers)
 
 

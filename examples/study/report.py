@@ -97,10 +97,11 @@ def conclusion(found: Sequence[Outcome], lines: Sequence[Mapping[str, Any]]) -> 
     """What holds and what does not. Losses whose ranges over the seeds overlap are called the same."""
     by = {one.arm: one for one in found}
     said = [_setting(found, lines)]
-    if len(found[0].losses) == 1:
+    single = [one.arm for one in found if len(one.losses) == 1]
+    if single:
         said.append(
-            f"One seed: how far runs of the same method lie apart is not known, and {_error(lines)}. The order is "
-            "an observation, not a finding."
+            f"One seed only for {', '.join(single)}: how far such runs lie apart is not known, and {_error(lines)}. "
+            "Their order is an observation, not a finding."
         )
     pairs = [("ailora", "lora"), ("ailora", "ailora-reversed"), ("ailora-balanced", "ailora"), ("ailora", "pissa"),
              ("ailora", "milora")]  # fmt: skip
@@ -109,10 +110,11 @@ def conclusion(found: Sequence[Outcome], lines: Sequence[Mapping[str, Any]]) -> 
 
 
 def _setting(found: Sequence[Outcome], lines: Sequence[Mapping[str, Any]]) -> str:
-    one, seeds = lines[0], max(len(item.losses) for item in found)
+    one, seeds = lines[0], sorted({len(item.losses) for item in found})
+    told = " or ".join(str(count) for count in seeds) + (" seed" if seeds == [1] else " seeds")
     return (
         f"{len(lines)} runs of {one['steps']} steps with {one['batch']} texts each, {len(found)} methods, every one at "
-        f"the best of its own learning rates, {seeds} seed{'s' if seeds > 1 else ''} there. Lowest held-out loss: "
+        f"the best of its own learning rates, {told} there. Lowest held-out loss: "
         f"{found[0].arm}, {_range(found[0].losses)}."
     )
 

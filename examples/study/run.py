@@ -75,12 +75,15 @@ def main() -> Path:
     parser.add_argument("--form", choices=["quick", "full"], default="quick")
     parser.add_argument("--arms", help="Only these, such as lora,ailora.")
     parser.add_argument("--workers", type=int, default=2, help="Runs at a time, one thread each.")
+    parser.add_argument("--seeds", type=int, help="Beside the first, instead of those of the form.")
     parser.add_argument("--steps", type=int, help="Instead of those of the form, to try the study itself.")
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
     form = FORMS[asked.task, asked.form]
     if asked.steps:
         form = Form(**{**asdict(form), "steps": asked.steps, "test": 20, "looks": 1})
+    if asked.seeds is not None:
+        form = Form(**{**asdict(form), "seeds": asked.seeds})
     out = asked.out or REPORTS / f"{asked.task}-{asked.form}.jsonl"
     out.parent.mkdir(parents=True, exist_ok=True)
     names = asked.arms.split(",") if asked.arms else list(TASKS[asked.task].arms or ARMS)
