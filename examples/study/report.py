@@ -103,7 +103,7 @@ def conclusion(found: Sequence[Outcome], lines: Sequence[Mapping[str, Any]]) -> 
             f"One seed only for {', '.join(single)}: how far such runs lie apart is not known, and {_error(lines)}. "
             "Their order is an observation, not a finding."
         )
-    pairs = [("ailora", "lora"), ("ailora", "ailora-reversed"), ("ailora-balanced", "ailora"), ("ailora", "pissa"),
+    pairs = [("ailora", "lora"), ("ailora", "ailora-reversed"), ("ailora-balanced", "ailora"), ("ailora-balanced", "lora"), ("ailora", "pissa"),
              ("ailora", "milora")]  # fmt: skip
     said += [_compared(by[first], by[second]) for first, second in pairs if first in by and second in by]
     return said
@@ -114,7 +114,7 @@ def _setting(found: Sequence[Outcome], lines: Sequence[Mapping[str, Any]]) -> st
     told = " or ".join(str(count) for count in seeds) + (" seed" if seeds == [1] else " seeds")
     return (
         f"{len(lines)} runs of {one['steps']} steps with {one['batch']} texts each, {len(found)} methods, every one at "
-        f"the best of its own learning rates, {told} there. Lowest held-out loss: "
+        f"the best of its own learning rates (chosen on the same held-out texts), {told} there. Lowest held-out loss: "
         f"{found[0].arm}, {_range(found[0].losses)}."
     )
 
