@@ -25,6 +25,10 @@ COLOURS = {
     "lora": "#1c7ed6", "ailora": "#e8590c", "ailora-balanced": "#f59f00", "ailora-reversed": "#9c36b5",
     "full": "#495057", "pissa": "#0b7285",
 }  # fmt: skip
+PAIRS = (
+    ("ailora", "lora"), ("ailora", "ailora-reversed"), ("ailora-balanced", "ailora"), ("ailora-balanced", "lora"),
+    ("ailora", "pissa"), ("ailora", "milora"),
+)  # fmt: skip
 _OTHER = "#adb5bd"
 HEAD = (
     "method", "trained", "learning rate", "held-out loss", "score", "steps to LoRA's loss", "other text", "ΔQ/Q",
@@ -103,9 +107,7 @@ def conclusion(found: Sequence[Outcome], lines: Sequence[Mapping[str, Any]]) -> 
             f"One seed only for {', '.join(single)}: how far such runs lie apart is not known, and {_error(lines)}. "
             "Their order is an observation, not a finding."
         )
-    pairs = [("ailora", "lora"), ("ailora", "ailora-reversed"), ("ailora-balanced", "ailora"), ("ailora-balanced", "lora"), ("ailora", "pissa"),
-             ("ailora", "milora")]  # fmt: skip
-    said += [_compared(by[first], by[second]) for first, second in pairs if first in by and second in by]
+    said += [_compared(by[first], by[second]) for first, second in PAIRS if first in by and second in by]
     return said
 
 
