@@ -123,6 +123,8 @@ def _setting(found: Sequence[Outcome], lines: Sequence[Mapping[str, Any]]) -> st
 
 def _error(lines: Sequence[Mapping[str, Any]]) -> str:
     count = lines[0]["test"]
+    if any(line["final"]["score"] < 0 for line in lines):  # no share of texts told right
+        return f"only {count} texts were held out"
     return f"a score over {count} held-out texts is itself uncertain by up to {0.5 / math.sqrt(count):.3f}"
 
 

@@ -184,7 +184,7 @@ def _train(
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        losses.append(round(float(loss), 5))
+        losses.append(round(loss.item(), 5))
         if step % max(1, form.steps // form.looks) == 0 or step == form.steps:
             looks.append({"step": step, **task.evaluate(started.backbone.eval(), head)})
     return losses, looks
