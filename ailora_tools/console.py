@@ -262,6 +262,7 @@ _NUMBER_ROWS: dict[str, Callable[[list[ModuleRecord]], str]] = {
     "gap at the cut": lambda group: _decimals([record.gap for record in group]),
     "survival in the base": lambda group: _decimals([record.survival for record in group]),
     "reconstruction error": lambda group: _decimals([record.reconstruction_error for record in group]),
+    "first step / lr": lambda group: _decimals([record.motion for record in group]),
     "dead components": lambda group: str(sum(record.dead for record in group)),
     "rounding": lambda group: ", ".join(sorted({record.rounding for record in group})),
 }

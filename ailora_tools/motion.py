@@ -7,7 +7,7 @@ the minor ones of W^V. `motion` is measured on the stored factors (see `decompos
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from .output.manifest import ModuleRecord
@@ -15,11 +15,11 @@ from .output.manifest import ModuleRecord
 FILE = "lr_groups.json"
 
 
-def role_motion(records: Sequence[ModuleRecord]) -> dict[str, float]:
-    """Root mean square of `motion` over the matrices of each role."""
+def role_motion(motions: Iterable[tuple[str, float]]) -> dict[str, float]:
+    """Root mean square over the matrices of each role, of pairs (role, motion)."""
     roles: dict[str, list[float]] = {}
-    for record in records:
-        roles.setdefault(record.role, []).append(record.motion)
+    for role, motion in motions:
+        roles.setdefault(role, []).append(motion)
     return {role: math.sqrt(sum(value**2 for value in found) / len(found)) for role, found in roles.items()}
 
 
@@ -32,7 +32,7 @@ def lr_scales(motion: Mapping[str, float]) -> dict[str, float]:
 
 def lr_document(records: Sequence[ModuleRecord]) -> dict[str, Any]:
     """lr_groups.json: motion and factor by role, factor by module (of several projections: their geometric mean)."""
-    motion = role_motion(records)
+    motion = role_motion((record.role, record.motion) for record in records)
     scales = lr_scales(motion)
     modules: dict[str, list[float]] = {}
     for record in records:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import numpy as np
 import plotly.graph_objects as go
 import pytest
 import torch
@@ -19,8 +20,9 @@ from checkpoints import llama_tensors, tree, write_checkpoint
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from ailora_tools import AiloraError, analyze, render_report
+from ailora_tools import AiloraError, analyze, initialize, render_report
 from ailora_tools.metrics.definitions import DEFINITIONS
+from ailora_tools.metrics.spectral import motions
 from ailora_tools.output.analysis import read_analysis, schema
 from ailora_tools.report.page import render
 from ailora_tools.report.words import number, percent, ranges, spread, typeset
@@ -47,6 +49,30 @@ def cli(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 def without_times(document: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in document.items() if key not in ("created", "seconds")}
+
+
+def test_motion_from_the_spectrum_is_that_of_the_adapters(model: Path, tmp_path: Path) -> None:
+    """What the report expects of AILoRA's adapters is what `init` then measures on the factors that it stored."""
+    document = analyze(model, output=tmp_path / "report", rank=4).document
+    expected = next(finding["numbers"] for finding in document["findings"] if finding["id"] == "motion")
+    manifest = initialize(model, 4, output=tmp_path / "out").manifest
+    assert manifest is not None
+    for row in document["matrices"]:
+        found = next(record.motion for record in manifest.modules if record.tensor == row["tensor"])
+        S = np.asarray(row["spectrum"]["singular_values"])
+        part = {"q": "top", "v": "bottom"}[row["role"]]
+        assert motions(S, [4], tuple(row["shape"]))[part] == pytest.approx([found], rel=1e-5)
+    roles = json.loads((tmp_path / "out" / "lr_groups.json").read_text())["roles"]
+    for role in "qv":
+        assert expected[f"{role}_motion"] == pytest.approx(roles[role]["motion"], rel=1e-5)
+
+
+def test_a_zero_matrix_does_not_move(tmp_path: Path) -> None:
+    tensors = llama_tensors()
+    zero = {name: value * (0 if "v_proj" in name else 1) for name, value in tensors.items()}
+    result = analyze(write_checkpoint(tmp_path / "model", zero), output=tmp_path / "out")
+    assert "motion" not in {finding["id"] for finding in result.document["findings"]}
+    assert "a matrix that is zero does not move" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_the_files_and_their_schema(model: Path, tuned: Path, tmp_path: Path) -> None:

@@ -107,8 +107,10 @@ def test_the_rank_slider_by_keyboard(browser: Any, reports: dict[str, Path]) -> 
     page.draw_all()
     assert page.text_content("#rank-value") == "8"
     before = page.text_content('[data-held="q"]')
+    motion = page.text_content('[data-held="motion"]')
     page.focus("#rank")
     page.keyboard.press("ArrowRight")
+    assert motion.endswith(" : 1") and page.text_content('[data-held="motion"]') != motion
     assert page.text_content("#rank-value") == "12" and page.text_content('[data-held="q"]') != before
     line = page.evaluate("document.querySelector('[data-energy]').layout.shapes[0].x0")
     rows = json.loads((reports["rxnfp"].parent / "analysis.json").read_text())["matrices"]

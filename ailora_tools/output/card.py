@@ -94,7 +94,7 @@ def _numbers(records: Sequence[ModuleRecord]) -> str:
 
 def _training(records: Sequence[ModuleRecord]) -> str:
     """Learning rates by role, and what is to stay frozen."""
-    motion = role_motion(records)
+    motion = role_motion((record.role, record.motion) for record in records)
     scales = lr_scales(motion)
     told = ", ".join(
         f"W^{role.upper()} {motion[role] / min(motion.values()):.3g}" for role in motion if min(motion.values())

@@ -84,14 +84,14 @@ def elements(rows: Sequence[Row], role: str, at: int | None = None) -> Figure:
     data = [
         *_band(layers, quantile[0.05], quantile[0.95], colour, 0.18, "5 to 95 %"),
         *_band(layers, quantile[0.25], quantile[0.75], colour, 0.4, "25 to 75 %"),
-        _series(layers, quantile[0.5], colour, "median"),
+        series(layers, quantile[0.5], colour, "median"),
     ]
     if at is not None:
         for level, name in ((0.05, "after: 5, 25, 75, 95 %"), (0.25, ""), (0.75, ""), (0.95, "")):
             i = levels.index(level)
             after = [row["changes"][at]["elements_after"]["quantiles"][i] for row in chosen]
             style = {"dash": "dot", "width": 1.5, "color": colour}
-            data.append(_series(layers, after, colour, name) | {"line": style, "showlegend": bool(name)})
+            data.append(series(layers, after, colour, name) | {"line": style, "showlegend": bool(name)})
     return {"data": data, "layout": layout_for("layer", f"element of {matrix(role)}", legend=True)}
 
 
@@ -103,7 +103,7 @@ def by_layer(rows: Sequence[Row], value: Callable[[Row], float | None], title: s
             chosen = [row for row in _of(rows, role) if row["stack"] == stack]
             name = line_name(role, stack)
             known = [value(row) for row in chosen]
-            data.append(_series([row["layer"] for row in chosen], known, COLOURS[role], name, role))
+            data.append(series([row["layer"] for row in chosen], known, COLOURS[role], name, role))
     return {"data": data, "layout": layout_for("layer", title, log_y=log, legend=True, zero=not log)}
 
 
@@ -251,15 +251,16 @@ def _with_level(figure: Figure, level: float, name: str) -> Figure:
     return figure
 
 
-def _series(
-    layers: Sequence[int], values: Sequence[float | None], colour: str, name: str, role: str = "q"
+def series(
+    x: Sequence[int], values: Sequence[float | None], colour: str, name: str, role: str = "q", unit: str = "layer"
 ) -> dict[str, Any]:
+    """A line with the marks of its role, over layers or another `unit`; gaps where a value is None."""
     symbol = {"q": "circle", "v": "diamond", "k": "square", "o": "x"}[role]
     return {
-        "type": "scatter", "mode": "lines+markers" if len(layers) < 100 else "lines", "x": list(layers),
+        "type": "scatter", "mode": "lines+markers" if len(x) < 100 else "lines", "x": list(x),
         "y": [None if value is None else short(value) for value in values], "name": name,
         "line": {"color": colour, "width": 2}, "marker": {"symbol": symbol, "size": 7},
-        "hovertemplate": "layer %{x}<br>%{y:.4g}<extra>" + name + "</extra>",
+        "hovertemplate": unit + " %{x}<br>%{y:.4g}<extra>" + name + "</extra>",
     }  # fmt: skip
 
 

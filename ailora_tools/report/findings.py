@@ -8,7 +8,9 @@ from typing import Any
 
 from ..metrics.noise import noise_effective_rank_share
 from ..metrics.paired import Comparison, compare
+from ..motion import lr_scales
 from .changes import change_findings
+from .motions import motion_at, place
 from .words import matrix, number, spread
 
 Row = Mapping[str, Any]
@@ -32,8 +34,9 @@ def find(document: Mapping[str, Any]) -> list[Finding]:
             rows, "outlier_share", "has", "singular values above the noise edge", "values above the noise edge / k"
         ),
         *_moved(rows, rank),
-        *_energy(rows),
+        *_motion(rows, rank),
         *_survival(rows, rank),
+        *_energy(rows),
         *_outstanding(rows),
     ]
     if not document["against"]:
@@ -106,6 +109,21 @@ def _moved(rows: Sequence[Row], rank: int) -> Iterator[Finding]:
             f"the minor part of W^V {spread(parts['v'], shares=True)} (medians over {len(parts['q'])} and "
             f"{len(parts['v'])} matrices, with their ranges).",
             "numbers": {"rank": rank, "q_median": median(parts["q"]), "v_median": median(parts["v"])},
+        }
+
+
+def _motion(rows: Sequence[Row], rank: int) -> Iterator[Finding]:
+    """How much faster AILoRA's adapter of W^Q would move its matrix than that of W^V."""
+    motion = motion_at(rows, rank)
+    if len(motion) == 2 and all(motion.values()):
+        scales = lr_scales(motion)
+        yield {
+            "id": "motion",
+            "text": f"At one learning rate the first step of Adam moves W^Q {number(motion['q'] / motion['v'])} times "
+            f"as far as W^V, for their norms, if adapters of rank {rank} start as AILoRA's; learning rates "
+            f"× {number(scales['q'])} for W^Q and × {number(scales['v'])} for W^V would equalise it (`init` writes "
+            "them).",
+            "numbers": {"rank": rank, "q_motion": motion["q"], "v_motion": motion["v"]},
         }
 
 
@@ -187,12 +205,7 @@ def _premise(rows: Sequence[Row]) -> Finding:
 
 def _at_rank(rows: Sequence[Row], role: str, key: str, rank: int) -> list[float]:
     """Values of `cuts` at the largest stated rank up to `rank`."""
-    found = []
-    for row in rows:
-        if row["role"] == role:
-            at = max(place for place, value in enumerate(row["cuts"]["ranks"]) if value <= rank)
-            found.append(row["cuts"][key][at])
-    return found
+    return [row["cuts"][key][place(row, rank)] for row in rows if row["role"] == role]
 
 
 def _roles(rows: Sequence[Row]) -> list[str]:

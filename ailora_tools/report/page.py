@@ -6,6 +6,7 @@ import importlib.util
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -16,6 +17,8 @@ from typing import Any
 from ..output.analysis import metrics_csv
 from . import sections
 from .figures import roles
+from .motions import by_rank, motion_texts
+from .parts import Parts
 from .words import matrix, number, percent, spread, typeset
 
 _EMBEDDED = 1_500_000  # bytes of the document that the page carries whole; beyond, spectra are thinned
@@ -25,26 +28,45 @@ _LISTS = ("singular_values", "delta_singular_values", "singular_values_after")
 
 def render(document: Mapping[str, Any]) -> str:
     """The report as HTML text."""
-    parts = sections.build(document)
-    facts = "".join(f"<div><dt>{escape(name)}</dt><dd>{typeset(value)}</dd></div>" for name, value in _facts(document))
-    nav = "".join(f'<a href="#{anchor}">{escape(title)}</a>' for anchor, title in parts.anchors)
-    data = {
-        "figures": parts.figures,
-        "overviews": parts.overviews,
-        "ranks": _held(document["matrices"]),
-        "document": embedded(document),
-        "csv": metrics_csv(document),
-        "slug": re.sub(r"[^\w.-]+", "-", document["model"]["name"]) or "analysis",
-    }
-    return Template(_resource("page.html")).substitute(
-        title=escape(f"{document['model']['name']}: spectra of W^Q and W^V"),
-        css=_resource("page.css"),
+    frame = Frame(
+        title=f"{document['model']['name']}: spectra of W^Q and W^V",
+        kind="Spectra of attention weights",
         heading=_heading(document),
-        facts=facts,
-        nav=nav,
-        body=parts.html,
+        facts=_facts(document),
         footer=_footer(document),
-        data=_inert(json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))),
+        slug=re.sub(r"[^\w.-]+", "-", document["model"]["name"]) or "analysis",
+    )
+    downloads = {"document": embedded(document), "csv": metrics_csv(document)}
+    return framed(sections.build(document), frame, downloads | {"ranks": _held(document["matrices"])})
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What stands around the sections. `title`, `kind` and `facts` (name, value) are plain text, `heading` and
+    `footer` HTML; `slug` names the downloads."""
+
+    title: str
+    kind: str
+    heading: str
+    facts: Sequence[tuple[str, str]]
+    footer: str
+    slug: str
+
+
+def framed(parts: Parts, frame: Frame, data: Mapping[str, Any]) -> str:
+    """One page in this style, as HTML. `data` holds what page.js needs besides figures: "document" and "csv" to
+    download, and "ranks" if there is a slider."""
+    carried = {"figures": parts.figures, "overviews": parts.overviews, "slug": frame.slug, **data}
+    return Template(_resource("page.html")).substitute(
+        title=escape(frame.title),
+        kind=escape(frame.kind),
+        css=_resource("page.css"),
+        heading=frame.heading,
+        facts="".join(f"<div><dt>{escape(key)}</dt><dd>{typeset(value)}</dd></div>" for key, value in frame.facts),
+        nav="".join(f'<a href="#{anchor}">{escape(title)}</a>' for anchor, title in parts.anchors),
+        body=parts.html,
+        footer=frame.footer,
+        data=_inert(json.dumps(carried, ensure_ascii=False, allow_nan=False, separators=(",", ":"))),
         plotly=plotly_script(),
         js=_resource("page.js"),
     )
@@ -113,7 +135,9 @@ def _every(values: Sequence[float]) -> list[float]:
 def _held(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """What the slider tells at each rank that all matrices have."""
     common = min((row["cuts"]["ranks"] for row in rows), key=len)
-    return [{"rank": rank, "texts": _texts(rows, at, rank)} for at, rank in enumerate(common) if rank < common[-1]]
+    motion = by_rank(rows) or [{}] * len(common)
+    texts = [{**_texts(rows, at, rank), **motion_texts(motion[at])} for at, rank in enumerate(common)]
+    return [{"rank": rank, "texts": texts[at]} for at, rank in enumerate(common) if rank < common[-1]]
 
 
 def _texts(rows: Sequence[Mapping[str, Any]], at: int, rank: int) -> dict[str, str]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..metrics.definitions import BY_KEY, DEFINITIONS
 from . import figures, maps
+from .motions import motion_by_layer, motion_by_rank
 from .parts import Parts
 from .words import matrix, number, typeset
 
@@ -41,7 +42,7 @@ def build(document: Document) -> Parts:
         parts.map("weights", maps.overview(rows), "effective_rank_share"),
     )  # fmt: skip
     _spectra(parts, rows)
-    _energy(parts, rows)
+    _energy(parts, rows, document["settings"]["rank"])
     _elements(parts, document)
     _heads(parts, rows)
     _ranks(parts, document)
@@ -101,7 +102,7 @@ def _some(row: Mapping[str, Any]) -> bool:
     return bool(row["spectrum"]["singular_values"][0])
 
 
-def _energy(parts: Parts, rows: Sequence[Mapping[str, Any]]) -> None:
+def _energy(parts: Parts, rows: Sequence[Mapping[str, Any]], rank: int) -> None:
     there = [(role, part) for role, part in (("q", "top"), ("v", "bottom")) if role in figures.roles(rows)]
     if not there:
         return
@@ -117,12 +118,24 @@ def _energy(parts: Parts, rows: Sequence[Mapping[str, Any]]) -> None:
         for role, what in (("q", "principal"), ("v", "minor"))
         if role in dict(there)
     )
+    if {"q", "v"} <= set(dict(there)):
+        boxes += (
+            '<div><span>first step of Adam, Q : V</span><strong data-held="motion"></strong>'
+            '<span data-held="motion-range"></span></div>'
+        )
     if "v" in dict(there):
         boxes += (
             f"<div><span>predicted survival of minor {typeset(matrix('v'))}</span>"
             '<strong data-held="survival"></strong>'
             '<span data-held="survival-range"></span></div>'
         )
+    cards += [
+        parts.card("motion-layers", f"First step of the adapters, rank {rank}",
+                   "How far Adam's first step moves each matrix, for its norm and learning rate.",
+                   motion_by_layer(rows, rank)),
+        parts.card("motion-ranks", "First step against rank", "Root mean square over the layers.",
+                   motion_by_rank(rows), ' data-energy="yes"'),
+    ]  # fmt: skip
     common = min((row["cuts"]["ranks"] for row in rows), key=len)
     start = max(at for at, rank in enumerate(common) if rank <= 8 and (rank < common[-1] or at == 0))
     slider = (
@@ -134,7 +147,8 @@ def _energy(parts: Parts, rows: Sequence[Mapping[str, Any]]) -> None:
     )
     parts.section(
         "energy", "Energy against rank",
-        "Move the slider: what would the adapters of AILoRA hold at that rank?",
+        "Move the slider: what would the adapters of AILoRA hold at that rank, and how fast would they move? With the "
+        "roots of the singular values on both sides, an adapter moves in proportion to them.",
         f'{slider}<div class="grid">{"".join(cards)}</div>',
     )  # fmt: skip
 

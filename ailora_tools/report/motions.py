@@ -1,0 +1,73 @@
+"""How fast the adapters of AILoRA would move their matrices at one learning rate, from the spectra of an analysis."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..metrics.spectral import motions
+from ..motion import lr_scales, role_motion
+from .figures import COLOURS, by_layer, layout_for, line_name, series
+from .words import number
+
+Row = Mapping[str, Any]
+Figure = dict[str, Any]
+PARTS = {"q": "top", "v": "bottom"}  # what AILoRA gives to the adapter of each role
+
+
+def by_rank(rows: Sequence[Row]) -> list[dict[str, float]]:
+    """Motion of each role (root mean square over its matrices) at every rank that all matrices have."""
+    known = [(row["role"], _motions(row)) for row in rows if row["role"] in PARTS]
+    ranks = min((len(found) for _, found in known), default=0)
+    return [role_motion((role, found[at]) for role, found in known) for at in range(ranks)]
+
+
+def motion_texts(motion: Mapping[str, float]) -> dict[str, str]:
+    """What the slider says of one rank; empty unless there are both roles."""
+    if set(motion) != set(PARTS):
+        return {}
+    if not all(motion.values()):
+        return {"motion": "–", "motion-range": "a matrix that is zero does not move"}
+    scales = lr_scales(motion)
+    told = f"learning rates × {number(scales['q'])} and × {number(scales['v'])} would equalise it"
+    return {"motion": f"{number(motion['q'] / motion['v'])} : 1", "motion-range": told}
+
+
+def motion_at(rows: Sequence[Row], rank: int) -> dict[str, float]:
+    """Motion of each role at the largest stated rank up to `rank`."""
+    of = [row for row in rows if row["role"] in PARTS]
+    return role_motion((row["role"], _motions(row)[place(row, rank)]) for row in of)
+
+
+def motion_by_layer(rows: Sequence[Row], rank: int) -> Figure:
+    """Motion of each matrix at the largest stated rank up to `rank`."""
+    of = [row for row in rows if row["role"] in PARTS]
+    return by_layer(of, lambda row: _motions(row)[place(row, rank)], _TITLE)
+
+
+def motion_by_rank(rows: Sequence[Row]) -> Figure:
+    """Motion of each role against the rank."""
+    ranks = min((row["cuts"]["ranks"] for row in rows), key=len)
+    found = by_rank(rows)
+    data = [
+        series(ranks, [motion[role] or None for motion in found], COLOURS[role], line_name(role), role, "rank")
+        for role in (found[0] if found else ())
+    ]
+    layout = layout_for("rank r", _TITLE, log_y=True, legend=True)
+    layout["xaxis"] |= {"type": "log", "dtick": "D1" if ranks[-1] < 30 else 1}
+    return {"data": data, "layout": layout}
+
+
+_TITLE = "‖ΔW‖ / (‖W‖ · learning rate)"
+
+
+def place(row: Row, rank: int) -> int:
+    """Index in `cuts` of the largest stated rank up to `rank`."""
+    return max(at for at, value in enumerate(row["cuts"]["ranks"]) if value <= rank)
+
+
+def _motions(row: Row) -> list[float]:
+    S = np.asarray(row["spectrum"]["singular_values"])
+    return list(motions(S, row["cuts"]["ranks"], (row["shape"][0], row["shape"][1]))[PARTS[row["role"]]])
