@@ -1,8 +1,8 @@
 """The outcome of the study as a page, a table and a plain conclusion that says no more than the data.
 
-    python examples/study/report.py reports/study/minilm-quick.jsonl
+    python examples/study/report.py reports/study/minilm-full.jsonl
 
-writes the page (.html, opens offline) and the table (.md) beside the lines.
+writes the page (.html, opens offline) and the table with the conclusion (.md) beside the lines.
 """
 
 from __future__ import annotations
@@ -10,210 +10,194 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 from statistics import median
-from string import Template
 from typing import Any
 
-from ailora_tools.report.page import plotly_script
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from conclusion import conclusion, spread, titles
+from outcome import Line, Outcome, outcomes
+
+from ailora_tools.report.figures import Figure, layout_for, short
+from ailora_tools.report.page import Frame, framed
+from ailora_tools.report.parts import Parts
 
 COLOURS = {
-    "lora": "#1c7ed6", "ailora": "#e8590c", "ailora-balanced": "#f59f00", "ailora-reversed": "#9c36b5",
-    "full": "#495057", "pissa": "#0b7285",
+    "lora": "#1c7ed6", "ailora": "#e8590c", "ailora-balanced": "#f08c00", "ailora-reversed": "#9c36b5",
+    "full": "#5c6770", "pissa": "#0c8599", "milora": "#2f9e44", "rslora": "#74b8f0", "dora": "#5c7cfa",
+    "olora": "#8fae5b", "nlora": "#b59a5b", "mica": "#d6336c", "bitfit": "#a1887f",
 }  # fmt: skip
-PAIRS = (
-    ("ailora", "lora"), ("ailora", "ailora-reversed"), ("ailora-balanced", "ailora"), ("ailora-balanced", "lora"),
-    ("ailora", "pissa"), ("ailora", "milora"),
-)  # fmt: skip
-_OTHER = "#adb5bd"
+_STRONG = ("lora", "ailora", "ailora-balanced", "ailora-reversed", "pissa", "full")  # drawn thick
 HEAD = (
-    "method", "trained", "learning rate", "held-out loss", "score", "steps to LoRA's loss", "other text", "ΔQ/Q",
+    "method", "trained", "learning rate", "seeds", "test loss", "score", "steps to LoRA's loss", "other text", "ΔQ/Q",
     "ΔV/V",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """One arm at its best learning rate. `losses` and `scores` are over the seeds; `edge`: the best rate is at an end
-    of those tried; `reached`: step of the first look at or below LoRA's final loss."""
-
-    arm: str
-    trained: int
-    lr: float
-    losses: tuple[float, ...]
-    scores: tuple[float, ...]
-    curve: Sequence[Mapping[str, float]]
-    by_rate: Mapping[float, float]
-    other: float
-    drift: Mapping[str, float]
-    edge: bool
-    reached: int | None
-
-    @property
-    def loss(self) -> float:
-        return median(self.losses)
-
-
-def outcomes(lines: Sequence[Mapping[str, Any]]) -> list[Outcome]:
-    """All arms, best first. The learning rate is chosen by the median held-out loss over the seeds that are there."""
-    arms: dict[str, list[Mapping[str, Any]]] = {}
-    for line in lines:
-        arms.setdefault(line["arm"], []).append(line)
-    target = _one("lora", arms["lora"], None).loss if "lora" in arms else None
-    return sorted((_one(arm, found, target) for arm, found in arms.items()), key=lambda one: one.loss)
-
-
-def _one(arm: str, lines: Sequence[Mapping[str, Any]], target: float | None) -> Outcome:
-    seeds = {lr: len({line["seed"] for line in lines if line["lr"] == lr}) for lr in {line["lr"] for line in lines}}
-    by_rate = {lr: median(line["final"]["loss"] for line in lines if line["lr"] == lr) for lr in sorted(seeds)}
-    full = [lr for lr in by_rate if seeds[lr] == max(seeds.values())]
-    lr = min(full, key=lambda rate: by_rate[rate])
-    best = [line for line in lines if line["lr"] == lr]
-    first = next(line for line in best if line["seed"] == 0)
-    reached = [look["step"] for look in first["looks"] if target is not None and look["loss"] <= target]
-    return Outcome(
-        arm, first["trained"], lr,
-        tuple(line["final"]["loss"] for line in best), tuple(line["final"]["score"] for line in best),
-        first["looks"], by_rate, first["other_text"]["after"] - first["other_text"]["before"], first["drift"],
-        lr in (min(by_rate), max(by_rate)), reached[0] if reached else None,
-    )  # fmt: skip
 
 
 def row(one: Outcome) -> tuple[str, ...]:
     """The cells of the table."""
     return (
-        one.arm, f"{one.trained:,}", f"{one.lr:g}{' (end of the ladder)' if one.edge else ''}", _range(one.losses),
-        _range(one.scores), str(one.reached or "never"), f"{one.other:.3g}",
-        *(f"{one.drift[role]:.3f}" for role in "qv"),
+        one.arm, f"{one.trained:,}", f"{one.lr:g}{' (end of the ladder)' if one.edge else ''}", str(len(one.loss)),
+        spread(one.loss.values()), spread(one.score.values()), _steps(one.reached), spread(one.other.values()),
+        *(f"{one.drift[role]:.3f}" if role in one.drift else "-" for role in "qv"),
     )  # fmt: skip
 
 
-def _range(values: Sequence[float]) -> str:
-    middle = f"{median(values):.3f}"
-    return middle if len(values) == 1 else f"{middle} ({min(values):.3f} to {max(values):.3f})"
+def _steps(reached: Sequence[int | None]) -> str:
+    """The median over the seeds, of which one that never got there counts as endless."""
+    middle = median(math.inf if step is None else step for step in reached)
+    return "never" if math.isinf(middle) else f"{middle:g}"
 
 
-def conclusion(found: Sequence[Outcome], lines: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What holds and what does not. Losses whose ranges over the seeds overlap are called the same."""
-    by = {one.arm: one for one in found}
-    said = [_setting(found, lines)]
-    single = [one.arm for one in found if len(one.losses) == 1]
-    if single:
-        said.append(
-            f"One seed only for {', '.join(single)}: how far such runs lie apart is not known, and {_error(lines)}. "
-            "Their order is an observation, not a finding."
-        )
-    said += [_compared(by[first], by[second]) for first, second in PAIRS if first in by and second in by]
-    return said
-
-
-def _setting(found: Sequence[Outcome], lines: Sequence[Mapping[str, Any]]) -> str:
-    one, seeds = lines[0], sorted({len(item.losses) for item in found})
-    told = " or ".join(str(count) for count in seeds) + (" seed" if seeds == [1] else " seeds")
-    return (
-        f"{len(lines)} runs of {one['steps']} steps with {one['batch']} texts each, {len(found)} methods, every one at "
-        f"the best of its own learning rates (chosen on the same held-out texts), {told} there. Lowest held-out loss: "
-        f"{found[0].arm}, {_range(found[0].losses)}."
-    )
-
-
-def _error(lines: Sequence[Mapping[str, Any]]) -> str:
-    count = lines[0]["test"]
-    if any(line["final"]["score"] < 0 for line in lines):  # no share of texts told right
-        return f"only {count} texts were held out"
-    return f"a score over {count} held-out texts is itself uncertain by up to {0.5 / math.sqrt(count):.3f}"
-
-
-def _compared(first: Outcome, second: Outcome) -> str:
-    several = min(len(first.losses), len(second.losses)) > 1
-    apart = max(first.losses) < min(second.losses) or max(second.losses) < min(first.losses)
-    lower = "lower" if first.loss < second.loss else "higher"
-    told = f"{first.arm} against {second.arm}: held-out loss {_range(first.losses)} against {_range(second.losses)}, "
-    if not several:
-        return told + f"{lower} by {abs(first.loss - second.loss):.3f} in one seed."
-    return told + (f"{lower} in every seed." if apart else "ranges overlap: no difference shown.")
-
-
-def markdown(found: Sequence[Outcome], lines: Sequence[Mapping[str, Any]]) -> str:
+def markdown(found: Sequence[Outcome], lines: Sequence[Line]) -> str:
     """Table and conclusion."""
     table = [HEAD, ("---",) * len(HEAD), *map(row, found)]
     cells = "\n".join("| " + " | ".join(line) + " |" for line in table)
     return cells + "\n\n" + "\n".join(f"- {sentence}" for sentence in conclusion(found, lines)) + "\n"
 
 
-def figures(found: Sequence[Outcome]) -> dict[str, Any]:
-    """Loss against learning rate, and held-out loss on the way, as plotly.js takes them."""
-    rates = [_line(one, list(one.by_rate), list(one.by_rate.values())) for one in found]
-    curves = [_line(one, [look["step"] for look in one.curve], [look["loss"] for look in one.curve]) for one in found]
-    return {
-        "rates": {"data": rates, "layout": _layout("learning rate", "held-out loss at the end", "log")},
-        "curves": {"data": curves, "layout": _layout("step", "held-out loss at the best learning rate", "linear")},
-    }
-
-
-def _line(one: Outcome, x: list[float], y: list[float]) -> dict[str, Any]:
-    strong = one.arm in COLOURS
-    return {
-        "type": "scatter", "mode": "lines+markers", "name": one.arm, "x": x, "y": y,
-        "line": {"color": COLOURS.get(one.arm, _OTHER), "width": 2.5 if strong else 1.2},
-        "hovertemplate": f"{one.arm}<br>%{{x}}: %{{y:.3f}}<extra></extra>",
-    }  # fmt: skip
-
-
-def _layout(x: str, y: str, kind: str) -> dict[str, Any]:
-    return {
-        "margin": {"l": 60, "r": 10, "t": 10, "b": 45}, "height": 430, "legend": {"orientation": "h", "y": -0.18},
-        "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)", "font": {"color": "#868e96"},
-        "xaxis": {"title": {"text": x}, "type": kind, "exponentformat": "e", "gridcolor": "rgba(134,142,150,.25)"},
-        "yaxis": {"title": {"text": y}, "gridcolor": "rgba(134,142,150,.25)", "zeroline": False},
-    }  # fmt: skip
-
-
-def page(title: str, found: Sequence[Outcome], lines: Sequence[Mapping[str, Any]]) -> str:
-    """One HTML file without outside requests."""
-    cells = "".join(
-        f"<tr class='{'chosen' if one.arm == 'ailora' else ''}'>"
-        + "".join(f"<td>{escape(cell)}</td>" for cell in row(one))
-        for one in found
+def page(found: Sequence[Outcome], lines: Sequence[Line]) -> str:
+    """One HTML file in the style of the reports of `analyze`, without outside requests."""
+    title, parts, first = titles(lines), Parts(), lines[0]
+    items = "".join(f"<li>{escape(sentence)}</li>" for sentence in conclusion(found, lines))
+    parts.section("findings", "What the data say", escape(title.question), f'<ul class="findings">{items}</ul>')
+    cards = [parts.card(name, *told, figure) for name, told, figure in _cards(found, title.other)]
+    lead = "Every method at the best of its own learning rates, chosen on dev texts and judged on test texts."
+    parts.section("figures", "Losses, learning rates and other text", lead, f'<div class="grid">{"".join(cards)}</div>')
+    parts.section("table", "All methods", "Median over the seeds (least to greatest).", _table(found))
+    versions = ", ".join(f"{name} {value}" for name, value in first["versions"].items())
+    frame = Frame(
+        title=f"{title.name}: does the start help?",
+        kind="Does the start help?",
+        heading=escape(title.name),
+        facts=_facts(found, lines, title.task),
+        footer=f"<p>{escape(versions)}</p>",
+        slug=f"study-{first['task']}",
     )
-    said = "".join(f"<li>{escape(sentence)}</li>" for sentence in conclusion(found, lines))
-    css = files("ailora_tools.report").joinpath("page.css").read_text("utf-8")
-    head = "".join(f"<th>{escape(name)}</th>" for name in HEAD)
-    return Template(_PAGE).substitute(
-        title=escape(title), css=css, said=said, head=head, cells=cells,
-        data=json.dumps(figures(found)).replace("<", "\\u003c"), plotly=plotly_script(),
+    cells = "\n".join(",".join(f'"{cell}"' for cell in line) for line in (HEAD, *map(row, found)))
+    return framed(parts, frame, {"document": list(lines), "csv": cells + "\n"})
+
+
+def _facts(found: Sequence[Outcome], lines: Sequence[Line], task: str) -> list[tuple[str, str]]:
+    first, form = lines[0], lines[0]["form"]
+    return [
+        ("task", task),
+        ("runs", f"{len(lines)} of {len(found)} methods"),
+        ("training", f"{form['steps']} steps of {form['batch']} texts"),
+        ("texts", f"{form['train']:,} to train, {form['dev']:,} to choose, {form['test']:,} to judge"),
+        ("rank", str(first["rank"])),
+        ("took", f"{sum(line['seconds'] for line in lines) / 3600:.1f} core hours"),
+    ]
+
+
+def _cards(found: Sequence[Outcome], other: str) -> list[tuple[str, tuple[str, str], Figure]]:
+    """(name, (title, how to read it), figure)."""
+    return [
+        ("losses", ("Test loss", "A point a seed, a bar the median; dashed: the range of LoRA."), _losses(found)),
+        ("rates", ("Against learning rate", "Dev loss at the end, median over the seeds."), _rates(found)),
+        ("curves", ("On the way", "Dev loss at the best learning rate, median over the seeds."), _curves(found)),
+        ("other", ("What it costs elsewhere", f"Test loss against {other}; a point a seed."), _other(found)),
+    ]
+
+
+def _losses(found: Sequence[Outcome]) -> Figure:
+    worst_first = list(reversed(found))
+    colours = [_colour(one) for one in worst_first]
+    data = [_dots(one, list(one.loss.values()), [one.arm] * len(one.loss)) for one in worst_first]
+    data.append({
+        "type": "scatter", "mode": "markers", "x": [short(one.middle) for one in worst_first],
+        "y": [one.arm for one in worst_first], "hoverinfo": "skip", "showlegend": False,
+        "marker": {"symbol": "line-ns", "size": 18, "line": {"width": 2.5, "color": colours}},
+    })  # fmt: skip
+    layout = layout_for("test loss", "", height=430)
+    layout["yaxis"] |= {"type": "category", "title": {"text": "method"}}
+    lora = next((list(one.loss.values()) for one in found if one.arm == "lora"), [])
+    layout["shapes"] = [
+        {"type": "line", "yref": "paper", "y0": 0, "y1": 1, "x0": edge, "x1": edge,
+         "line": {"dash": "dash", "width": 1, "color": COLOURS["lora"]}}
+        for edge in ((min(lora), max(lora)) if lora else ())
+    ]  # fmt: skip
+    return {"data": data, "layout": layout}
+
+
+def _rates(found: Sequence[Outcome]) -> Figure:
+    data = [_line(one, [(lr, median(losses)) for lr, losses in one.by_rate.items()]) for one in found]
+    layout = _with_legend(layout_for("learning rate", "dev loss at the end", height=430, legend=True))
+    layout["xaxis"] |= {"type": "log", "exponentformat": "power", "dtick": 1}
+    return {"data": data, "layout": layout}
+
+
+def _curves(found: Sequence[Outcome]) -> Figure:
+    layout = _with_legend(layout_for("step", "dev loss", height=430, legend=True))
+    return {"data": [_line(one, one.curve) for one in found], "layout": layout}
+
+
+def _other(found: Sequence[Outcome]) -> Figure:
+    data = [_dots(one, list(one.other.values()), list(one.loss.values())) for one in found]
+    layout = _with_legend(layout_for("other text", "test loss", height=430, legend=True))
+    return {"data": [trace | {"showlegend": True} for trace in data], "layout": layout}
+
+
+def _with_legend(layout: dict[str, Any]) -> dict[str, Any]:
+    layout["legend"] = {"orientation": "h", "y": -0.2, "yanchor": "top", "x": 0, "font": {"size": 11}}
+    return layout | {"margin": {"l": 64, "r": 16, "t": 12, "b": 48}}
+
+
+def _line(one: Outcome, points: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    known = [(x, short(y)) for x, y in points if math.isfinite(y)]
+    return {
+        "type": "scatter", "mode": "lines+markers", "name": one.arm, "x": [x for x, _ in known],
+        "y": [y for _, y in known], "line": {"color": _colour(one), "width": 2.5 if one.arm in _STRONG else 1.2},
+        "marker": {"size": 6}, "hovertemplate": f"{one.arm}<br>%{{x}}: %{{y:.4g}}<extra></extra>",
+    }  # fmt: skip
+
+
+def _dots(one: Outcome, x: Sequence[float], y: Sequence[Any]) -> dict[str, Any]:
+    return {
+        "type": "scatter", "mode": "markers", "name": one.arm, "x": [short(value) for value in x],
+        "y": [short(value) if isinstance(value, float) else value for value in y], "showlegend": False,
+        "marker": {"color": _colour(one), "size": 8, "opacity": 0.75},
+        "hovertemplate": f"{one.arm}<br>%{{x:.4g}}, %{{y:.4g}}<extra></extra>",
+    }  # fmt: skip
+
+
+def _colour(one: Outcome) -> str:
+    return COLOURS[one.arm]
+
+
+def _table(found: Sequence[Outcome]) -> str:
+    """Sortable by page.js, by the medians."""
+    keys: tuple[Callable[[Outcome], float], ...] = (
+        lambda one: found.index(one), lambda one: one.trained, lambda one: one.lr, lambda one: len(one.loss),
+        lambda one: one.middle, lambda one: median(one.score.values()),
+        lambda one: median(math.inf if step is None else step for step in one.reached),
+        lambda one: median(one.other.values()),
+        lambda one: one.drift.get("q", 0.0), lambda one: one.drift.get("v", 0.0),
     )  # fmt: skip
+    head = "".join(f'<th scope="col"><button type="button">{escape(name)}</button></th>' for name in HEAD)
+    body = "".join(_table_row(one, keys) for one in found)
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark"><title>$title</title><style>$css</style></head><body>
-<header><p class="kind">Does the start help?</p><h1>$title</h1></header><main>
-<h2>What the data say</h2><ul class="findings">$said</ul>
-<h2>Every method at its own learning rate</h2>
-<p class="lead">Lower is better. Other text: what became of text that was not trained on (see tasks.py).</p>
-<div class="grid"><div class="card"><div class="figure" id="rates"></div></div>
-<div class="card"><div class="figure" id="curves"></div></div></div>
-<h2>Table</h2><div class="scroll"><table><thead><tr>$head</tr></thead><tbody>$cells</tbody></table></div></main>
-<script type="application/json" id="data">$data</script><script>$plotly</script>
-<script>const all=JSON.parse(document.getElementById("data").textContent);
-const options={responsive:true,displaylogo:false};
-function drawAll(){for(const id in all)Plotly.newPlot(id,all[id].data,all[id].layout,options)}
-drawAll()</script></body></html>
-"""
+def _table_row(one: Outcome, keys: Sequence[Callable[[Outcome], float]]) -> str:
+    values = [key(one) for key in keys]
+    cells = "".join(
+        f'<td data-value="{value if math.isfinite(value) else 1e99}">{escape(cell)}</td>'
+        for value, cell in zip(values, row(one), strict=True)
+    )
+    return f"<tr{' class=chosen' if one.arm == 'ailora' else ''}>{cells}</tr>"
 
 
 def write(path: Path) -> None:
     """Page and table beside the lines."""
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines: list[Mapping[str, Any]] = [json.loads(line) for line in path.read_text().splitlines()]
     found = outcomes(lines)
     path.with_suffix(".md").write_text(markdown(found, lines), encoding="utf-8")
-    task, _, form = path.stem.partition("-")
-    path.with_suffix(".html").write_text(page(f"{task}, {form or 'own'} form", found, lines), encoding="utf-8")
+    path.with_suffix(".html").write_text(page(found, lines), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@
 MODEL is a folder with the model, WORK keeps texts and starts. One JSON line a run goes to
 reports/study/<task>-<form>.jsonl; a run that is there already is not repeated, so that the study can be stopped and
 gone on with. First every arm at seed 0 over its ladder of learning rates, which is climbed further while the best one
-is at an end; then more seeds at the best learning rate and its neighbours (form full). `report.py` tells the outcome.
+is at an end; then more seeds at the best learning rate and its neighbours, and yet more at the best one (form full).
+`report.py` tells the outcome.
 """
 
 from __future__ import annotations
@@ -17,57 +18,39 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import argparse
 import json
-import shutil
-import time
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
-from arms import ARMS, RANK, Started, count, start
-from tasks import HEAD_LR, TASKS, batches
-from torch import nn
-
-from ailora_tools import analyze, merge
+from arms import ARMS, LADDER
+from tasks import TASKS
+from train import FORMS, Form, Place, Run, one
 
 REPORTS = Path(__file__).resolve().parents[2] / "reports" / "study"
-
-
-@dataclass(frozen=True)
-class Form:
-    """The size of a study: optimiser steps, batch, texts, evaluations on the way, seeds beside the first."""
-
-    steps: int
-    batch: int
-    train: int
-    test: int
-    looks: int
-    seeds: int
-
-
-FORMS = {
-    ("minilm", "quick"): Form(48, 16, 768, 200, 3, 0),
-    ("minilm", "full"): Form(126, 32, 2016, 1000, 6, 2),
-    ("smollm2", "quick"): Form(12, 4, 200, 40, 2, 0),
-    ("smollm2", "full"): Form(60, 4, 720, 200, 4, 2),
-}
-
-
-@dataclass(frozen=True)
-class Run:
-    """One training. Everything that its outcome depends on, besides the form."""
-
-    arm: str
-    lr: float
-    seed: int
+Losses = Mapping[tuple[float, int], float]  # (learning rate, seed) -> dev loss at the end
 
 
 def main() -> Path:
-    """All the waves; the file with the lines."""
+    """All the runs; the file with the lines."""
+    asked = _asked()
+    form = FORMS[asked.task, asked.form]
+    if asked.steps:
+        form = replace(form, steps=asked.steps, dev=20, test=20, looks=1)
+    out = asked.out or REPORTS / f"{asked.task}-{asked.form}.jsonl"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    place = Place(asked.task, asked.model, asked.work)
+    place.open(form)  # texts are there before workers start
+    Study(place, form, out).complete(asked.arms.split(","), asked.workers)
+    return out
+
+
+def _asked() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=TASKS)
     parser.add_argument("model", type=Path)
@@ -75,135 +58,78 @@ def main() -> Path:
     parser.add_argument("--form", choices=["quick", "full"], default="quick")
     parser.add_argument("--arms", help="Only these, such as lora,ailora.")
     parser.add_argument("--workers", type=int, default=2, help="Runs at a time, one thread each.")
-    parser.add_argument("--seeds", type=int, help="Beside the first, instead of those of the form.")
     parser.add_argument("--steps", type=int, help="Instead of those of the form, to try the study itself.")
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
-    form = FORMS[asked.task, asked.form]
-    if asked.steps:
-        form = Form(**{**asdict(form), "steps": asked.steps, "test": 20, "looks": 1})
-    if asked.seeds is not None:
-        form = Form(**{**asdict(form), "seeds": asked.seeds})
-    out = asked.out or REPORTS / f"{asked.task}-{asked.form}.jsonl"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    names = asked.arms.split(",") if asked.arms else list(TASKS[asked.task].arms or ARMS)
-    study = Study(asked.task, asked.model, asked.work, form, out)
-    TASKS[asked.task](asked.model, asked.work / "texts", form.train, form.test)  # texts are there before workers start
-    with ProcessPoolExecutor(asked.workers, get_context("spawn"), _one_thread) as pool:
-        for wave in (first_rates, further_rates, further_rates, more_seeds):
-            study.work_on([run for name in names for run in wave(name, study.lines(), form)], pool)
-    return out
-
-
-def first_rates(arm: str, done: list[dict[str, Any]], form: Form) -> Iterator[Run]:
-    yield from (Run(arm, lr, 0) for lr in ARMS[arm].rates[slice(*ARMS[arm].first)])
-
-
-def further_rates(arm: str, done: list[dict[str, Any]], form: Form) -> Iterator[Run]:
-    """The neighbours of the best rate that were not tried; the ladder ends somewhere."""
-    yield from (Run(arm, lr, 0) for lr in around_best(arm, done))
-
-
-def more_seeds(arm: str, done: list[dict[str, Any]], form: Form) -> Iterator[Run]:
-    yield from (Run(arm, lr, 1 + seed) for lr in around_best(arm, done) for seed in range(form.seeds))
-
-
-def around_best(arm: str, done: list[dict[str, Any]]) -> tuple[float, ...]:
-    """The learning rate with the lowest held-out loss at seed 0, and those beside it on the ladder."""
-    found = {line["lr"]: line["final"]["loss"] for line in done if (line["arm"], line["seed"]) == (arm, 0)}
-    rates = ARMS[arm].rates
-    at = rates.index(min(found, key=lambda lr: found[lr]))
-    return rates[max(0, at - 1) : at + 2]
+    asked.arms = asked.arms or ",".join(TASKS[asked.task].arms or ARMS)
+    return asked
 
 
 @dataclass(frozen=True)
 class Study:
-    """Where everything lies; takes runs and keeps their lines."""
+    """Asks for runs until there are none to ask for, and keeps their lines."""
 
-    task: str
-    model: Path
-    work: Path
+    place: Place
     form: Form
     out: Path
 
-    def lines(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.out.read_text().splitlines()] if self.out.exists() else []
+    def complete(self, arms: Sequence[str], workers: int) -> None:
+        """Every arm, in waves of runs that do not depend on each other."""
+        with ProcessPoolExecutor(workers, get_context("spawn"), _one_thread) as pool:
+            while runs := [run for arm in arms for run in next_runs(arm, self.losses(arm), self.form)]:
+                self._work_on(runs, pool)
 
-    def work_on(self, runs: list[Run], pool: ProcessPoolExecutor) -> None:
-        """What is not yet there, several at a time; each line is written when its run ends."""
-        done = {Run(line["arm"], line["lr"], line["seed"]) for line in self.lines()}
-        waiting = [pool.submit(one, self, run) for run in dict.fromkeys(runs) if run not in done]
+    def losses(self, arm: str) -> Losses:
+        lines = [json.loads(line) for line in self.out.read_text().splitlines()] if self.out.exists() else []
+        return {(line["lr"], line["seed"]): dev_loss(line) for line in lines if line["arm"] == arm}
+
+    def _work_on(self, runs: Sequence[Run], pool: ProcessPoolExecutor) -> None:
+        waiting = [pool.submit(one, self.place, self.form, run) for run in runs]
         for number, future in enumerate(as_completed(waiting), 1):
             line = future.result()
             with self.out.open("a") as file:
-                file.write(json.dumps(line) + "\n")
-            print(
-                f"{number}/{len(waiting)} {line['arm']} lr {line['lr']:g} seed {line['seed']}: {line['final']}",
-                flush=True,
-            )
+                file.write(json.dumps(line, allow_nan=False) + "\n")
+            told = f"{line['arm']} lr {line['lr']:g} seed {line['seed']}: {line['test']}, {line['seconds']} s"
+            print(f"{number}/{len(runs)} {told}", flush=True)
 
 
-def one(study: Study, run: Run) -> dict[str, Any]:
-    """Start, train, evaluate; in a worker."""
-    begun = time.monotonic()
-    task = TASKS[study.task](study.model, study.work / "texts", study.form.train, study.form.test)
-    starts = study.work / f"{study.task}-{run.arm}-s{run.seed}-{os.getpid()}"
-    started = start(ARMS[run.arm], study.model, starts, run.lr, run.seed, task.load)
-    head = task.head(started.backbone, run.seed)
-    other = task.other_text(started.backbone.eval())
-    losses, looks = _train(study.form, run, task, started, head)
-    line = {
-        **asdict(run), "task": study.task, "rank": RANK, **asdict(study.form), "trained": count(started.backbone),
-        "losses": losses, "looks": looks, "final": looks[-1],
-        "other_text": {"before": other, "after": task.other_text(started.backbone.eval())},
-        "drift": _drift(study, run, started) if run.seed == 0 else None,
-        "seconds": round(time.monotonic() - begun, 1),
-        "versions": {name: version(name) for name in ("ailora-tools", "torch", "peft", "transformers")},
-    }  # fmt: skip
-    shutil.rmtree(starts, ignore_errors=True)
-    return line
+def dev_loss(line: Mapping[str, Any]) -> float:
+    """What learning rates are chosen by; infinite for a run that diverged."""
+    loss = line["dev"]["loss"]
+    return math.inf if loss is None else float(loss)
 
 
-def _train(
-    form: Form, run: Run, task: Any, started: Started, head: nn.Module | None
-) -> tuple[list[float], list[dict[str, float]]]:
-    """AdamW without decay, a tenth of the steps to warm up, then linearly to 0: the loss of every step, and looks."""
-    groups = started.groups + ([{"params": list(head.parameters()), "lr": HEAD_LR}] if head else [])
-    optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
-    warm = max(1, form.steps // 10)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / warm, (form.steps - step) / max(1, form.steps - warm))
-    )
-    rows = batches(task.train, form.batch, run.seed)
-    losses, looks = [], []
-    torch.manual_seed(run.seed)  # of dropout
-    for step in range(1, form.steps + 1):
-        started.backbone.train()
-        loss = task.loss(started.backbone, head, next(rows))
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        losses.append(round(loss.item(), 5))
-        if step % max(1, form.steps // form.looks) == 0 or step == form.steps:
-            looks.append({"step": step, **task.evaluate(started.backbone.eval(), head)})
-    return losses, looks
+def next_runs(arm: str, done: Losses, form: Form) -> list[Run]:
+    """What is to be run next, given what was: the first stage that is not complete; empty at the end."""
+    for stage in _stages(arm, done, form):
+        if lacking := [run for run in stage if (run.lr, run.seed) not in done]:
+            return lacking
+    return []
 
 
-def _drift(study: Study, run: Run, started: Started) -> dict[str, float]:
-    """Mean norm(change) / norm(W) of W^Q and W^V, by `analyze --against` the merged or tuned model."""
-    place = study.work / f"drift-{os.getpid()}"
-    shutil.rmtree(place, ignore_errors=True)
-    started.backbone.save_pretrained(place / "trained")
-    tuned = place / "trained"
-    if ARMS[run.arm].init is not None:
-        tuned = merge(started.base, place / "trained", place / "merged", base_dtype="float32").folder
-    document = analyze(study.model, against=[tuned], output=place / "report").document
-    found: dict[str, list[float]] = {}
-    for matrix in document["matrices"]:
-        found.setdefault(matrix["role"], []).append(matrix["changes"][0]["metrics"]["relative_change"] or 0.0)
-    shutil.rmtree(place)
-    return {role: sum(values) / len(values) for role, values in found.items()}
+def _stages(arm: str, done: Losses, form: Form) -> Iterator[list[Run]]:
+    """Each is only asked for when the one before is complete."""
+    yield [Run(arm, lr, 0) for lr in ARMS[arm].first]
+    yield [Run(arm, lr, 0) for lr in around(best(done, 1))]
+    seeds = range(form.seeds)
+    yield [Run(arm, best(done, 1), seed) for seed in seeds]
+    yield [Run(arm, lr, seed) for lr in around(best(done, 1)) for seed in seeds]
+    yield [Run(arm, lr, seed) for lr in around(best(done, form.seeds)) for seed in seeds]
+    yield [Run(arm, best(done, form.seeds), seed) for seed in range(form.best_seeds)]
+
+
+def best(done: Losses, seeds: int) -> float:
+    """The learning rate with the lowest median dev loss over the first `seeds` seeds, of those that have them all."""
+    rates = {lr for lr, _ in done}
+    found = {lr: [done[lr, seed] for seed in range(seeds) if (lr, seed) in done] for lr in rates}
+    whole = {lr: median(losses) for lr, losses in found.items() if len(losses) == seeds}
+    return min(sorted(whole), key=lambda lr: whole[lr])
+
+
+def around(lr: float) -> tuple[float, ...]:
+    """The learning rate and those beside it on the ladder, which ends somewhere."""
+    at = LADDER.index(lr)
+    return LADDER[max(0, at - 1) : at + 2]
 
 
 def _one_thread() -> None:

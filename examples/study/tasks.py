@@ -1,147 +1,209 @@
 """The two tasks: film reviews told apart by MiniLM, and answers to maths problems by SmolLM2.
 
-A task has batches to train on, a loss, held-out loss and score, and a measure of what happens to other text.
+A task has texts to train on, others to choose the learning rate by (dev) and to be judged by (test), a loss and a
+score, and a measure of what happens to text of another kind. Everything is computed in float32.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import torch
-from arms import seeded
 from texts import rated, word_problems
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, cross_entropy
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 HEAD_LR = 3e-3  # of the new classifier, in every arm
 
 
+@dataclass(frozen=True)
+class Text:
+    """Token ids, and what is asked: a class (`label`), or the ids from `answer` on."""
+
+    ids: tuple[int, ...]
+    label: int = 0
+    answer: int = 1
+
+
+@dataclass(frozen=True)
+class Split:
+    """Three disjoint parts of one shuffled set of texts: the same for every arm and seed."""
+
+    test: Sequence[Text]
+    dev: Sequence[Text]
+    train: Sequence[Text]
+
+    @classmethod
+    def of(cls, rows: list[Text], test: int, dev: int, train: int) -> Split:
+        random.Random(0).shuffle(rows)
+        return cls(rows[:test], rows[test : test + dev], rows[test + dev : test + dev + train])
+
+
+class Task(Protocol):
+    """`loss` is a mean over `rows`; `evaluate` adds the score; `other_text` is read before and after training."""
+
+    split: Split
+    arms: ClassVar[tuple[str, ...] | None]
+
+    @staticmethod
+    def load(folder: Path) -> nn.Module: ...
+
+    def head(self, seed: int) -> nn.Module | None: ...
+
+    def loss(self, backbone: nn.Module, head: nn.Module | None, rows: Sequence[Text]) -> Tensor: ...
+
+    def evaluate(self, backbone: nn.Module, head: nn.Module | None, rows: Sequence[Text]) -> dict[str, float]: ...
+
+    def other_text(self, backbone: nn.Module) -> float: ...
+
+
 class Movies:
-    """Positive or negative: MiniLM in float32, mean of the last states, one linear layer that is new.
+    """Positive or negative: mean of MiniLM's last states, one linear layer that is new.
 
     Score: accuracy. Other text: 1 - cosine between the sentence embeddings of editorials before and after.
     """
 
-    arms: tuple[str, ...] | None = None  # all
+    arms = None  # all
     score = "accuracy"
     other = "drift of other text's embeddings"
 
-    def __init__(self, model: Path, cache: Path, train: int, test: int) -> None:
+    def __init__(self, model: Path, cache: Path, test: int, dev: int, train: int) -> None:
         self._tokens = AutoTokenizer.from_pretrained(model)
-        rows = [(text, int(rating > 0)) for rating, text in rated(cache, "movieReviewSnippets") if abs(rating) >= 0.5]
-        random.Random(0).shuffle(rows)
-        self.test, self.train = rows[:test], rows[test : test + train]
-        self.others = [text for _, text in rated(cache, "nytEditorialSnippets")[:100]]
+        rated_rows = [row for row in rated(cache, "movieReviewSnippets") if abs(row[0]) >= 0.5]
+        rows = [Text(self._ids(text), label=int(rating > 0)) for rating, text in rated_rows]
+        self.split = Split.of(rows, test, dev, train)
+        self._others = _by_length([Text(self._ids(text)) for _, text in rated(cache, "nytEditorialSnippets")[:100]])
         with torch.no_grad():
-            self._before = self._embed(self.load(model).eval(), self.others)
+            self._before = self._embed_all(self.load(model).eval(), self._others)
 
     @staticmethod
     def load(folder: Path) -> nn.Module:
         return AutoModel.from_pretrained(folder, dtype=torch.float32)
 
-    def head(self, backbone: nn.Module, seed: int) -> nn.Module | None:
+    def head(self, seed: int) -> nn.Module | None:
         """A new classifier, the same for every arm."""
         torch.manual_seed(seed)
-        return nn.Linear(int(self._before.shape[1]), 2)
+        return nn.Linear(self._before.shape[1], 2)
 
-    def loss(self, backbone: nn.Module, head: nn.Module | None, rows: Sequence[tuple[str, int]]) -> Tensor:
-        return cross_entropy(self._logits(backbone, head, rows), torch.tensor([label for _, label in rows]))
+    def loss(self, backbone: nn.Module, head: nn.Module | None, rows: Sequence[Text]) -> Tensor:
+        assert head is not None
+        return cross_entropy(head(self._embed(backbone, rows)), _labels(rows))
 
     @torch.no_grad()
-    def evaluate(self, backbone: nn.Module, head: nn.Module | None) -> dict[str, float]:
-        """Held-out loss and accuracy."""
-        logits = torch.cat([self._logits(backbone, head, rows) for rows in _chunks(self.test, 50)])
-        labels = torch.tensor([label for _, label in self.test])
-        return {
-            "loss": float(cross_entropy(logits, labels)),
-            "score": float((logits.argmax(1) == labels).double().mean()),
-        }
+    def evaluate(self, backbone: nn.Module, head: nn.Module | None, rows: Sequence[Text]) -> dict[str, float]:
+        """Loss and accuracy."""
+        assert head is not None
+        ordered = _by_length(rows)
+        logits, labels = head(self._embed_all(backbone, ordered)), _labels(ordered)
+        right = (logits.argmax(1) == labels).double().mean()
+        return {"loss": float(cross_entropy(logits, labels)), "score": float(right)}
 
     @torch.no_grad()
     def other_text(self, backbone: nn.Module) -> float:
-        return float((1 - cosine_similarity(self._embed(backbone, self.others), self._before)).mean())
+        return float((1 - cosine_similarity(self._embed_all(backbone, self._others), self._before)).mean())
 
-    def _logits(self, backbone: nn.Module, head: nn.Module | None, rows: Sequence[tuple[str, int]]) -> Tensor:
-        assert head is not None
-        found: Tensor = head(self._embed(backbone, [text for text, _ in rows]))
-        return found
+    def _ids(self, text: str) -> tuple[int, ...]:
+        return tuple(self._tokens(text, truncation=True, max_length=48)["input_ids"])
 
-    def _embed(self, backbone: nn.Module, texts: Sequence[str]) -> Tensor:
-        batch = self._tokens(list(texts), padding=True, truncation=True, max_length=48, return_tensors="pt")
-        states, mask = backbone(**batch).last_hidden_state, batch["attention_mask"][..., None]
-        found: Tensor = (states * mask).sum(1) / mask.sum(1)
+    def _embed_all(self, backbone: nn.Module, rows: Sequence[Text]) -> Tensor:
+        return torch.cat([self._embed(backbone, chunk) for chunk in _chunks(rows, 50)])
+
+    def _embed(self, backbone: nn.Module, rows: Sequence[Text]) -> Tensor:
+        ids, mask = _padded(rows, 0)
+        states = backbone(input_ids=ids, attention_mask=mask).last_hidden_state
+        found: Tensor = (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
         return found
 
 
 class Problems:
-    """The answer after the problem: SmolLM2 with a bfloat16 base, loss on the tokens of the answer alone.
+    """The answer after the problem, by SmolLM2: loss on the tokens of the answer alone.
 
-    Score: the held-out loss itself, with the sign that makes more better. Other text: its loss per token.
+    Score: minus the loss. Other text: loss on all tokens of editorials.
     """
 
-    arms = ("lora", "pissa", "milora", "ailora", "ailora-balanced", "ailora-reversed")
+    arms = (
+        "lora", "ailora", "ailora-balanced", "ailora-reversed", "pissa", "milora", "full", "rslora", "dora", "olora",
+        "nlora", "mica",
+    )  # fmt: skip
     score = "minus held-out loss"
     other = "loss on other text"
 
-    def __init__(self, model: Path, cache: Path, train: int, test: int) -> None:
+    def __init__(self, model: Path, cache: Path, test: int, dev: int, train: int) -> None:
         self._tokens = AutoTokenizer.from_pretrained(model)
-        rows = word_problems(cache)
-        random.Random(0).shuffle(rows)
-        self.test, self.train = rows[:test], rows[test : test + train]
-        self.others = [text for _, text in rated(cache, "nytEditorialSnippets")[:60]]
+        self.split = Split.of([self._problem(*row) for row in word_problems(cache)], test, dev, train)
+        editorials = [self._ids(text) for _, text in rated(cache, "nytEditorialSnippets")[:40]]
+        self._others = [Text(ids) for ids in editorials if len(ids) > 1]
 
     @staticmethod
     def load(folder: Path) -> nn.Module:
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
 
-    def head(self, backbone: nn.Module, seed: int) -> nn.Module | None:
+    def head(self, seed: int) -> nn.Module | None:
         return None
 
-    def loss(self, backbone: nn.Module, head: nn.Module | None, rows: Sequence[tuple[str, str]]) -> Tensor:
-        pairs = [(self._ids(f"{problem}\nAnswer:"), [*self._ids(f" {answer}"), 2]) for problem, answer in rows]
-        return self._nll(backbone, pairs)
+    def loss(self, backbone: nn.Module, head: nn.Module | None, rows: Sequence[Text]) -> Tensor:
+        """Mean over the tokens that are asked for; only at their places are logits computed."""
+        ids, mask = _padded(rows, 0)
+        wanted = torch.arange(ids.shape[1]) >= torch.tensor([row.answer for row in rows])[:, None]
+        labels = ids.where(wanted & mask.bool(), -100)[:, 1:]
+        places = (labels >= 0).any(0).nonzero().flatten()
+        logits = backbone(input_ids=ids, attention_mask=mask, logits_to_keep=places).logits
+        return cross_entropy(logits.flatten(0, 1), labels[:, places].flatten())
 
     @torch.no_grad()
-    def evaluate(self, backbone: nn.Module, head: nn.Module | None) -> dict[str, float]:
-        parts = [(float(self.loss(backbone, head, rows)), len(rows)) for rows in _chunks(self.test, 20)]
-        loss = sum(value * size for value, size in parts) / len(self.test)
+    def evaluate(self, backbone: nn.Module, head: nn.Module | None, rows: Sequence[Text]) -> dict[str, float]:
+        """Mean over all tokens that are asked for."""
+        chunks = list(_chunks(_by_length(rows), 20))
+        counts = [sum(len(row.ids) - row.answer for row in chunk) for chunk in chunks]
+        losses = [float(self.loss(backbone, head, chunk)) for chunk in chunks]
+        loss = sum(one * count for one, count in zip(losses, counts, strict=True)) / sum(counts)
         return {"loss": loss, "score": -loss}
 
-    @torch.no_grad()
     def other_text(self, backbone: nn.Module) -> float:
-        pairs = [(ids[:1], ids[1:]) for ids in (self._ids(text) for text in self.others) if len(ids) > 1]
-        return sum(float(self._nll(backbone, rows)) for rows in _chunks(pairs, 20)) / (len(pairs) / 20)
+        return self.evaluate(backbone, None, self._others)["loss"]
 
-    def _ids(self, text: str) -> list[int]:
-        ids: list[int] = self._tokens(text)["input_ids"][:96]
-        return ids
+    def _problem(self, problem: str, answer: str) -> Text:
+        asked = self._ids(f"{problem}\nAnswer:")
+        return Text((*asked, *self._ids(f" {answer}"), self._tokens.eos_token_id), answer=len(asked))
 
-    def _nll(self, backbone: nn.Module, pairs: Sequence[tuple[list[int], list[int]]]) -> Tensor:
-        """Mean over the tokens that are asked for; the end token pads, and labels are masked by position."""
-        width = max(len(first) + len(second) for first, second in pairs)
-        ids, labels = torch.full((len(pairs), width), 2), torch.full((len(pairs), width), -100)
-        for row, (first, second) in enumerate(pairs):
-            both = torch.tensor(first + second)
-            ids[row, : len(both)] = both
-            labels[row, len(first) : len(both)] = both[len(first) :]
-        logits = backbone(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[:, :-1].float()
-        return cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten())
+    def _ids(self, text: str) -> tuple[int, ...]:
+        return tuple(self._tokens(text)["input_ids"][:96])
 
 
 TASKS: dict[str, Any] = {"minilm": Movies, "smollm2": Problems}
 
 
-def batches(rows: Sequence[Any], size: int, seed: int) -> Iterator[list[Any]]:
-    """Endless, in an order that depends on the seed alone."""
-    generator = seeded(seed)
+def batches(rows: Sequence[Text], size: int, seed: int) -> Iterator[list[Text]]:
+    """Endless, in an order that depends on the seed alone. Texts of like length share a batch: of every eight batches
+    the rows are sorted, so that little is padding, and the batches shuffled again."""
+    generator = torch.Generator().manual_seed(seed)
     while True:
-        order = torch.randperm(len(rows), generator=generator).tolist()
-        yield from ([rows[at] for at in order[low : low + size]] for low in range(0, len(rows) - size + 1, size))
+        order = [rows[at] for at in torch.randperm(len(rows), generator=generator).tolist()]
+        for eight in _chunks(order[: len(order) // size * size], 8 * size):
+            grouped = list(_chunks(_by_length(eight), size))
+            yield from (list(grouped[at]) for at in torch.randperm(len(grouped), generator=generator).tolist())
 
 
-def _chunks(rows: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+def _padded(rows: Sequence[Text], pad: int) -> tuple[Tensor, Tensor]:
+    """Ids (texts, length), padded on the right, and the mask of what is text."""
+    parts = [torch.tensor(row.ids) for row in rows]
+    mask = pad_sequence([torch.ones_like(part) for part in parts], batch_first=True)
+    return pad_sequence(parts, batch_first=True, padding_value=pad), mask
+
+
+def _labels(rows: Sequence[Text]) -> Tensor:
+    return torch.tensor([row.label for row in rows])
+
+
+def _by_length(rows: Sequence[Text]) -> list[Text]:
+    return sorted(rows, key=lambda row: len(row.ids))
+
+
+def _chunks(rows: Sequence[Text], size: int) -> Iterator[Sequence[Text]]:
     return (rows[low : low + size] for low in range(0, len(rows), size))
