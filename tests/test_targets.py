@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -38,9 +38,9 @@ def saved(model: nn.Module, folder: Path) -> Checkpoint:
     return open_checkpoint(folder)
 
 
-def planned(model: nn.Module, folder: Path) -> tuple[Checkpoint, Plan]:
+def planned(model: nn.Module, folder: Path, roles: tuple[str, ...] = ("q", "v")) -> tuple[Checkpoint, Plan]:
     checkpoint = saved(model, folder)
-    return checkpoint, make_plan(checkpoint)
+    return checkpoint, make_plan(checkpoint, roles=roles)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -82,6 +82,33 @@ def test_q_and_v_are_not_swapped(name: str, tmp_path: Path) -> None:
                 after = output(model, one_key())
             differs = bool((after - before).abs().max() > 1e-6 * before.abs().max())
             assert differs == (target.role == "v")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_output_projection_reads_what_the_values_carry(name: str, tmp_path: Path) -> None:
+    """What W^O is given changes with the W^V of its layer, and not with W^O: no other module is between the two."""
+    model = build(name)
+    _, plan = planned(model, tmp_path, ("v", "o"))
+    values = {(target.stack, target.layer): target for target in plan.targets if target.role == "v"}
+    outputs = {(target.stack, target.layer): target for target in plan.targets if target.role == "o"}
+    assert outputs.keys() >= values.keys()  # Gemma-3n: later layers take over the values of an earlier one
+    for place, value in values.items():
+        before = context(model, name, outputs[place], None)
+        assert not torch.allclose(context(model, name, outputs[place], value), before, rtol=1e-3)
+        assert torch.equal(context(model, name, outputs[place], outputs[place]), before)
+
+
+def context(model: nn.Module, name: str, target: Target, changed: Target | None) -> torch.Tensor:
+    """The first input of the target's module, meanwhile the rows of another one have other factors."""
+    given: list[torch.Tensor] = []
+    hook = model.get_submodule(target.module).register_forward_pre_hook(
+        lambda _, inputs: given.append(inputs[0].detach().clone())
+    )
+    factors = None if changed is None else torch.linspace(0.5, 2, changed.shape[0])
+    with scaled(model, changed, factors) if changed is not None and factors is not None else nullcontext():
+        output(model, FAMILIES[name].inputs())
+    hook.remove()
+    return given[0]
 
 
 @contextmanager

@@ -13,7 +13,8 @@ from .fused import FUSED_ROWS
 from .layouts import THIRDS
 from .rows import DECODER, QKV_PROJ, Architecture, Slot, leaves, types
 
-_QUERY = leaves("query", "key", "value")
+_BERT = leaves("self.query", "self.key", "self.value", "output.dense")  # W^O is a module beside that of the others
+_VIT = leaves("attention.query", "attention.key", "attention.value", "output.dense")
 _T5 = leaves("q", "k", "v", "o")
 _ENCODER_DECODER = (
     Slot("encoder.layers.{layer}.self_attn", "encoder"),
@@ -29,8 +30,13 @@ _TWO_TOWERS = (
 
 # transformers 5 unites names that its version 4 models had, and reads old files through a conversion table.
 _VIT_LEAVES = tuple(
-    (rf"attention\.attention\.{old}$", f"attention.{new}", 5)
-    for old, new in (("query", "q_proj"), ("key", "k_proj"), ("value", "v_proj"))
+    (rf"attention\.{old}$", f"attention.{new}", 5)
+    for old, new in (
+        (r"attention\.query", "q_proj"),
+        (r"attention\.key", "k_proj"),
+        (r"attention\.value", "v_proj"),
+        (r"output\.dense", "o_proj"),
+    )
 )
 _VIT_LAYERS = ((r"(^|\.)encoder\.layer\.", r"\1layers.", 5),)
 
@@ -126,8 +132,8 @@ ARCHITECTURES: tuple[Architecture, ...] = (
             "xmod": "roberta", "yoso": "yoso", "mra": "mra", "visual_bert": "visual_bert",
             "bert-generation": "bert", "bros": "bros", "tapas": "tapas",
         },
-        (Slot("encoder.layer.{layer}.attention.self"),),
-        _QUERY,
+        (Slot("encoder.layer.{layer}.attention"),),
+        _BERT,
     ),
     Architecture("MPNet", {"mpnet": "mpnet"}, (Slot("encoder.layer.{layer}.attention.attn"),), _T5),
     Architecture(
@@ -151,8 +157,8 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     Architecture(
         "DeBERTa-v2",
         {"deberta-v2": "deberta", "sew-d": "sew_d"},
-        (Slot("encoder.layer.{layer}.attention.self"), Slot("encoder.encoder.layer.{layer}.attention.self")),
-        leaves("query_proj", "key_proj", "value_proj"),
+        (Slot("encoder.layer.{layer}.attention"), Slot("encoder.encoder.layer.{layer}.attention")),
+        leaves("self.query_proj", "self.key_proj", "self.value_proj", "output.dense"),
     ),
     Architecture("GPT-J", {"gptj": "transformer"}, (Slot("h.{layer}.attn"),), QKV_PROJ),
     Architecture("GPT-Neo", {"gpt_neo": "transformer"}, (Slot("h.{layer}.attn.attention"),), QKV_PROJ),
@@ -177,15 +183,15 @@ ARCHITECTURES: tuple[Architecture, ...] = (
             "vit": "vit", "deit": "deit", "beit": "beit", "vit_mae": "vit", "vit_msn": "vit", "ijepa": "ijepa",
             "audio-spectrogram-transformer": "audio_spectrogram_transformer",
         },
-        (Slot("encoder.layer.{layer}.attention.attention"),),
-        _QUERY,
+        (Slot("encoder.layer.{layer}.attention"),),
+        _VIT,
         renames=(*_VIT_LEAVES, *_VIT_LAYERS),
     ),
     Architecture(
         "DINOv2",
         {"dinov2": "dinov2", "dinov2_with_registers": "dinov2_with_registers"},
-        (Slot("encoder.layer.{layer}.attention.attention"),),
-        _QUERY,
+        (Slot("encoder.layer.{layer}.attention"),),
+        _VIT,
         renames=_VIT_LEAVES,
     ),
     Architecture(

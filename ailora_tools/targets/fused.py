@@ -96,9 +96,9 @@ FUSED_ROWS: tuple[Architecture, ...] = (
     Architecture(
         "DeBERTa",
         {"deberta": "deberta"},
-        (Slot("encoder.layer.{layer}.attention.self"),),
-        fused("in_proj"),
-        layouts={"in_proj": layouts.PER_HEAD},
+        (Slot("encoder.layer.{layer}.attention"),),
+        fused("self.in_proj", "output.dense"),
+        layouts={"self.in_proj": layouts.PER_HEAD},
     ),
     Architecture(
         "timm vision transformer",

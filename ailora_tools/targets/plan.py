@@ -293,7 +293,9 @@ def _not_found(
     known = f"a {row.family} checkpoint should have them" if row else "the model type is not in the table"
     return TargetError(
         f"{where}: {what} not found; {known}. Attention-looking tensors: {listed(near, 6) or 'none'}.",
-        "Name them: --q-tensor 'blocks.{layer}.attn.wq.weight' --v-tensor 'blocks.{layer}.attn.wv.weight'.",
+        "Name them: --q-tensor 'blocks.{layer}.attn.wq.weight' --v-tensor 'blocks.{layer}.attn.wv.weight'."
+        if set(lacking) <= {"q", "v"}
+        else "Only W^Q and W^V can be named by hand: leave the other roles out.",
     )
 
 
