@@ -12,12 +12,14 @@ import click
 from . import console
 from .errors import NumericalError
 from .exports import TRAINERS
-from .methods import BITFIT, METHODS, RULES
+from .methods import BITFIT
 from .options import (
     base_dtype_option,
     device_option,
     factor_dtype_option,
+    given,
     guarded,
+    method_help,
     method_name,
     output_options,
     source_options,
@@ -64,7 +66,7 @@ def inspect(model: str, as_json: bool, quiet: bool, **options: Any) -> None:
     console.show_traffic(found.checkpoint.files.traffic, quiet)
 
 
-@main.command()
+@main.command(epilog=method_help())
 @click.argument("model", type=str, default=".")
 @click.option("-r", "--rank", type=int, help="Rank of every adapter.")
 @click.option("--ranks", metavar="FILE", help="A rank and an alpha per module, from `analyze --suggest-ranks`.")
@@ -74,9 +76,7 @@ def inspect(model: str, as_json: bool, quiet: bool, **options: Any) -> None:
     callback=method_name,
     default="ailora",
     show_default=True,
-    help="; ".join(f"{row.name}: {row.summary}" for row in METHODS.values())
-    + f"; {BITFIT}: no adapter, the list of biases to train. Or a rule for each role, such as q=principal,v=minor "
-    + f"(rules: {', '.join(RULES)}).",
+    help="What the adapters start from: one of the methods below, or a rule for each role.",
 )
 @click.option(
     "-o",
@@ -89,7 +89,11 @@ def inspect(model: str, as_json: bool, quiet: bool, **options: Any) -> None:
 @click.option("--rslora", is_flag=True, help="Scale by alpha / sqrt(rank) instead of alpha / rank.")
 @click.option("--dora", is_flag=True, help="Train magnitudes too (DoRA), from the norms of the original's rows.")
 @click.option(
-    "--bias", type=click.Choice(["none", "all", "lora_only"]), default="none", help="Which biases PEFT trains beside."
+    "--bias",
+    type=click.Choice(["none", "all", "lora_only"]),
+    default="none",
+    show_default=True,
+    help="Which biases PEFT trains besides A and B.",
 )
 @factor_dtype_option("--adapter-dtype")
 @base_dtype_option("Storage of the touched matrices of the base.")
@@ -137,6 +141,8 @@ def init(model: str, as_json: bool, quiet: bool, **options: Any) -> None:
     if options["method"] == BITFIT:
         _list_biases(model, as_json, quiet, options)
         return
+    if not given("roles"):
+        options["roles"] = None  # those of the method
     if options["rank"] is None and options["ranks"] is None:
         raise click.UsageError("Missing option '-r' / '--rank' (or --ranks FILE).")
     from .verbs.initialize import initialize
@@ -329,15 +335,14 @@ def export(adapter: Path, as_json: bool, quiet: bool, **options: Any) -> None:
 
 
 def _list_biases(model: str, as_json: bool, quiet: bool, options: dict[str, Any]) -> None:
-    """BitFit needs none of the other options."""
+    """BitFit has no adapter, and so none of the options that an adapter has."""
     from .verbs.bitfit import bitfit
 
-    taken = ("output", "overwrite", "revision", "subfolder", "download", "connections")
+    taken = ("output", "overwrite", "dry_run", "revision", "subfolder", "download", "connections")
+    if idle := given(*(name for name in options if name not in (*taken, "method"))):
+        raise click.UsageError(f"--method bitfit has no adapter, and so no {', '.join(idle)}.")
     found = bitfit(model, **{name: options[name] for name in taken})
-    if as_json:
-        _print_json(found.to_json())
-    elif not quiet:
-        click.echo(f"{len(found.biases)} biases, {found.count:,} of {found.total:,} parameters: {found.folder}")
+    _print_json(found.to_json()) if as_json else console.show_biases(found, options["dry_run"], quiet)
 
 
 def _print_json(document: dict[str, Any]) -> None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .checkpoint.transfer import Traffic
     from .output.manifest import ModuleRecord
     from .targets.projections import Target
+    from .verbs.bitfit import BiasList
     from .verbs.convert import Conversion
     from .verbs.initialize import Initialization
     from .verbs.inspect import Inspection
@@ -82,6 +83,13 @@ def show_initialization(result: Initialization) -> None:
     one = f"PeftModel.from_pretrained(base, {str(result.adapter)!r}, is_trainable=True)"
     where.add_row("load it", Text(both if result.manifest.offset else one, overflow="fold"))
     out.print(where)
+
+
+def show_biases(found: BiasList, dry_run: bool, quiet: bool) -> None:
+    """How many there are, and where the list is."""
+    if not quiet:
+        where = "nothing written (dry run)" if dry_run else found.folder
+        out.print(f"{len(found.biases)} biases, {found.count:,} of {found.total:,} parameters: {where}", soft_wrap=True)
 
 
 def show_conversion(result: Conversion) -> None:

@@ -32,7 +32,7 @@ RULES: Mapping[str, Rule] = {
         Rule("middle", "singular components from the middle of the spectrum"),
         Rule("random-orthonormal", "random orthonormal directions of average size"),
         Rule("qr", "first columns of Q, first rows of R"),
-        Rule("nystrom", "Nystroem blocks of the leading rows and columns"),
+        Rule("nystrom", "Nystroem blocks of the leading rows and columns; a 16-bit residual of it is poor"),
         Rule("minor-left", "B: minor left singular vectors, frozen; A: zero", moved=False, frozen_b=True),
         Rule("kaiming", "A random, B zero", moved=False),
     )
@@ -84,7 +84,7 @@ METHODS: Mapping[str, Method] = {
         ),
         Method(
             "nlora", _all_roles("nystrom"), "NLoRA, arXiv 2502.14482",
-            "Nystroem blocks of W, unlike its code taken out of the base",
+            "Nystroem blocks of W, the middle one folded in; unlike its code taken out of the base",
         ),
         Method(
             "mica", _all_roles("minor-left"), "MiCA, arXiv 2604.01694",
@@ -113,39 +113,57 @@ METHODS: Mapping[str, Method] = {
 BITFIT = "bitfit"  # no adapter: `init` lists the biases
 
 
-def find_method(name: str, roles: Sequence[str] = ("q", "v")) -> tuple[Method, tuple[str, ...]]:
-    """The row of that name and the roles it is for, or a composition such as q=principal,v=minor, which names its own.
+_DATA_DRIVEN = ("eva", "corda", "lora-ga", "lora-null", "lora-one")
+_EXAMPLE = "q=principal,v=minor"
+
+
+def find_method(name: str, roles: Sequence[str] | None = None) -> tuple[Method, tuple[str, ...]]:
+    """The row of that name and the roles it is for (default q and v), or a composition such as q=principal,v=minor,
+    which names its own. Neither blanks nor capitals matter.
 
     OptionError if there is no such method or rule, or it has none for one of the roles.
     """
-    method = _compose(name) if "=" in name else METHODS.get(name)
-    if name == BITFIT:
-        raise OptionError(
-            "bitfit has no adapter: it trains the biases of the model.", "Use bitfit() or the command line."
-        )
-    if method is None:
-        raise OptionError(f"There is no method {name!r}.", f"Methods: {', '.join([*METHODS, BITFIT])}; or {_EXAMPLE}.")
+    name = name.replace(" ", "").lower()
     if "=" in name:
-        return method, tuple(role for role in ROLES if role in method.rules)
-    lacking = [role for role in roles if role not in method.rules]
+        return _composition(name, roles)
+    method = METHODS.get(name)
+    if method is None:
+        raise _no_method(name)
+    wanted = tuple(roles or ("q", "v"))
+    lacking = [role for role in wanted if role not in method.rules]
     if lacking:
         raise OptionError(
             f"Method {name!r} says nothing about role {', '.join(lacking)}: it covers {', '.join(method.rules)}.",
             f"Choose a method that covers all roles (such as pissa), or give every rule: {_EXAMPLE}.",
         )
-    return method, tuple(roles)
+    return method, wanted
 
 
-_EXAMPLE = "q=principal,v=minor"
+def _no_method(name: str) -> OptionError:
+    if name == BITFIT:
+        problem = "bitfit has no adapter: it trains the biases of the model."
+        return OptionError(problem, "Use bitfit() or the command line.")
+    known = f"Methods: {', '.join([*METHODS, BITFIT])}; or a rule for each role: {_EXAMPLE}."
+    if name.replace("_", "-") in _DATA_DRIVEN:
+        return OptionError(f"{name} starts from activations or gradients, and no data passes through this tool.", known)
+    return OptionError(f"There is no method {name!r}.", known)
 
 
-def _compose(text: str) -> Method:
-    pairs = [part.split("=", 1) for part in text.split(",")]
-    rules = {pair[0]: pair[-1] for pair in pairs}
-    if len(rules) < len(pairs) or not set(rules) <= set(ROLES) or not set(rules.values()) <= set(RULES):
+def _composition(text: str, roles: Sequence[str] | None) -> tuple[Method, tuple[str, ...]]:
+    """The rules are checked one by one, so that the message names the one that is wrong."""
+    pairs = [(role, rule) for role, _, rule in (part.partition("=") for part in text.split(","))]
+    rules = dict(pairs)
+    wrong = [f"{role!r} is no role" for role in rules if role not in ROLES]
+    wrong += [f"{rule!r} is no rule" for rule in rules.values() if rule not in RULES]
+    if len(rules) < len(pairs):
+        wrong.append("a role is named twice")
+    if roles is not None and set(roles) != set(rules):
+        wrong.append(f"its roles are {', '.join(rules)}, those asked for {', '.join(roles)}")
+    if wrong:
         raise OptionError(
-            f"--method {text!r} is not a list such as {_EXAMPLE}.",
+            f"--method {text!r} is not a list such as {_EXAMPLE}: {'; '.join(wrong)}.",
             f"Roles: {', '.join(ROLES)}, each at most once. Rules: {', '.join(RULES)}.",
         )
     told = ", ".join(f"W^{role.upper()}: {rule}" for role, rule in rules.items())
-    return Method(",".join("=".join(pair) for pair in pairs), rules, "composed by hand", told)
+    method = Method(",".join("=".join(pair) for pair in pairs), rules, "composed by hand", told)
+    return method, tuple(role for role in ROLES if role in rules)

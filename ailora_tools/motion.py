@@ -31,15 +31,17 @@ def lr_scales(motion: Mapping[str, float]) -> dict[str, float]:
 
 
 def lr_document(records: Sequence[ModuleRecord]) -> dict[str, Any]:
-    """lr_groups.json: motion and factor by role, factor by module (of several projections: their geometric mean)."""
+    """lr_groups.json: motion and factor by role, factor by module (of several projections: their geometric mean), and
+    which modules are shared by several roles."""
     motion = role_motion((record.role, record.motion) for record in records)
     scales = lr_scales(motion)
     modules: dict[str, list[float]] = {}
     for record in records:
         modules.setdefault(record.module, []).append(scales[record.role])
     return {
-        "about": "learning rate of a module = yours * scale; motion = expected norm(change of W) / norm(W) at the "
-        "first step of Adam, for a learning rate of 1",
+        "about": "learning rate of A and B in a module = yours * scale; motion = expected norm(change of W) / norm(W) "
+        "by A and B at the first step of Adam, for a learning rate of 1",
         "roles": {role: {"motion": motion[role], "scale": scales[role]} for role in motion},
         "modules": {module: math.prod(found) ** (1 / len(found)) for module, found in modules.items()},
+        "shared": [module for module, found in modules.items() if len(set(found)) > 1],
     }

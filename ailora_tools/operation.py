@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -12,59 +12,21 @@ from typing import TYPE_CHECKING, Any
 
 from .checkpoint.header import tensor_bytes
 from .checkpoint.index import Checkpoint
-from .errors import OptionError, listed
 from .methods import RULES, Method
-from .output.adapter import AdapterModule, adapter_config
+from .motion import role_motion
+from .output.adapter import MAGNITUDE_DTYPE, AdapterModule, adapter_config
 from .output.base import ShardLayout, companions, keep_layout, recast_layout, restate_total
 from .output.card import CardFacts, model_card
 from .output.manifest import Manifest, ModuleRecord, fingerprint
+from .settings import ADAPTER_DTYPES, Settings, require_fit
 from .targets.architectures import BY_MODEL_TYPE, PROVEN_WITH
 from .targets.module_names import installed_transformers, installed_transformers_major
 from .targets.module_tree import ModuleCheck
 from .targets.plan import target_modules
 from .targets.projections import Plan, Target, Unit
-from .targets.quantisation import BARE
 
 if TYPE_CHECKING:
     from .decompose import Numbers, Recipe
-
-ADAPTER_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
-BASE_DTYPES = ("keep", "float32")
-ROUNDINGS = ("auto", "nearest", "stochastic")
-BIASES = ("none", "all", "lora_only")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Everything besides the source that the written numbers depend on."""
-
-    rank: int
-    method: str
-    roles: tuple[str, ...]
-    layers: str | None
-    alpha: int
-    rslora: bool
-    dora: bool
-    bias: str
-    adapter_dtype: str
-    base_dtype: str
-    rounding: str
-    seed: int
-    device: str
-    q_tensor: str | None
-    v_tensor: str | None
-    transformers_major: int = 5
-    no_base: bool = False
-    rank_pattern: Mapping[str, int] = field(default_factory=dict)
-    alpha_pattern: Mapping[str, int] = field(default_factory=dict)
-
-    def rank_of(self, module: str) -> int:
-        """`rank` where the pattern does not name the module."""
-        return self.rank_pattern.get(module, self.rank)
-
-    def alpha_of(self, module: str) -> int:
-        """A listed module without an alpha of its own has its rank: scaling 1."""
-        return self.alpha_pattern.get(module, self.rank_pattern.get(module, self.alpha))
 
 
 @dataclass(frozen=True)
@@ -79,47 +41,7 @@ class Operation:
 
     def __post_init__(self) -> None:
         """OptionError that names everything in the settings that does not fit the plan."""
-        settings = self.settings
-        wrong = [
-            f"{label} is {value!r}; it must be one of {', '.join(choices)}"
-            for label, value, choices in (
-                ("adapter dtype", settings.adapter_dtype, tuple(ADAPTER_DTYPES)),
-                ("base dtype", settings.base_dtype, BASE_DTYPES),
-                ("rounding", settings.rounding, ROUNDINGS),
-                ("bias", settings.bias, BIASES),
-            )
-            if value not in choices
-        ]
-        if settings.rank < 1 or settings.alpha < 1:
-            wrong.append(f"rank {settings.rank} and alpha {settings.alpha} must both be at least 1")
-        if settings.dora and self.offset:
-            wrong.append(
-                "DoRA takes norms of base plus adapter, which a second, frozen adapter is no part of: no --no-base"
-            )
-        if settings.no_base and (settings.base_dtype, settings.rounding) != ("keep", "auto"):
-            wrong.append("without a base (--no-base) there is no --base-dtype and no --rounding")
-        bare = [unit.tensor for unit in self.plan.units if unit.tensor.endswith(BARE)]
-        if bare:
-            wrong.append(
-                f"{listed(bare)} are parameters of torch.nn.MultiheadAttention, whose adapter in PEFT cannot leave "
-                "out_proj alone (`analyze` takes them)"
-            )
-        wrong += self._unfit_ranks()
-        if wrong:
-            raise OptionError(f"{'; '.join(wrong)}.", "See `ailora-tools init --help` for what each option takes.")
-
-    def _unfit_ranks(self) -> list[str]:
-        """The worst rank above a matrix's smaller side, and modules of the pattern that are not in the plan."""
-        rank_of = self.settings.rank_of
-        worst = max(self.plan.targets, key=lambda target: rank_of(target.module) - min(target.shape))
-        strangers = sorted(self.settings.rank_pattern.keys() - {target.module for target in self.plan.targets})
-        wrong = [f"the ranks file names {listed(strangers)}, which this run does not touch"] if strangers else []
-        if rank_of(worst.module) > min(worst.shape):
-            wrong.append(
-                f"rank {rank_of(worst.module)} is above {min(worst.shape)}, the smaller side of "
-                f"{worst.tensor} {list(worst.shape)}"
-            )
-        return wrong
+        require_fit(self.settings, self.method, self.plan)
 
     @cached_property
     def modules(self) -> tuple[AdapterModule, ...]:
@@ -172,7 +94,7 @@ class Operation:
         dtype = ADAPTER_DTYPES[self.settings.adapter_dtype]
         factors = sum(tensor_bytes(dtype, (sum(item.shape), item.rank)) for item in self.modules) * (1 + self.offset)
         if self.settings.dora:
-            factors += sum(tensor_bytes(dtype, (item.shape[0],)) for item in self.modules)
+            factors += sum(tensor_bytes(MAGNITUDE_DTYPE, (item.shape[0],)) for item in self.modules)
         copied = sum(self.checkpoint.files.size(name) for name in self.companions)
         return factors + copied + sum(layout.size for layout in self.layouts.values())
 
@@ -292,6 +214,9 @@ class Operation:
                 has_base=bool(self.layouts),
                 has_offset=self.offset,
                 architectures=self.architectures,
+                dora=settings.dora,
+                rslora=settings.rslora,
+                bias=settings.bias,
             ),
             records,
         )
@@ -328,6 +253,7 @@ class Operation:
             settings=asdict(self.settings),
             base=bool(self.layouts),
             offset=self.offset,
+            motion=role_motion((record.role, record.motion) for record in records),
             modules=tuple(records),
             files=files,
             notices=self.plan.notices,

@@ -9,10 +9,11 @@ from functools import wraps
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from . import console
 from .errors import AiloraError, OptionError
-from .methods import BITFIT, ROLES, find_method
+from .methods import BITFIT, METHODS, ROLES, RULES, find_method
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 _INTERRUPTED = 130
@@ -28,7 +29,7 @@ def _roles(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str,
 def method_name(ctx: click.Context, param: click.Parameter, value: str) -> str:
     """A known method or a composition; roles are looked at later."""
     try:
-        return value if value == BITFIT else find_method(value, ())[0].name
+        return BITFIT if value.strip().lower() == BITFIT else find_method(value)[0].name
     except OptionError as error:
         raise click.BadParameter(f"{error.problem} {error.hint}", ctx, param) from None
 
@@ -40,6 +41,21 @@ def _options(*decorators: Callable[[Command], Command]) -> Callable[[Command], C
         return command
 
     return decorate
+
+
+def method_help() -> str:
+    """The methods and the rules, a line each, from their tables."""
+    rows = [*((row.name, row.summary) for row in METHODS.values()), (BITFIT, "no adapter: the list of biases to train")]
+    lines = ["\b", "Methods:", *(f"  {name:<19} {text}" for name, text in rows), "", "\b"]
+    lines += ["Rules, for compositions such as --method q=principal,v=minor:"]
+    return "\n".join([*lines, *(f"  {row.name:<19} {row.summary}" for row in RULES.values())])
+
+
+def given(*names: str) -> list[str]:
+    """Those of the options of the current command that were not left at their defaults, as they are written."""
+    context = click.get_current_context()
+    written = {param.name: param.opts[-1] for param in context.command.params}
+    return [written[name] for name in names if context.get_parameter_source(name) is not ParameterSource.DEFAULT]
 
 
 def base_dtype_option(what: str) -> Callable[[Command], Command]:

@@ -36,7 +36,7 @@ def operate_on(unit: Unit, stored: Tensor, operation: Operation) -> Outcome:
     found = [(target, *_one(unit, target, stored, operation)) for target in unit.targets]
     A = torch.cat([surgery.A for _, surgery, *_ in found])
     B = torch.cat([spread(surgery.B, target.part, unit.sides[0]) for target, surgery, *_ in found], dim=1)
-    factors = [A, B, _magnitudes(unit, stored).to(A)] if operation.settings.dora else [A, B]
+    factors = [A, B, _magnitudes(unit, stored).float().to(A.device)] if operation.settings.dora else [A, B]
     parts = tuple(matrix_bytes(factor) for factor in factors)
     records = tuple(
         operation.record(unit, target, surgery.numbers, before, after, sha256(*parts))

@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
 from families import FAMILIES, FUSED, build  # noqa: E402
+from peers import PEERS  # noqa: E402
 
 from ailora_tools.methods import METHODS, RULES  # noqa: E402
 from ailora_tools.targets.architectures import ARCHITECTURES  # noqa: E402
@@ -48,16 +49,14 @@ def table() -> str:
     return "\n".join([*head, *(row(architecture, proven) for architecture in ARCHITECTURES)])
 
 
-PEERS = {"pissa": "PEFT's own", "olora": "PEFT's own", "mica": "PEFT's own"}
-
-
 def method_table() -> str:
     """One line a method; every one is proven by its formula (tests/test_methods.py), some by PEFT's own init too."""
+    own = ", PEFT's own init"
     head = ["| method | W^Q | W^V | residual | needs data | paper | proven by |", "| --- " * 7 + "|"]
     rows = [
         f"| `{row.name}`{' (default)' if row.name == 'ailora' else ''} | {row.rules['q']} | {row.rules['v']} "
         f"| {'yes' if row.residual else 'no'} | no | {row.paper} "
-        f"| formula, step 0{', ' + PEERS[row.name] if row.name in PEERS else ''} |"
+        f"| formula, step 0{own if row.name in PEERS else ''} |"
         for row in METHODS.values()
     ]
     return "\n".join([*head, *rows])

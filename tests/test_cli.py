@@ -17,7 +17,7 @@ from checkpoints import llama_tensors, tree, write_checkpoint
 from click.testing import CliRunner, Result
 
 from ailora_tools.cli import main
-from ailora_tools.methods import METHODS
+from ailora_tools.methods import METHODS, RULES
 
 VERBS = sorted(main.commands)
 
@@ -60,7 +60,7 @@ def test_help_imports_no_torch(arguments: list[str]) -> None:
 
 def test_help_lists_every_method() -> None:
     text = re.sub(r"\s+", " ", run("init", "--help").stdout)
-    assert all(f"{row.name}: {row.summary}" in text for row in METHODS.values())
+    assert all(f" {row.name} {row.summary}" in text for row in (*METHODS.values(), *RULES.values()))
 
 
 def test_version_is_the_packages() -> None:

@@ -48,7 +48,7 @@ FLOORS = [
     {"motion", "targets.module_names", "targets.module_tree", "output.audit", "output.package", "metrics.change"},
     {"targets.plan", "decompose", "recombine", "measure", "adapters", "exports"},
     {"dequantise", "output.card"},
-    {"parts", "allocation", "report.words"},
+    {"parts", "allocation", "report.words", "settings"},
     {"operation", "comparison"},
     {"surgery", "gradients", "training", "in_memory"},
     {"report.figures", "report.parts", "report.changes"},
@@ -80,9 +80,9 @@ ONLY_IN = {
     "plotly": set(),
 }  # fmt: skip
 NO_TORCH = (
-    "errors", "progress", "methods", "motion", "exports", "adapters", "ranks", "operation", "comparison", "allocation",
-    "terminal", "console", "options", "cli", "targets", "output", "report", "verbs.in", "verbs.analyze", "verbs.report",
-    "verbs.announce", "verbs.convert", "verbs.merge", "verbs.export", "verbs.bitfit",
+    "errors", "progress", "methods", "motion", "exports", "adapters", "ranks", "settings", "operation", "comparison",
+    "allocation", "terminal", "console", "options", "cli", "targets", "output", "report", "verbs.in", "verbs.analyze",
+    "verbs.report", "verbs.announce", "verbs.convert", "verbs.merge", "verbs.export", "verbs.bitfit",
 )  # fmt: skip
 
 

@@ -23,6 +23,7 @@ OFFSET = "ailora_offset"  # a frozen adapter with -B A, where the base is the un
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
+MAGNITUDE_DTYPE = "F32"  # whatever A and B are: rounded magnitudes would scale every row from the first step on
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class AdapterWriter:
             name_a, name_b = tensor_names(item.module)
             entries += [(name_a, dtype, (item.rank, item.shape[1])), (name_b, dtype, (item.shape[0], item.rank))]
             if dora:
-                entries.append((magnitude_name(item.module), dtype, (item.shape[0],)))
+                entries.append((magnitude_name(item.module), MAGNITUDE_DTYPE, (item.shape[0],)))
         self._itemsize = tensor_bytes(dtype, (1,))
         raw, self._header = build_header(sorted(entries), {"format": "pt", **metadata}, WEIGHTS)
         self.path = folder / WEIGHTS

@@ -26,21 +26,26 @@ class CardFacts:
     has_base: bool
     has_offset: bool
     architectures: Sequence[str]
+    dora: bool
+    rslora: bool
+    bias: str
 
 
 def model_card(facts: CardFacts, records: Sequence[ModuleRecord]) -> str:
     """Markdown; states the measured numbers of this very folder."""
-    parts = [_summary(facts, records), _layout(facts), _numbers(records), _load(facts), _training(records)]
-    parts += [_fused(records), _back(facts)]
+    parts = [_summary(facts, records), _layout(facts), _numbers(records), _load(facts), _frozen(records)]
+    parts += [_training(facts, records), _fused(records), _back(facts)]
     return "\n".join(part for part in parts if part)
 
 
 def _summary(facts: CardFacts, records: Sequence[ModuleRecord]) -> str:
     roles = sorted({record.role for record in records}, key=list(facts.method.rules).index)
     rules = ", ".join(f"W^{role.upper()}: {facts.method.rules[role]}" for role in roles)
+    more = ", DoRA" * facts.dora + ", rsLoRA" * facts.rslora + f", biases: {facts.bias}" * (facts.bias != "none")
     return (
-        f"# {facts.name}\n\nAdapter initialised by {facts.method.name} ({facts.method.paper}): {rules}. Rank "
-        f"{_span(facts.ranks)}, alpha {_span(facts.alphas)}, seed {facts.seed}, {len(records)} matrices.\n"
+        f"# {facts.name}\n\nAdapter initialised by {facts.method.name} ({facts.method.paper}): {facts.method.summary}. "
+        f"{rules}. Rank {_span(facts.ranks)}, alpha {_span(facts.alphas)}{more}, seed {facts.seed}, {len(records)} "
+        "matrices.\n"
     )
 
 
@@ -92,26 +97,37 @@ def _numbers(records: Sequence[ModuleRecord]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _training(records: Sequence[ModuleRecord]) -> str:
-    """Learning rates by role, and what is to stay frozen."""
+def _training(facts: CardFacts, records: Sequence[ModuleRecord]) -> str:
+    """Learning rates by role."""
     motion = role_motion((record.role, record.motion) for record in records)
-    scales = lr_scales(motion)
     told = ", ".join(
         f"W^{role.upper()} {motion[role] / min(motion.values()):.3g}" for role in motion if min(motion.values())
     )
     text = (
-        f"\n## Learning rates\n\nExpected change of W at the first step of Adam, relative to the slowest role: {told}. "
-        f"`{LR_GROUPS}` holds factors that equalise it ("
-        + ", ".join(f"W^{role.upper()} x {scale:.3g}" for role, scale in scales.items())
+        f"\n## Learning rates\n\nExpected change of W by A and B at the first step of Adam, relative to the slowest "
+        f"role: {told}. "
+    )
+    if facts.dora:
+        text += "DoRA's magnitudes move besides, every row by the learning rate. "
+    if len({record.module for record in records}) < len(records):
+        return text + "The roles share modules, and so A, B and their learning rate: nothing can equalise that.\n"
+    return (
+        f"{text}`{LR_GROUPS}` holds factors that equalise it ("
+        + ", ".join(f"W^{role.upper()} x {scale:.3g}" for role, scale in lr_scales(motion).items())
         + "):\n\n```python\nfrom ailora_tools import lr_groups\n\n"
         f'optimizer = torch.optim.AdamW(lr_groups(model, "FOLDER/{FOLDER}", lr=1e-4))\n```\n'
     )
-    if any(RULES[record.rule].frozen_b for record in records):
-        text += (
-            "\nThis method trains A alone. Before the optimiser is made: "
-            f'`ailora_tools.freeze_b(model, "FOLDER/{FOLDER}")`.\n'
-        )
-    return text
+
+
+def _frozen(records: Sequence[ModuleRecord]) -> str:
+    """What a loader does not know to keep frozen."""
+    if not any(RULES[record.rule].frozen_b for record in records):
+        return ""
+    return (
+        "\n**Train A alone.** B is to stay frozen, which the adapter's config cannot say. After loading, and after "
+        f'every `set_adapter`: `ailora_tools.freeze_b(model, "FOLDER/{FOLDER}")`. Trainers that load the adapter by '
+        "themselves train B too.\n"
+    )
 
 
 def _load_offset(facts: CardFacts) -> str:
@@ -175,6 +191,14 @@ config: any other tag makes loaders repeat the surgery on the base. Leave dropou
 
 
 def _back(facts: CardFacts) -> str:
+    if facts.dora:
+        merged = "FOLDER" if facts.has_base else facts.source
+        return f"""## After training
+
+DoRA's magnitudes rescale the base, so that no plain LoRA equals the trained adapter. Merge it:
+
+    ailora-tools merge {merged} TRAINED -o merged
+"""
     if not (facts.has_base or facts.has_offset):
         return ""
     fits = "**this** base" if facts.has_base else f"the original **together with** `{OFFSET}`"

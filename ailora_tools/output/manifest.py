@@ -16,7 +16,7 @@ from ..errors import CheckpointError, VerificationError
 from .spans import sha256
 
 NAME = "ailora.json"
-SCHEMA = 4
+SCHEMA = 5
 
 
 @dataclass(frozen=True)
@@ -64,13 +64,15 @@ class ModuleRecord:
 @dataclass(frozen=True)
 class Manifest:
     """The whole file. `base` tells whether the folder holds a residual base, `offset` whether a frozen adapter stands
-    for it (method `lora` needs neither); `files` maps every other file of the folder to its size and SHA-256."""
+    for it (method `lora` needs neither); `motion` is by role the root mean square of the modules' (see
+    `decompose.Numbers`); `files` maps every other file of the folder to its size and SHA-256."""
 
     tool: Mapping[str, str]
     source: Mapping[str, Any]
     settings: Mapping[str, Any]
     base: bool
     offset: bool
+    motion: Mapping[str, float]
     modules: Sequence[ModuleRecord]
     files: Mapping[str, Mapping[str, Any]]
     notices: Sequence[str] = field(default=())
@@ -101,7 +103,8 @@ def read_manifest(folder: Path) -> Manifest:
             raise VerificationError(f"{path}: was changed after it was written: its own hash does not fit.", _RESTORE)
         return _from_json(body)
     except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror}.", "Give a folder that `ailora-tools init` wrote.") from None
+        hint = "Give a folder that `ailora-tools init` wrote (a list of biases has nothing to verify)."
+        raise CheckpointError(f"{path}: {error.strerror}.", hint) from None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise VerificationError(f"{path}: cannot be read ({error}).", _RESTORE) from None
 

@@ -30,20 +30,30 @@ class BiasList:
     total: int
 
     def to_json(self) -> dict[str, Any]:
-        """What `--json` prints and bitfit.json holds."""
+        """What `--json` prints: bitfit.json, and where it lies."""
+        return {"folder": str(self.folder), **self.contents()}
+
+    def contents(self) -> dict[str, Any]:
+        """What bitfit.json holds."""
         return {"source": self.source, "count": self.count, "total": self.total, "biases": list(self.biases)}
 
 
 def bitfit(
-    model: str | Path, output: str | Path | None = None, *, overwrite: bool = False, **source: Unpack[SourceOptions]
+    model: str | Path,
+    output: str | Path | None = None,
+    *,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    **source: Unpack[SourceOptions],
 ) -> BiasList:
-    """Write bitfit.json, the names of all biases of `model`, and a card; only headers are read.
+    """Write bitfit.json, the names of all biases of `model`, and a card (not with `dry_run`); only headers are read.
 
     Raises OptionError for a model without biases (LLaMA and its kin): there BitFit has nothing to train.
     """
     checkpoint = open_checkpoint(model, **source)
-    shapes = {name: info.shape for name, (_, info) in checkpoint.tensors.items()}
-    biases = tuple(name for name, shape in shapes.items() if name.rsplit(".", 1)[-1] in _NAMES and len(shape) == 1)
+    floats = {name: info for name, (_, info) in checkpoint.tensors.items() if info.dtype not in _BUFFERS}
+    shapes = {name: info.shape for name, info in floats.items()}
+    biases = tuple(name for name, shape in shapes.items() if is_bias(name) and len(shape) == 1)
     if not biases:
         raise OptionError(
             f"{checkpoint.location}: none of its {len(shapes)} tensors is a bias, so that BitFit has nothing to train.",
@@ -53,14 +63,22 @@ def bitfit(
     require_outside(folder, checkpoint.origin)
     count, total = (sum(prod(shapes[name]) for name in names) for names in (biases, shapes))
     found = BiasList(folder, checkpoint.location, biases, count, total)
+    if dry_run:
+        return found
     with making(folder, overwrite=overwrite) as tree:
-        write_json(tree / FILE, found.to_json())
+        write_json(tree / FILE, found.contents())
         write_json(tree / RECORD, {"verb": "init", "method": "bitfit", "source": found.source})
         (tree / "README.md").write_text(_card(found), encoding="utf-8")
     return found
 
 
-_NAMES = ("bias", "beta", "in_proj_bias")  # beta: the bias of a LayerNorm in old checkpoints
+_BUFFERS = ("BOOL", "U8", "I8", "I16", "I32", "I64")  # positions and masks, which nothing trains
+
+
+def is_bias(name: str) -> bool:
+    """By the last part of the tensor's name: bias, q_bias, in_proj_bias, or beta, that of LayerNorm in old files."""
+    last = name.rsplit(".", 1)[-1]
+    return last.endswith("bias") or last == "beta"
 
 
 def _card(found: BiasList) -> str:

@@ -10,18 +10,19 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from ..checkpoint.index import open_checkpoint
 from ..checkpoint.source import SourceOptions
-from ..methods import find_method
+from ..methods import RULES, find_method
 from ..motion import FILE as LR_GROUPS
 from ..motion import lr_document
-from ..operation import ADAPTER_DTYPES, Operation, Settings
+from ..operation import Operation
 from ..output.adapter import CONFIG, FOLDER, OFFSET, AdapterWriter, write_json
 from ..output.atomic import WorkFolder, building, require_outside, require_space
 from ..output.base import BaseWriter, copy_file
-from ..output.manifest import NAME, Manifest
+from ..output.manifest import NAME, Manifest, ModuleRecord
 from ..output.package import Package
 from ..output.spans import sync_file
 from ..progress import Progress, Silent
 from ..ranks import Ranks, read_ranks
+from ..settings import ADAPTER_DTYPES, Settings
 from ..targets.module_names import installed_transformers_major
 from ..targets.module_tree import ModuleCheck
 from ..targets.plan import make_plan
@@ -77,7 +78,7 @@ def initialize(
     ranks: str | Path | None = None,
     method: str = "ailora",
     output: str | Path | None = None,
-    roles: Sequence[str] = ("q", "v"),
+    roles: Sequence[str] | None = None,
     layers: str | None = None,
     alpha: int | None = None,
     rslora: bool = False,
@@ -102,8 +103,9 @@ def initialize(
 
     `model` is a folder, one .safetensors file, or a Hub id with options `source`; `output` defaults to
     `<name>-<method>-r<rank>` here. `method` is a row of `methods.METHODS`, or a rule for each role such as
-    "q=principal,v=minor" (rules: `methods.RULES`), which then decides the roles. With `dora` PEFT trains magnitudes
-    beside the factors, from the norms of the original's rows; `bias` is PEFT's (none, all, lora_only).
+    "q=principal,v=minor" (rules: `methods.RULES`), which then names the roles; else `roles` defaults to q and v. With
+    `dora` PEFT trains magnitudes beside the factors, from the norms of the original's rows; `bias` is PEFT's (none,
+    all, lora_only).
 
     `rank` defaults to 8; `ranks` is a ranks.json with a rank and an alpha for each module, and then `rank` and `alpha`
     are for those it does not list. `alpha` defaults to `rank`, which makes the
@@ -192,18 +194,40 @@ def _operate(operation: Operation, work: WorkFolder, check: ModuleCheck, progres
         for shard in package.seal():
             progress.advance(shard)
         verdict = check.finish()
-        _tell(verdict.notices, progress)
-        return _describe(operation, work.tree, package, verdict.exact, str(device))
+        records = [record for unit in units for record in package.records[unit.module]]
+        _tell([*verdict.notices, *_warnings(records)], progress)
+        return _describe(operation, work.tree, package, records, verdict.exact, str(device))
 
 
-def _describe(operation: Operation, tree: Path, package: Package, short: bool, device: str) -> Manifest:
+def _warnings(records: Sequence[ModuleRecord]) -> Iterator[str]:
+    """What the user must know before training: a step 0 that is not the original's, and what has to stay frozen."""
+    poor = [record for record in records if record.reconstruction_error > _POOR]
+    if poor:
+        worst = max(poor, key=lambda record: record.reconstruction_error)
+        yield (
+            f"step 0 is not the original model: {len(poor)} of {len(records)} matrices differ by more than "
+            f"{_POOR:.0%}, {worst.module} by {worst.reconstruction_error:.1%}; a residual in {worst.base_dtype} cannot "
+            f"hold what {worst.rule} moves: use --base-dtype float32"
+        )
+    if any(RULES[record.rule].frozen_b for record in records):
+        yield (
+            "B is to stay frozen, and the adapter's config cannot say so: call ailora_tools.freeze_b(model, "
+            "adapter_dir) after loading; a trainer that loads the adapter by itself would train B too"
+        )
+
+
+_POOR = 0.01  # of norm(W); rounding a residual to bfloat16 costs 0.0016
+
+
+def _describe(
+    operation: Operation, tree: Path, package: Package, records: Sequence[ModuleRecord], short: bool, device: str
+) -> Manifest:
     """Everything besides the weights: copied files, the adapter's config, the card, and last the manifest."""
     for name in operation.companions:
         copy_file(operation.checkpoint.files, name, tree / name)
     operation.update_index(tree)
     for name in (FOLDER, OFFSET)[: 1 + operation.offset]:
         write_json(tree / name / CONFIG, operation.adapter_config(short))
-    records = [record for unit in operation.plan.units for record in package.records[unit.module]]
     (tree / "README.md").write_text(operation.card(records), encoding="utf-8")
     write_json(tree / LR_GROUPS, lr_document(records))
     manifest = operation.manifest(records, package.file_hashes(), device)

@@ -22,7 +22,7 @@ from ..checkpoint.source import SourceOptions
 from ..checkpoint.stream import load_matrix, matrix_bytes
 from ..dequantise import dequantise
 from ..errors import CheckpointError, listed
-from ..output.adapter import FOLDER, WEIGHTS, tensor_names
+from ..output.adapter import FOLDER, WEIGHTS, magnitude_name, tensor_names
 from ..output.audit import (
     Check,
     check_adapter_config,
@@ -41,6 +41,7 @@ from .announce import announce
 
 _SLACK = 1e-3  # float64 here, float32 in `init` where the recorded error was measured
 _FLOOR = 1e-9
+_ROUNDED = 1e-6  # of magnitudes, stored in float32
 _NEAR = 0.25  # rounding moves `moved` by far less than this from 0, 1 or -1
 
 
@@ -95,6 +96,8 @@ def verify(
         checks.append(check_offset(folder, manifest))
     progress.advance("adapter")
     checks += _check_matrices(folder, manifest, original, progress)
+    if original is not None and manifest.settings["dora"]:
+        checks.append(_check_magnitudes(folder, manifest, original))
     if original is not None and manifest.base:
         checks.append(_check_untouched(folder, manifest, original))
     return Verification(folder, original.location if original else None, tuple(checks), manifest)
@@ -239,6 +242,23 @@ def _recombination_check(found: Sequence[_Look]) -> Check:
         wrong.append(f"{len(found) - len(errors)} matrices cannot be recombined")
     largest = max((error for _, error in errors), default=0.0)
     return Check("recombination", not wrong, listed(wrong) or f"largest error {largest:.2e}, as recorded")
+
+
+def _check_magnitudes(folder: Path, manifest: Manifest, original: Checkpoint) -> Check:
+    """DoRA's magnitudes are the norms of the original's rows, so that they change nothing at step 0."""
+    modules = {record.module: record for record in manifest.modules}
+    wrong = []
+    for module, record in modules.items():
+        held, stored = _read(LocalFiles(folder / FOLDER), WEIGHTS, magnitude_name(module)), _original(original, record)
+        part = record_part(record)
+        if held is None or stored is None:
+            wrong.append(f"{module} cannot be read")
+            continue
+        norms = torch.linalg.vector_norm(stored.double(), dim=0 if part is not None and part.transposed else 1)
+        if held.shape != norms.shape or not torch.allclose(held.double(), norms, rtol=_ROUNDED):
+            wrong.append(module)
+    detail = f"of {len(modules)} modules the norms of the original's rows"
+    return Check("magnitudes", not wrong, f"not the norms of the original's rows: {listed(wrong)}" if wrong else detail)
 
 
 def _check_untouched(folder: Path, manifest: Manifest, original: Checkpoint) -> Check:

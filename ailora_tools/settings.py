@@ -1,0 +1,114 @@
+"""What `init` was asked for, and whether that fits the plan: all faults at once, before a weight is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from .errors import OptionError, listed
+from .methods import RULES, Method
+from .targets.projections import Plan
+from .targets.quantisation import BARE
+
+ADAPTER_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+BASE_DTYPES = ("keep", "float32")
+ROUNDINGS = ("auto", "nearest", "stochastic")
+BIASES = ("none", "all", "lora_only")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything besides the source that the written numbers depend on."""
+
+    rank: int
+    method: str
+    roles: tuple[str, ...]
+    layers: str | None
+    alpha: int
+    rslora: bool
+    dora: bool
+    bias: str
+    adapter_dtype: str
+    base_dtype: str
+    rounding: str
+    seed: int
+    device: str
+    q_tensor: str | None
+    v_tensor: str | None
+    transformers_major: int = 5
+    no_base: bool = False
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    alpha_pattern: Mapping[str, int] = field(default_factory=dict)
+
+    def rank_of(self, module: str) -> int:
+        """`rank` where the pattern does not name the module."""
+        return self.rank_pattern.get(module, self.rank)
+
+    def alpha_of(self, module: str) -> int:
+        """A listed module without an alpha of its own has its rank: scaling 1."""
+        return self.alpha_pattern.get(module, self.rank_pattern.get(module, self.alpha))
+
+
+def require_fit(settings: Settings, method: Method, plan: Plan) -> None:
+    """OptionError that names everything in the settings that does not fit together, or does not fit the plan."""
+    wrong = [
+        *_choices(settings), *_together(settings, method), *_bare(plan), *_half_frozen(method, plan),
+        *_ranks(settings, plan),
+    ]  # fmt: skip
+    if wrong:
+        raise OptionError(f"{'; '.join(wrong)}.", "See `ailora-tools init --help` for what each option takes.")
+
+
+def _choices(settings: Settings) -> Iterator[str]:
+    for label, value, choices in (
+        ("adapter dtype", settings.adapter_dtype, tuple(ADAPTER_DTYPES)),
+        ("base dtype", settings.base_dtype, BASE_DTYPES),
+        ("rounding", settings.rounding, ROUNDINGS),
+        ("bias", settings.bias, BIASES),
+    ):
+        if value not in choices:
+            yield f"{label} is {value!r}; it must be one of {', '.join(choices)}"
+    if settings.rank < 1 or settings.alpha < 1:
+        yield f"rank is {settings.rank} and alpha {settings.alpha}; both must be at least 1"
+
+
+def _together(settings: Settings, method: Method) -> Iterator[str]:
+    """Options that exclude each other."""
+    offset = settings.no_base and method.residual
+    if settings.dora and offset:
+        yield "DoRA takes norms of base plus adapter, which a second, frozen adapter is no part of: no --no-base"
+    if settings.bias != "none" and offset:
+        yield "PEFT loads no second adapter beside one with biases: no --bias with --no-base"
+    if settings.no_base and (settings.base_dtype, settings.rounding) != ("keep", "auto"):
+        yield "without a base (--no-base) there is no --base-dtype and no --rounding"
+
+
+def _bare(plan: Plan) -> Iterator[str]:
+    bare = [unit.tensor for unit in plan.units if unit.tensor.endswith(BARE)]
+    if bare:
+        yield (
+            f"{listed(bare)} are parameters of torch.nn.MultiheadAttention, whose adapter in PEFT cannot leave "
+            "out_proj alone (`analyze` takes them)"
+        )
+
+
+def _half_frozen(method: Method, plan: Plan) -> Iterator[str]:
+    """Fused modules of whose B one part should be frozen and another trained."""
+    rules = method.rules
+    mixed = [unit for unit in plan.units if len({RULES[rules[one.role]].frozen_b for one in unit.targets}) > 1]
+    if mixed:
+        parts = ", ".join(f"{target.role}={rules[target.role]}" for target in mixed[0].targets)
+        yield f"{listed([unit.module for unit in mixed])} has one B for {parts}, of which only a part is to be frozen"
+
+
+def _ranks(settings: Settings, plan: Plan) -> Iterator[str]:
+    """Modules of the pattern that are not in the plan, and the worst rank above a matrix's smaller side."""
+    strangers = sorted(settings.rank_pattern.keys() - {target.module for target in plan.targets})
+    if strangers:
+        yield f"the ranks file names {listed(strangers)}, which this run does not touch (same roles and layers there?)"
+    worst = max(plan.targets, key=lambda target: settings.rank_of(target.module) - min(target.shape))
+    if settings.rank_of(worst.module) > min(worst.shape):
+        yield (
+            f"rank {settings.rank_of(worst.module)} is above {min(worst.shape)}, the smaller side of "
+            f"{worst.tensor} {list(worst.shape)}"
+        )
