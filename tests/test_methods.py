@@ -274,6 +274,19 @@ def test_a_composition_names_its_own_roles(tmp_path: Path) -> None:
         initialize(tmp_path / "model", 2, roles=("q", "k"), method="q=minor,v=minor", output=tmp_path / "other")
 
 
+def test_the_readme_s_rules_for_all_roles_run_on_minilm(tmp_path: Path) -> None:
+    minilm(tmp_path / "model")
+    made = initialize(tmp_path / "model", 4, method="q=middle,k=qr,v=minor,o=kaiming", output=tmp_path / "out").manifest
+    assert [sum(record.role == role for record in made.modules) for role in ROLES] == [6, 6, 6, 6]
+    assert verify(tmp_path / "out").holds
+    adapted = PeftModel.from_pretrained(AutoModel.from_pretrained(tmp_path / "out"), tmp_path / "out" / "ailora_init")
+    ids = torch.arange(1000, 1016).view(2, 8)
+    with torch.no_grad():
+        before = AutoModel.from_pretrained(tmp_path / "model").eval()(ids).last_hidden_state
+        after = adapted.eval()(ids).last_hidden_state
+    assert float((after - before).norm() / before.norm()) < 1e-5
+
+
 def test_names_of_methods_are_read_kindly_and_wrong_ones_named() -> None:
     assert find_method(" PiSSA ")[0].name == "pissa"
     assert find_method("Q=Principal, v=minor")[0].rules == {"q": "principal", "v": "minor"}
