@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -160,3 +161,5 @@ def test_a_study_runs_and_goes_on(tmp_path: Path) -> None:
             assert entry["drift"]["q"] > 0 and entry["drift"]["v"] > 0
     assert "| bitfit |" in lines.with_suffix(".md").read_text()
     assert lines.with_suffix(".html").stat().st_size > 1_000_000
+    if shutil.which("chromium"):
+        assert lines.with_suffix(".png").read_bytes().startswith(b"\x89PNG")

@@ -137,7 +137,7 @@ class Problems:
     def __init__(self, model: Path, cache: Path, test: int, dev: int, train: int) -> None:
         self._tokens = AutoTokenizer.from_pretrained(model)
         self.split = Split.of([self._problem(*row) for row in word_problems(cache)], test, dev, train)
-        editorials = [self._ids(text) for _, text in rated(cache, "nytEditorialSnippets")[:40]]
+        editorials = [self._ids(text) for _, text in rated(cache, "nytEditorialSnippets")[:20]]
         self._others = [Text(ids) for ids in editorials if len(ids) > 1]
 
     @staticmethod
