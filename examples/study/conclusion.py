@@ -29,9 +29,9 @@ class Titles:
 _QUESTION = "Does an adapter train better if it starts from the weights, and from other parts for W^Q than for W^V?"
 TITLES: Mapping[str, Titles] = {
     "minilm": Titles("MiniLM", "film reviews, positive or negative", _QUESTION, "accuracy",
-                     "how far embeddings of editorials moved (1 - cosine)"),
+                     "1 - cosine of the embeddings of editorials before and after"),
     "smollm2": Titles("SmolLM2-135M", "answers to maths word problems", _QUESTION, "minus the loss",
-                      "how much the loss on editorials rose"),
+                      "rise of the loss on editorials"),
 }  # fmt: skip
 
 
@@ -55,9 +55,9 @@ def _number(value: float) -> str:
 def conclusion(found: Sequence[Outcome], lines: Sequence[Line]) -> list[str]:
     """What holds and what does not. Arms whose ranges over the seeds overlap are called the same."""
     by = {one.arm: one for one in found}
-    said = [_setting(found, lines), *_caution(found)]
+    said = [_setting(found, lines), *_scores(found, lines), *_caution(found), *_against_lora(by)]
     said += [_compared(by[first], by[second]) for first, second in ASKED if first in by and second in by]
-    return [*said, *_against_lora(by), *_rates(found), *_steps(by, lines), *_elsewhere(by), *_premise(by)]
+    return [*said, *_rates(found), *_steps(by, lines), *_elsewhere(by, lines), *_premise(by)]
 
 
 def _setting(found: Sequence[Outcome], lines: Sequence[Line]) -> str:
@@ -68,6 +68,14 @@ def _setting(found: Sequence[Outcome], lines: Sequence[Line]) -> str:
         f"Lowest test loss: {best.arm}, {spread(best.loss.values())}; highest: {last.arm}, "
         f"{spread(last.loss.values())}."
     )
+
+
+def _scores(found: Sequence[Outcome], lines: Sequence[Line]) -> Iterator[str]:
+    """Who is best by the score, where that is not the loss again."""
+    best = max(found, key=lambda one: median(one.score.values()))
+    if median(best.score.values()) > 0:
+        lora = next((f"; lora {spread(one.score.values())}" for one in found if one.arm == "lora"), "")
+        yield f"Highest {titles(lines).score}: {best.arm}, {spread(best.score.values())}{lora}."
 
 
 def _caution(found: Sequence[Outcome]) -> Iterator[str]:
@@ -103,7 +111,10 @@ def _against_lora(by: Mapping[str, Outcome]) -> Iterator[str]:
     same = [one.first.arm for one in results if not one.apart]
     parts = [("lower throughout", better), ("higher throughout", worse), ("not to be told from it", same)]
     told = "; ".join(f"{what}: {', '.join(arms) if arms else 'none'}" for what, arms in parts)
-    yield f"Beside LoRA ({spread(by['lora'].loss.values())}), each at its own learning rate: {told}."
+    yield (
+        f"Beside LoRA, {spread(by['lora'].loss.values())}, each at its own learning rate: {told}. Chance alone would "
+        f"put about {sum(one.chance for one in results):.1f} of these {len(results)} apart."
+    )
 
 
 def _rates(found: Sequence[Outcome]) -> Iterator[str]:
@@ -140,16 +151,16 @@ def _steps(by: Mapping[str, Outcome], lines: Sequence[Line]) -> Iterator[str]:
         )
 
 
-def _elsewhere(by: Mapping[str, Outcome]) -> Iterator[str]:
+def _elsewhere(by: Mapping[str, Outcome], lines: Sequence[Line]) -> Iterator[str]:
     """What training did to other text."""
     if not {"lora", "ailora"} <= by.keys():
         return
     ordered = sorted(by.values(), key=lambda one: median(one.other.values()))
     told = ", ".join(f"{arm} {spread(by[arm].other.values())}" for arm in ("lora", "ailora", "pissa") if arm in by)
+    least, most = ordered[0], ordered[-1]
     yield (
-        f"Other text changed least under {ordered[0].arm} ({spread(ordered[0].other.values())}) and most under "
-        f"{ordered[-1].arm} ({spread(ordered[-1].other.values())}); {told}. The best learning rates differ, and with "
-        "them this."
+        f"Other text, {titles(lines).other}: least under {least.arm}, {spread(least.other.values())}, most under "
+        f"{most.arm}, {spread(most.other.values())}; {told}. The best learning rates differ, and with them this."
     )
 
 
