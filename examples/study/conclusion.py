@@ -127,13 +127,9 @@ def _rates(found: Sequence[Outcome]) -> Iterator[str]:
     own = {one.arm: median(one.by_rate[one.lr]) for one in adapters if one.arm in fixed}
     ends = [sorted(values.values()) for values in (fixed, own)]
     yield (
-        f"The learning rate decides more than the start: with LoRA's, {lora.lr:g}, for all of them the dev losses of "
-        f"{len(fixed)} starts lie between {ends[0][0]:.3f} and {ends[0][-1]:.3f}, with their own between "
-        f"{ends[1][0]:.3f} and {ends[1][-1]:.3f}. Their own lie between {min(one.lr for one in adapters):g} and "
-        f"{max(one.lr for one in adapters):g}."
-        if ends[0][-1] - ends[0][0] > ends[1][-1] - ends[1][0]
-        else f"With LoRA's learning rate, {lora.lr:g}, for all of them the dev losses lie between {ends[0][0]:.3f} and "
-        f"{ends[0][-1]:.3f}, with their own between {ends[1][0]:.3f} and {ends[1][-1]:.3f}."
+        f"Had all of them been given LoRA's learning rate, {lora.lr:g}, the dev losses of {len(fixed)} starts would lie "
+        f"between {ends[0][0]:.3f} and {ends[0][-1]:.3f}; with their own, from {min(one.lr for one in adapters):g} to "
+        f"{max(one.lr for one in adapters):g}, they lie between {ends[1][0]:.3f} and {ends[1][-1]:.3f}."
     )
 
 
