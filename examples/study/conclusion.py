@@ -127,8 +127,8 @@ def _rates(found: Sequence[Outcome]) -> Iterator[str]:
     own = {one.arm: median(one.by_rate[one.lr]) for one in adapters if one.arm in fixed}
     ends = [sorted(values.values()) for values in (fixed, own)]
     yield (
-        f"Had all of them been given LoRA's learning rate, {lora.lr:g}, the dev losses of {len(fixed)} starts would lie "
-        f"between {ends[0][0]:.3f} and {ends[0][-1]:.3f}; with their own, from {min(one.lr for one in adapters):g} to "
+        f"Had all {len(fixed)} starts been given LoRA's learning rate, {lora.lr:g}, their dev losses would lie between "
+        f"{ends[0][0]:.3f} and {ends[0][-1]:.3f}; with their own, from {min(one.lr for one in adapters):g} to "
         f"{max(one.lr for one in adapters):g}, they lie between {ends[1][0]:.3f} and {ends[1][-1]:.3f}."
     )
 

@@ -25,12 +25,15 @@ from outcome import Line, Outcome, outcomes
 from ailora_tools.report.figures import Figure, layout_for, short
 from ailora_tools.report.page import Frame, framed
 from ailora_tools.report.parts import Parts
+from ailora_tools.report.words import typeset
 
 COLOURS = {
     "lora": "#1c7ed6", "ailora": "#e8590c", "ailora-balanced": "#f08c00", "ailora-reversed": "#9c36b5",
     "full": "#5c6770", "pissa": "#0c8599", "milora": "#2f9e44", "rslora": "#74b8f0", "dora": "#5c7cfa",
     "olora": "#8fae5b", "nlora": "#b59a5b", "mica": "#d6336c", "bitfit": "#a1887f",
 }  # fmt: skip
+_OPEN = 8  # sentences
+_SHOWN = 1.35  # times the lowest loss: what is above is cut off, lest it flattens the rest
 _STRONG = ("lora", "ailora", "ailora-balanced", "ailora-reversed", "pissa", "full")  # drawn thick
 HEAD = (
     "method", "trained", "learning rate", "seeds", "test loss", "score", "steps to LoRA's loss", "other text", "ΔQ/Q",
@@ -63,8 +66,7 @@ def markdown(found: Sequence[Outcome], lines: Sequence[Line]) -> str:
 def page(found: Sequence[Outcome], lines: Sequence[Line]) -> str:
     """One HTML file in the style of the reports of `analyze`, without outside requests."""
     title, parts, first = titles(lines), Parts(), lines[0]
-    items = "".join(f"<li>{escape(sentence)}</li>" for sentence in conclusion(found, lines))
-    parts.section("findings", "What the data say", escape(title.question), f'<ul class="findings">{items}</ul>')
+    parts.section("findings", "What the data say", escape(title.question), _findings(conclusion(found, lines)))
     cards = [parts.card(name, *told, figure) for name, told, figure in _cards(found, title.other)]
     lead = "Every method at the best of its own learning rates, chosen on dev texts and judged on test texts."
     parts.section("figures", "Losses, learning rates and other text", lead, f'<div class="grid">{"".join(cards)}</div>')
@@ -80,6 +82,14 @@ def page(found: Sequence[Outcome], lines: Sequence[Line]) -> str:
     )
     cells = "\n".join(",".join(f'"{cell}"' for cell in line) for line in (HEAD, *map(row, found)))
     return framed(parts, frame, {"document": list(lines), "csv": cells + "\n"})
+
+
+def _findings(sentences: Sequence[str]) -> str:
+    """The first are open, the rest unfolds."""
+    items = [f"<li>{typeset(sentence)}</li>" for sentence in sentences]
+    more = f'<ul class="findings more">{"".join(items[_OPEN:])}</ul>'
+    rest = f"<details><summary>{len(items) - _OPEN} more</summary>{more}</details>" if items[_OPEN:] else ""
+    return f'<ul class="findings">{"".join(items[:_OPEN])}</ul>{rest}'
 
 
 def _facts(found: Sequence[Outcome], lines: Sequence[Line], task: str) -> list[tuple[str, str]]:
@@ -98,7 +108,14 @@ def _cards(found: Sequence[Outcome], other: str) -> list[tuple[str, tuple[str, s
     """(name, (title, how to read it), figure)."""
     return [
         ("losses", ("Test loss", "A point a seed, a bar the median; dashed: the range of LoRA."), _losses(found)),
-        ("rates", ("Against learning rate", "Dev loss at the end, median over the seeds."), _rates(found)),
+        (
+            "rates",
+            (
+                "Against learning rate",
+                "Dev loss at the end, median over the seeds; lines that leave the figure diverge.",
+            ),
+            _rates(found),
+        ),
         ("curves", ("On the way", "Dev loss at the best learning rate, median over the seeds."), _curves(found)),
         ("other", ("What it costs elsewhere", f"Test loss against {other}; a point a seed."), _other(found)),
     ]
@@ -128,6 +145,8 @@ def _rates(found: Sequence[Outcome]) -> Figure:
     data = [_line(one, [(lr, median(losses)) for lr, losses in one.by_rate.items()]) for one in found]
     layout = _with_legend(layout_for("learning rate", "dev loss at the end", height=430, legend=True))
     layout["xaxis"] |= {"type": "log", "exponentformat": "power", "dtick": 1}
+    lowest = min(median(losses) for one in found for losses in one.by_rate.values())
+    layout["yaxis"]["range"] = [0.98 * lowest, _SHOWN * lowest]
     return {"data": data, "layout": layout}
 
 
