@@ -69,7 +69,7 @@ def rule_list() -> str:
 
 def written(readme: str) -> str:
     """README.md with the tables as they are now."""
-    study = (ROOT / "reports" / "study" / "minilm-quick.md").read_text(encoding="utf-8").rstrip()
+    study = (ROOT / "reports" / "study" / "minilm-full.md").read_text(encoding="utf-8").rstrip()
     parts = {"architectures": table(), "methods": method_table(), "rules": rule_list(), "study": study}
     for name, text in parts.items():
         start = f"<!-- {name} -->\n"
