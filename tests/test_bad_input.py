@@ -146,8 +146,8 @@ def test_a_target_that_is_not_finite(tmp_path: Path, value: float) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--rank", 0], "rank 0"),
-        (["--rank", -3], "rank -3"),
+        (["--rank", 0], "rank is 0"),
+        (["--rank", -3], "rank is -3"),
         (["--rank", 25], "rank 25 is above 24"),
         (["--rank", 4, "--alpha", 0], "alpha 0"),
         (["--rank", 4, "--layers", "7"], "no layer 7"),

@@ -12,13 +12,10 @@ is at an end; then more seeds at the best learning rate and its neighbours, and 
 
 from __future__ import annotations
 
-import os
-
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
 import argparse
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
@@ -135,7 +132,3 @@ def around(lr: float) -> tuple[float, ...]:
 def _one_thread() -> None:
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
-
-
-if __name__ == "__main__":
-    main()
