@@ -131,6 +131,19 @@ def test_batches_depend_on_the_seed_alone_and_hold_every_text_once() -> None:
     assert sum(len({label % 7 for label in batch}) == 1 for batch in epoch(0)) > 6, "texts of like length together"
 
 
+KEPT = sorted((ROOT / "reports" / "study").glob("*.jsonl"))
+
+
+@pytest.mark.parametrize("path", KEPT, ids=lambda path: path.stem)
+def test_the_tables_that_are_kept_are_those_of_the_lines_that_are_kept(path: Path) -> None:
+    lines = [json.loads(text) for text in path.read_text().splitlines()]
+    assert path.with_suffix(".md").read_text() == markdown(outcomes(lines), lines)
+    assert path.with_suffix(".png").exists() and path.name in (path.parent / "README.md").read_text()
+    assert {entry["task"] for entry in lines} == {path.stem.split("-")[0]}
+    starts = [entry["looks"][0]["loss"] for entry in lines if entry["seed"] == 0]
+    assert max(starts) - min(starts) < 1e-4, "every method is the same model at step 0"
+
+
 @pytest.mark.slow
 def test_a_study_runs_and_goes_on(tmp_path: Path) -> None:
     lines = tmp_path / "lines.jsonl"
