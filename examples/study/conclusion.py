@@ -121,7 +121,7 @@ def _rates(found: Sequence[Outcome]) -> Iterator[str]:
     """What one learning rate for all would have shown."""
     adapters = [one for one in found if one.arm not in ("full", "bitfit")]
     lora = next((one for one in found if one.arm == "lora"), None)
-    if lora is None or len(adapters) < 3:
+    if lora is None or len({one.lr for one in adapters}) == 1:
         return
     fixed = at_one_rate(adapters, lora.lr)
     own = {one.arm: median(one.by_rate[one.lr]) for one in adapters if one.arm in fixed}
