@@ -163,6 +163,8 @@ def test_a_study_runs_and_goes_on(tmp_path: Path) -> None:
         return [json.loads(text) for text in lines.read_text().splitlines()]
 
     first = study("bitfit")
+    other = subprocess.run([*command, "--arms", "bitfit", "--steps", "4"], cwd=ROOT, capture_output=True, text=True)
+    assert other.returncode == 1 and "another form" in other.stderr
     assert len(first) >= 4 and {entry["arm"] for entry in first} == {"bitfit"}
     both = study("bitfit,ailora-balanced")
     assert both[: len(first)] == first and len(both) >= len(first) + 4

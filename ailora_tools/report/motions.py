@@ -49,11 +49,11 @@ def motion_by_layer(rows: Sequence[Row], rank: int) -> Figure:
 
 def motion_by_rank(rows: Sequence[Row]) -> Figure:
     """Motion of each role against the rank."""
-    ranks = min((row["cuts"]["ranks"] for row in rows), key=len)
+    ranks = min((row["cuts"]["ranks"] for row in rows if row["role"] in PARTS), key=len)
     found = by_rank(rows)
     data = [
         series(ranks, [motion[role] or None for motion in found], COLOURS[role], line_name(role), role, "rank")
-        for role in (found[0] if found else ())
+        for role in found[0]
     ]
     layout = layout_for("rank r", _TITLE, log_y=True, legend=True)
     layout["xaxis"] |= {"type": "log", "dtick": "D1" if ranks[-1] < 30 else 1}

@@ -112,23 +112,6 @@ def _energy(parts: Parts, rows: Sequence[Mapping[str, Any]], rank: int) -> None:
                    figures.energy(rows, role, part), ' data-energy="yes"')
         for role, part in there
     ]  # fmt: skip
-    boxes = "".join(
-        f'<div><span>{what} {typeset(matrix(role))} holds (median)</span><strong data-held="{role}"></strong>'
-        f'<span data-held="{role}-range"></span></div>'
-        for role, what in (("q", "principal"), ("v", "minor"))
-        if role in dict(there)
-    )
-    if {"q", "v"} <= set(dict(there)):
-        boxes += (
-            '<div><span>first step of Adam, Q : V</span><strong data-held="motion"></strong>'
-            '<span data-held="motion-range"></span></div>'
-        )
-    if "v" in dict(there):
-        boxes += (
-            f"<div><span>predicted survival of minor {typeset(matrix('v'))}</span>"
-            '<strong data-held="survival"></strong>'
-            '<span data-held="survival-range"></span></div>'
-        )
     cards += [
         parts.card("motion-layers", f"First step of the adapters, rank {rank}",
                    "How far Adam's first step moves each matrix, for its norm and learning rate.",
@@ -136,21 +119,44 @@ def _energy(parts: Parts, rows: Sequence[Mapping[str, Any]], rank: int) -> None:
         parts.card("motion-ranks", "First step against rank", "Root mean square over the layers.",
                    motion_by_rank(rows), ' data-energy="yes"'),
     ]  # fmt: skip
-    common = min((row["cuts"]["ranks"] for row in rows), key=len)
-    start = max(at for at, rank in enumerate(common) if rank <= 8 and (rank < common[-1] or at == 0))
-    slider = (
-        f'<div class="slider"><label for="rank">Rank</label><input id="rank" type="range" min="0" '
-        f'max="{max(0, len(common) - 2)}" value="{min(start, max(0, len(common) - 2))}" step="1">'
-        f'<output id="rank-value" for="rank"></output></div><div class="held">{boxes}'
-        '<div><span>adapter parameters</span><strong data-held="parameters"></strong>'
-        "<span>for W<sup>Q</sup> and W<sup>V</sup> of all layers</span></div></div>"
-    )
     parts.section(
         "energy", "Energy against rank",
         "Move the slider: what would the adapters of AILoRA hold at that rank, and how fast would they move? With the "
         "roots of the singular values on both sides, an adapter moves in proportion to them.",
-        f'{slider}<div class="grid">{"".join(cards)}</div>',
+        f'{_slider(rows)}<div class="held">{_boxes(dict(there))}</div><div class="grid">{"".join(cards)}</div>',
     )  # fmt: skip
+
+
+def _slider(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Over the ranks that all matrices have, at 8 if there is room."""
+    common = min((row["cuts"]["ranks"] for row in rows), key=len)
+    start = max(at for at, rank in enumerate(common) if rank <= 8 and (rank < common[-1] or at == 0))
+    return (
+        f'<div class="slider"><label for="rank">Rank</label><input id="rank" type="range" min="0" '
+        f'max="{max(0, len(common) - 2)}" value="{min(start, max(0, len(common) - 2))}" step="1">'
+        '<output id="rank-value" for="rank"></output></div>'
+    )
+
+
+def _boxes(there: Mapping[str, str]) -> str:
+    """What page.js fills in for the rank of the slider; `there`: the roles that were analysed."""
+    told = [
+        (role, f"{what} {typeset(matrix(role))} holds (median)")
+        for role, what in (("q", "principal"), ("v", "minor"))
+        if role in there
+    ]
+    if {"q", "v"} <= there.keys():
+        told.append(("motion", "first step of Adam, Q : V"))
+    if "v" in there:
+        told.append(("survival", f"predicted survival of minor {typeset(matrix('v'))}"))
+    boxes = "".join(
+        f'<div><span>{text}</span><strong data-held="{key}"></strong><span data-held="{key}-range"></span></div>'
+        for key, text in told
+    )
+    return (
+        f'{boxes}<div><span>adapter parameters</span><strong data-held="parameters"></strong>'
+        "<span>for W<sup>Q</sup> and W<sup>V</sup> of all layers</span></div>"
+    )
 
 
 def _elements(parts: Parts, document: Document) -> None:

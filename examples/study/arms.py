@@ -10,8 +10,7 @@ from typing import Any
 from peft import PeftModel
 from torch import nn
 
-from ailora_tools import freeze_b, initialize, lr_groups, train_biases
-from ailora_tools.verbs.bitfit import bitfit
+from ailora_tools import bitfit, freeze_b, initialize, lr_groups, train_biases
 
 RANK = 8
 LADDER = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)  # of learning rates, one for all arms

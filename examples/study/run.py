@@ -16,9 +16,10 @@ import argparse
 import json
 import math
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
@@ -73,11 +74,18 @@ class Study:
     def complete(self, arms: Sequence[str], workers: int) -> None:
         """Every arm, in waves of runs that do not depend on each other."""
         with ProcessPoolExecutor(workers, get_context("spawn"), _one_thread) as pool:
-            while runs := [run for arm in arms for run in next_runs(arm, self.losses(arm), self.form)]:
-                self._work_on(runs, pool)
+            try:
+                while runs := [run for arm in arms for run in next_runs(arm, self.losses(arm), self.form)]:
+                    self._work_on(runs, pool)
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)  # or a Ctrl-C would wait for all runs of the wave
+                raise
 
     def losses(self, arm: str) -> Losses:
+        """Dev losses of the runs that are there. SystemExit if they are of a study of another size."""
         lines = [json.loads(line) for line in self.out.read_text().splitlines()] if self.out.exists() else []
+        if other := next((line["form"] for line in lines if line["form"] != asdict(self.form)), None):
+            sys.exit(f"{self.out} holds runs of another form, {other}, not {asdict(self.form)}: give another --out.")
         return {(line["lr"], line["seed"]): dev_loss(line) for line in lines if line["arm"] == arm}
 
     def _work_on(self, runs: Sequence[Run], pool: ProcessPoolExecutor) -> None:
