@@ -2,7 +2,7 @@
 
 The story, top to bottom: `checkpoint` reads safetensors headers and, one by one, the matrices that `targets` says
 are W^Q and W^V; `methods` says which singular components each gives to its adapter, `linalg` finds them, and
-`decompose` splits the matrix. `output` writes the adapter and the source's shards with only those matrices
+`surgery` splits the matrix. `output` writes the adapter and the source's shards with only those matrices
 replaced. `metrics` describes what a spectrum or a change is like, and `report` says it in sentences and figures.
 `verbs` tells these steps as `inspect`, `analyze`, `init`, `verify`, `convert`, `merge` and `export`, and `cli` puts
 them on the command line. Nothing ever builds the model, and memory holds a few matrices whatever its size.
@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .errors import AiloraError as AiloraError
-    from .gradients import mask_fused_gradients as mask_fused_gradients
-    from .in_memory import Residualized as Residualized
-    from .in_memory import residualize as residualize
-    from .training import freeze_b as freeze_b
-    from .training import lr_groups as lr_groups
-    from .training import train_biases as train_biases
+    from .training.groups import freeze_b as freeze_b
+    from .training.groups import lr_groups as lr_groups
+    from .training.groups import train_biases as train_biases
+    from .training.masks import mask_fused_gradients as mask_fused_gradients
+    from .training.residual import Residualized as Residualized
+    from .training.residual import residualize as residualize
     from .verbs.analyze import Analysis as Analysis
     from .verbs.analyze import analyze as analyze
     from .verbs.bitfit import BiasList as BiasList
@@ -50,16 +50,16 @@ _HOMES = {
     "export": ".verbs.export",
     "Initialization": ".verbs.initialize",
     "initialize": ".verbs.initialize",
-    "mask_fused_gradients": ".gradients",
-    "lr_groups": ".training",
-    "freeze_b": ".training",
-    "train_biases": ".training",
+    "mask_fused_gradients": ".training.masks",
+    "lr_groups": ".training.groups",
+    "freeze_b": ".training.groups",
+    "train_biases": ".training.groups",
     "BiasList": ".verbs.bitfit",
     "bitfit": ".verbs.bitfit",
     "Merge": ".verbs.merge",
     "merge": ".verbs.merge",
-    "Residualized": ".in_memory",
-    "residualize": ".in_memory",
+    "Residualized": ".training.residual",
+    "residualize": ".training.residual",
     "Inspection": ".verbs.inspect",
     "inspect_checkpoint": ".verbs.inspect",
     "Verification": ".verbs.verify",

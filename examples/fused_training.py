@@ -17,7 +17,7 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from ailora_tools import initialize, mask_fused_gradients
 from ailora_tools.checkpoint.index import open_checkpoint
-from ailora_tools.parts import gather
+from ailora_tools.matrices.gather import gather
 from ailora_tools.targets.plan import make_plan
 
 STEPS, RATE = 30, 1e-3

@@ -22,7 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from ailora_tools import AiloraError, analyze, initialize, render_report
 from ailora_tools.metrics.definitions import DEFINITIONS
-from ailora_tools.metrics.spectral import motions
+from ailora_tools.metrics.motion import motions
 from ailora_tools.output.analysis import read_analysis, schema
 from ailora_tools.report.page import render
 from ailora_tools.report.words import number, percent, ranges, spread, typeset
@@ -99,7 +99,7 @@ def test_layers_are_in_natural_order(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_run_goes_on(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ailora_tools import measure
+    from ailora_tools.analysis import measure
     from ailora_tools.checkpoint.files import LocalFiles
 
     whole = analyze(model, output=tmp_path / "whole").document

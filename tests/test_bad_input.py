@@ -11,7 +11,7 @@ import torch
 from checkpoints import llama_tensors, tree, write_checkpoint
 from click.testing import CliRunner, Result
 
-from ailora_tools.cli import main
+from ailora_tools.cli.group import main
 
 Q0 = "model.layers.0.self_attn.q_proj.weight"
 

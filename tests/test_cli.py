@@ -16,7 +16,7 @@ import pytest
 from checkpoints import llama_tensors, tree, write_checkpoint
 from click.testing import CliRunner, Result
 
-from ailora_tools.cli import main
+from ailora_tools.cli.group import main
 from ailora_tools.methods import METHODS, RULES
 
 VERBS = sorted(main.commands)

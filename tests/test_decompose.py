@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from ailora_tools.decompose import Recipe, Surgery, decompose
 from ailora_tools.errors import NumericalError
-from ailora_tools.recombine import recombine
+from ailora_tools.linalg.recombine import recombine
+from ailora_tools.surgery.decompose import Recipe, Surgery, decompose
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 

@@ -21,8 +21,8 @@ from safetensors.torch import load_file
 from test_life import near
 
 from ailora_tools import export, initialize
+from ailora_tools.adapters.peft import WEIGHTS
 from ailora_tools.errors import AiloraError, OutputError, TargetError
-from ailora_tools.output.adapter import WEIGHTS
 from ailora_tools.output.atomic import RECORD
 
 

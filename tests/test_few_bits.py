@@ -18,9 +18,9 @@ from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 from torch import Tensor
 
 from ailora_tools import analyze, inspect_checkpoint
+from ailora_tools.analysis.tuned import load_projection
 from ailora_tools.checkpoint.index import open_checkpoint
 from ailora_tools.errors import TargetError
-from ailora_tools.parts import load_projection
 from ailora_tools.targets.plan import make_plan
 
 HIDDEN, KV = 128, 64

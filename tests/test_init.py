@@ -13,7 +13,7 @@ import torch
 from checkpoints import llama_tensors, tree, write_checkpoint
 from safetensors.torch import load_file
 
-import ailora_tools.surgery
+import ailora_tools.surgery.tensor
 from ailora_tools import initialize, verify
 from ailora_tools.checkpoint.index import open_checkpoint
 from ailora_tools.errors import NumericalError, OutputError
@@ -89,9 +89,9 @@ def test_a_resumed_run_gives_the_same_bytes_without_doing_work_twice(
         if thread.name.startswith("work"):  # the interrupted run may still be at its last matrix
             thread.join()
     done = []
-    real = ailora_tools.surgery.decompose
+    real = ailora_tools.surgery.tensor.decompose
     monkeypatch.setattr(
-        ailora_tools.surgery, "decompose", lambda W, recipe: done.append(recipe.name) or real(W, recipe)
+        ailora_tools.surgery.tensor, "decompose", lambda W, recipe: done.append(recipe.name) or real(W, recipe)
     )
     assert tree(initialize(src, 4, output=out, overwrite=True, resume=True).folder) == whole
     assert len(done) == max(0, 8 - after)

@@ -19,11 +19,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ailora_tools import analyze, initialize, mask_fused_gradients, verify
+from ailora_tools.analysis.tuned import load_projection
 from ailora_tools.checkpoint.index import open_checkpoint
 from ailora_tools.errors import CheckpointError, TargetError
-from ailora_tools.parts import gather, load_projection, scatter
+from ailora_tools.matrices.gather import gather, scatter
+from ailora_tools.matrices.layouts import PER_GROUP, PER_HEAD, Part
 from ailora_tools.targets.architectures import ARCHITECTURES
-from ailora_tools.targets.layouts import PER_GROUP, PER_HEAD, Part
 from ailora_tools.targets.plan import make_plan
 from ailora_tools.targets.projections import Plan, Target
 

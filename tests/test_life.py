@@ -17,9 +17,9 @@ from test_no_base import attach
 from torch import Tensor, nn
 
 from ailora_tools import convert, initialize, merge, residualize
+from ailora_tools.adapters.peft import CONFIG, WEIGHTS
 from ailora_tools.errors import CheckpointError, OptionError, OutputError, TargetError
 from ailora_tools.linalg.lowrank import distance, factorise
-from ailora_tools.output.adapter import CONFIG, WEIGHTS
 from ailora_tools.output.atomic import RECORD
 
 CASES = ["llama", "qwen2 with biases", "bert with a head", "t5, heads narrower than the model", "gpt2", "gpt-neox",

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, LlamaForCausalLM
 
 from ailora_tools import convert, initialize, merge, residualize, verify
-from ailora_tools.cli import main
+from ailora_tools.cli.group import main
 from ailora_tools.errors import OptionError, TargetError
 from ailora_tools.linalg.starts import STARTS, Start
 from ailora_tools.methods import METHODS, ROLES, RULES, find_method
@@ -218,7 +218,7 @@ def test_a_role_that_moves_nothing_keeps_its_bytes(name: str, base_dtype: str, t
     before, after = (load_file(tmp_path / folder / "model.safetensors") for folder in ("source", "out"))
     for record in made.manifest.modules:
         old, new = before[record.tensor].float(), after[record.tensor].float()
-        lines = slice(None) if record.part is None else slice(*record.part["runs"][0])
+        lines = slice(None) if record.part is None else slice(*record.part.runs[0])
         same = torch.equal(old[:, lines], new[:, lines]) if name == "gpt2" else torch.equal(old, new)
         assert same == (record.role == "q")
         if name == "llama" and record.role == "q":

@@ -10,7 +10,6 @@ import torch
 from real_models import minilm_files
 from safetensors.torch import load_file
 
-from ailora_tools.decompose import Recipe, decompose
 from ailora_tools.linalg.spectrum import spectrum
 from ailora_tools.metrics.definitions import DEFINITIONS
 from ailora_tools.metrics.elements import (
@@ -26,6 +25,7 @@ from ailora_tools.metrics.noise import change_edge, marchenko_pastur_median, noi
 from ailora_tools.metrics.paired import compare, sign_test
 from ailora_tools.metrics.spectral import cuts, rank_for, rank_grid, spectral_metrics
 from ailora_tools.metrics.tail import power_law
+from ailora_tools.surgery.decompose import Recipe, decompose
 
 NOISE = ((64, 64), (256, 256), (700, 700), (128, 512), (512, 128), (100, 1000), (256, 2048))
 

@@ -12,9 +12,10 @@ import torch
 import transformers
 from checkpoints import llama_tensors, write_checkpoint
 
-from ailora_tools import initialize, operation
+from ailora_tools import initialize
 from ailora_tools.errors import TargetError
 from ailora_tools.progress import Silent
+from ailora_tools.surgery import operation
 from ailora_tools.targets import module_tree
 from ailora_tools.targets.architectures import PROVEN_WITH
 from ailora_tools.targets.module_tree import ModuleCheck, Verdict, look

@@ -16,7 +16,8 @@ from test_few_bits import write as write_quantised
 from torch import nn
 
 from ailora_tools import analyze, initialize, verify
-from ailora_tools.output.adapter import FOLDER, OFFSET, WEIGHTS
+from ailora_tools.adapters.peft import WEIGHTS
+from ailora_tools.output.adapter import FOLDER, OFFSET
 
 
 def attach(base: nn.Module, folder: Path) -> PeftModel:

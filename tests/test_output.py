@@ -11,11 +11,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from ailora_tools.adapters.peft import AdapterModule, adapter_config
 from ailora_tools.checkpoint.files import LocalFiles, Origin
 from ailora_tools.checkpoint.index import open_checkpoint, read_header
 from ailora_tools.errors import NumericalError, OutputError
 from ailora_tools.output import base as base_room
-from ailora_tools.output.adapter import AdapterModule, AdapterWriter, adapter_config
+from ailora_tools.output.adapter import AdapterWriter
 from ailora_tools.output.atomic import building, require_outside, require_space
 from ailora_tools.output.base import BaseWriter, companions, copy_spans, keep_layout, recast_layout, rest_of
 from ailora_tools.output.spans import sha256_file

@@ -14,8 +14,8 @@ from checkpoints import tree
 from hub_server import HubServer, Repo
 from real_models import ROOT, minilm
 
+from ailora_tools.matrices import layouts
 from ailora_tools.methods import METHODS, RULES
-from ailora_tools.targets import layouts
 from ailora_tools.targets.fused import FUSED_ROWS
 from ailora_tools.targets.rows import Architecture, Slot, fused
 

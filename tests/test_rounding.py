@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ailora_tools.rounding import can_be_stochastic, round_stochastic
+from ailora_tools.linalg.rounding import can_be_stochastic, round_stochastic
 
 HALVES = (torch.bfloat16, torch.float16)
 

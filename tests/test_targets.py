@@ -19,10 +19,11 @@ from torch import nn
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.pytorch_utils import Conv1D
 
+from ailora_tools.analysis.tuned import load_projection
 from ailora_tools.checkpoint.index import Checkpoint, open_checkpoint
 from ailora_tools.checkpoint.stream import load_matrix
 from ailora_tools.errors import OptionError, TargetError
-from ailora_tools.parts import gather, load_projection
+from ailora_tools.matrices.gather import gather
 from ailora_tools.targets.architectures import ARCHITECTURES, BY_MODEL_TYPE, UNREACHABLE
 from ailora_tools.targets.plan import make_plan, parse_layers, target_modules
 from ailora_tools.targets.projections import Plan, Target

@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ailora_tools import analyze, initialize, verify
+from ailora_tools.analysis.tuned import load_projection
 from ailora_tools.checkpoint.index import open_checkpoint
 from ailora_tools.errors import OptionError
-from ailora_tools.parts import load_projection
 from ailora_tools.targets.plan import make_plan
 
 

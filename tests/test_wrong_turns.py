@@ -25,7 +25,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ailora_tools import convert, initialize, merge, verify
-from ailora_tools.cli import main
+from ailora_tools.cli.group import main
 from ailora_tools.errors import CheckpointError, TargetError
 
 INPUTS = FAMILIES["llama"].inputs

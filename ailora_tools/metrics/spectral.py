@@ -114,16 +114,5 @@ def cuts(S: Array, ranks: Sequence[int]) -> Mapping[str, list[float]]:
     }
 
 
-def motions(S: Array, ranks: Sequence[int], shape: tuple[int, int]) -> Mapping[str, list[float]]:
-    """How far an adapter of the top r, or of the bottom r, moves W (m, n) at the first step of Adam, for every r.
-
-    sqrt((m + n) sum(S_r)) / norm(S): expected norm(change of W) / norm(W) for a learning rate of 1 where sqrt(S_r) is
-    on both sides and the scaling is 1 (`decompose` measures the same on the stored factors); 0.0 where W is zero.
-    """
-    size = float(np.sqrt((S**2).sum())) or 1.0
-    held = {"top": np.cumsum(S), "bottom": np.cumsum(S[::-1])}
-    return {part: [float(np.sqrt(sum(shape) * sums[r - 1])) / size for r in ranks] for part, sums in held.items()}
-
-
 def _gap(above: float, below: float) -> float:
     return float((above - below) / above) if above > 0 else 0.0

@@ -1,49 +1,18 @@
-"""The adapter as PEFT reads it: adapter_config.json and adapter_model.safetensors.
-
-Field names and key layout follow PEFT 0.21 (peft/utils/save_and_load.py, peft/tuners/lora/config.py); only
-fields that old releases know are written, because those refuse a config with unknown keys.
-"""
+"""adapter_model.safetensors, laid out from the plan and filled as the factors come."""
 
 from __future__ import annotations
 
-import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from ..adapters.peft import MAGNITUDE_DTYPE, WEIGHTS, AdapterModule, magnitude_name, tensor_names
 from ..checkpoint.header import build_header, tensor_bytes
 from .spans import create, read_span, write_span
 
 FOLDER = "ailora_init"
 OFFSET = "ailora_offset"  # a frozen adapter with -B A, where the base is the untouched original
-CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
-PREFIX = "base_model.model."
-MAGNITUDE_DTYPE = "F32"  # whatever A and B are: rounded magnitudes would scale every row from the first step on
-
-
-@dataclass(frozen=True)
-class AdapterModule:
-    """One adapted module: path in memory, shape (out, in) of its W, rank and alpha."""
-
-    module: str
-    shape: tuple[int, int]
-    rank: int
-    alpha: int
-
-
-def tensor_names(module: str) -> tuple[str, str]:
-    """Names of A and B in the file."""
-    return f"{PREFIX}{module}.lora_A.weight", f"{PREFIX}{module}.lora_B.weight"
-
-
-def magnitude_name(module: str) -> str:
-    """Name of DoRA's magnitudes in the file."""
-    return f"{PREFIX}{module}.lora_magnitude_vector"
 
 
 class AdapterWriter:
@@ -98,55 +67,3 @@ def negated(data: memoryview | bytes, itemsize: int) -> bytes:
     flipped = np.frombuffer(data, np.uint8).reshape(-1, itemsize).copy()
     flipped[:, -1] ^= 0x80
     return flipped.tobytes()
-
-
-def adapter_config(
-    modules: Sequence[AdapterModule],
-    target_modules: Sequence[str],
-    *,
-    base: str,
-    revision: str | None,
-    architectures: Sequence[str],
-    rslora: bool,
-    transposed: bool = False,
-    dora: bool = False,
-    bias: str = "none",
-) -> dict[str, Any]:
-    """adapter_config.json of a LoRA that starts from stored factors.
-
-    `init_lora_weights` is true on purpose: any other tag makes loaders repeat a surgery on the base. A
-    rank_pattern always comes with an alpha_pattern, because PEFT looks the two up independently. Pattern keys
-    are whole, unescaped paths: old releases look them up as they are, new ones read them as expressions.
-    """
-    (rank, alpha), _ = Counter((item.rank, item.alpha) for item in modules).most_common(1)[0]
-    odd = [item for item in modules if (item.rank, item.alpha) != (rank, alpha)]
-    return {
-        "alpha_pattern": {item.module: item.alpha for item in odd},
-        "base_model_name_or_path": base,
-        "bias": bias,
-        "fan_in_fan_out": transposed,
-        "inference_mode": True,
-        "init_lora_weights": True,
-        "lora_alpha": alpha,
-        "lora_dropout": 0.0,
-        "modules_to_save": None,
-        "peft_type": "LORA",
-        "r": rank,
-        "rank_pattern": {item.module: item.rank for item in odd},
-        "revision": revision,
-        "target_modules": list(target_modules),
-        "task_type": _task_type(architectures),
-        "use_rslora": rslora,
-        **({"use_dora": True} if dora else {}),
-    }
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Indented JSON with a newline at the end."""
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _task_type(architectures: Sequence[str]) -> str | None:
-    """Only what is certain: other task types make PEFT add or expect further parts."""
-    causal = any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in architectures)
-    return "CAUSAL_LM" if causal else None

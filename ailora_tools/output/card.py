@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..methods import RULES, Method
-from ..motion import FILE as LR_GROUPS
-from ..motion import lr_scales, role_motion
+from ..metrics.motion import lr_scales, role_motion
 from .adapter import FOLDER, OFFSET
+from .lr_groups import LR_GROUPS
 from .manifest import ModuleRecord
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..checkpoint.index import Checkpoint
 from ..errors import CheckpointError, VerificationError
+from ..matrices.layouts import Part
 from .spans import sha256
 
 NAME = "ailora.json"
@@ -38,7 +39,7 @@ class ModuleRecord:
     shape: tuple[int, int]
     dtype: str
     base_dtype: str
-    part: Mapping[str, Any] | None
+    part: Part | None
     outputs: int  # of the module: rows of B
     rule: str
     rank: int
@@ -134,5 +135,5 @@ def module_record(entry: Mapping[str, Any]) -> ModuleRecord:
     """A record from its JSON form; TypeError or KeyError if fields are missing or unknown."""
     shape, values, part = tuple(entry["shape"]), tuple(entry["singular_values"]), entry["part"]
     if part is not None:
-        part = {**part, "runs": tuple(tuple(run) for run in part["runs"])}
+        part = Part(**{**part, "runs": tuple(tuple(run) for run in part["runs"])})
     return ModuleRecord(**{**entry, "shape": shape, "singular_values": values, "part": part})

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import median
 from typing import Any
 
+from ..metrics.motion import lr_scales
 from ..metrics.noise import noise_effective_rank_share
 from ..metrics.paired import Comparison, compare
-from ..motion import lr_scales
 from .changes import change_findings
 from .motions import motion_at, place
 from .words import matrix, number, spread

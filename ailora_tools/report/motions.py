@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..metrics.spectral import motions
-from ..motion import lr_scales, role_motion
+from ..metrics.motion import lr_scales, motions, role_motion
 from .figures import COLOURS, by_layer, layout_for, line_name, series
 from .words import number
 

@@ -16,9 +16,9 @@ from typing import Any
 
 from ..output.analysis import metrics_csv
 from . import sections
+from .body import Parts
 from .figures import roles
 from .motions import by_rank, motion_texts
-from .parts import Parts
 from .words import matrix, number, percent, spread, typeset
 
 _EMBEDDED = 1_500_000  # bytes of the document that the page carries whole; beyond, spectra are thinned

@@ -8,8 +8,8 @@ from typing import Any
 
 from ..metrics.definitions import BY_KEY, DEFINITIONS
 from . import figures, maps
+from .body import Parts
 from .motions import motion_by_layer, motion_by_rank
-from .parts import Parts
 from .words import matrix, number, typeset
 
 Document = Mapping[str, Any]

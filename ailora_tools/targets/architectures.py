@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from ..matrices.layouts import THIRDS
 from .fused import FUSED_ROWS
-from .layouts import THIRDS
 from .rows import DECODER, QKV_PROJ, Architecture, Slot, leaves, types
 
 _BERT = leaves("self.query", "self.key", "self.value", "output.dense")  # W^O is a module beside that of the others

@@ -5,7 +5,7 @@ Sources: transformers 5.23, `modeling_<model_type>.py`; for the rows called "cod
 
 from __future__ import annotations
 
-from . import layouts
+from ..matrices import layouts
 from .rows import DECODER, QKV_PROJ, Architecture, Slot, fused, types
 
 FUSED_ROWS: tuple[Architecture, ...] = (

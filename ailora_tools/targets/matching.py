@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from ..matrices.layouts import Layout
 from .architectures import LEAF_LAYOUTS, LEAF_PAIRS
-from .layouts import Layout
 from .rows import Architecture
 
 _ROLE_ORDER = ("q", "k", "v", "o")

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 from ..checkpoint.index import Checkpoint
+from ..matrices.quantisation import BARE
 from .architectures import BODIES, BY_MODEL_TYPE
 from .matching import Match
-from .quantisation import BARE
 from .rows import Architecture
 
 _LATEST_MAJOR = 5

@@ -10,12 +10,12 @@ from typing import Any
 from ..checkpoint.header import TensorInfo
 from ..checkpoint.index import Checkpoint
 from ..errors import OptionError, TargetError, listed
+from ..matrices.layouts import LATENT
+from ..matrices.quantisation import MAINS, Quantised, find_quantised, logical_name, quantization_config
 from .architectures import BY_MODEL_TYPE, FUSED, UNREACHABLE
-from .layouts import LATENT
 from .matching import Match, match_leaves, match_table, match_template
 from .module_names import installed_transformers_major, module_path
 from .projections import Plan, Target
-from .quantisation import MAINS, Quantised, find_quantised, logical_name, quantization_config
 from .rows import Architecture
 
 SUPPORTED_DTYPES = ("F64", "F32", "F16", "BF16")

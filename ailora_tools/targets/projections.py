@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from .layouts import Part
-from .quantisation import Quantised
+from ..matrices.layouts import Part
+from ..matrices.quantisation import Quantised
 
 
 @dataclass(frozen=True)

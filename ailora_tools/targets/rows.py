@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from .layouts import Layout
+from ..matrices.layouts import Layout
 
 
 @dataclass(frozen=True)

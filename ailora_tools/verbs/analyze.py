@@ -10,17 +10,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
-from ..allocation import parse_budget, suggest_ranks
+from ..analysis.allocation import parse_budget, suggest_ranks
+from ..analysis.tuned import Tuned, open_tuned
 from ..checkpoint.index import Checkpoint, open_checkpoint
 from ..checkpoint.source import SourceOptions
 from ..checkpoint.transfer import Traffic
-from ..comparison import Tuned, open_tuned
 from ..errors import NumericalError, OptionError, listed
 from ..metrics.heads import Heads, read_heads
-from ..output.adapter import write_json
 from ..output.analysis import CSV_NAME, FORMAT, NAME, RANKS_NAME, REPORT_NAME, VERSION, dump, metrics_csv
 from ..output.atomic import WorkFolder, building, require_outside
 from ..output.manifest import fingerprint
+from ..output.spans import write_json
 from ..progress import Progress, Silent
 from ..report.findings import find
 from ..report.page import render
@@ -134,10 +134,10 @@ def analyze(
 
 def _measure(job: _Job, work: WorkFolder, progress: Progress) -> dict[str, Any]:
     """Tensor name -> record, those of an interrupted run included; every finished matrix is kept at once."""
+    from ..analysis.measure import measure
     from ..checkpoint.stream import find_device, stream
-    from ..dequantise import dequantise
-    from ..measure import measure
-    from ..parts import gather
+    from ..matrices.dequantise import dequantise
+    from ..matrices.gather import gather
 
     def work_on(unit: Unit, stored: Tensor) -> dict[str, dict[str, Any]]:
         W = dequantise(stored, unit.quantised, job.checkpoint.files)

@@ -13,8 +13,8 @@ from typing import Any, Unpack
 from ..checkpoint.index import open_checkpoint
 from ..checkpoint.source import SourceOptions
 from ..errors import OptionError
-from ..output.adapter import write_json
 from ..output.atomic import RECORD, making, require_outside
+from ..output.spans import write_json
 
 FILE = "bitfit.json"
 

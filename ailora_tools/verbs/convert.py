@@ -11,23 +11,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..adapters import Adapter, match_module, open_adapter
+from ..adapters.folder import Adapter, match_module, open_adapter
+from ..adapters.peft import CONFIG, PREFIX, WEIGHTS, AdapterModule, adapter_config, tensor_names
 from ..checkpoint.files import Origin
 from ..checkpoint.header import build_header
 from ..errors import OptionError, TargetError, listed
-from ..output.adapter import (
-    CONFIG,
-    FOLDER,
-    PREFIX,
-    WEIGHTS,
-    AdapterModule,
-    adapter_config,
-    tensor_names,
-    write_json,
-)
+from ..output.adapter import FOLDER
 from ..output.atomic import RECORD, making, require_outside
 from ..output.manifest import NAME, Manifest, read_manifest
-from ..output.spans import create, write_span
+from ..output.spans import create, write_json, write_span
 from ..progress import Progress, Silent
 
 if TYPE_CHECKING:

@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..adapters import Adapter, open_adapter
+from ..adapters.folder import Adapter, open_adapter
 from ..checkpoint.source import open_files
 from ..errors import AiloraError, TargetError, listed
-from ..output.adapter import FOLDER, write_json
+from ..output.adapter import FOLDER
 from ..output.atomic import RECORD, making, require_outside
 from ..output.manifest import NAME, read_manifest
+from ..output.spans import write_json
 
 if TYPE_CHECKING:
-    from ..exports import Context, Pair
+    from ..adapters.trainers import Context, Pair
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def export(
 
     Raises CheckpointError, TargetError for DoRA, `modules_to_save` and models the trainer does not know, OutputError.
     """
-    from ..exports import find_trainer
+    from ..adapters.trainers import find_trainer
 
     row = find_trainer(to)
     root = Path(adapter).expanduser()
@@ -84,7 +85,7 @@ def _require_plain(held: Adapter, to: str) -> None:
 
 
 def _pairs(held: Adapter) -> dict[str, Pair]:
-    from ..exports import Pair
+    from ..adapters.trainers import Pair
 
     return {
         module: Pair(held.load(factors.A), held.load(factors.B), factors.scaling)
@@ -93,7 +94,7 @@ def _pairs(held: Adapter) -> dict[str, Pair]:
 
 
 def _context(held: Adapter, root: Path, base: str | Path | None, component: str | None) -> Context:
-    from ..exports import Context
+    from ..adapters.trainers import Context
 
     return Context(_model_config(held, root, base), component or _component(root), held.config)
 
@@ -116,7 +117,7 @@ def _model_config(held: Adapter, root: Path, base: str | Path | None) -> dict[st
 
 def _component(root: Path) -> str:
     """Where `init` was given a component of a pipeline, its name; empty where it was not."""
-    from ..exports import COMPONENTS
+    from ..adapters.trainers import COMPONENTS
 
     for place in (root, root.parent):
         if (place / NAME).is_file():

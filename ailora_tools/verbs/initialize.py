@@ -8,21 +8,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
+from ..adapters.peft import CONFIG
 from ..checkpoint.index import open_checkpoint
 from ..checkpoint.source import SourceOptions
 from ..methods import RULES, find_method
-from ..motion import FILE as LR_GROUPS
-from ..motion import lr_document
-from ..operation import Operation
-from ..output.adapter import CONFIG, FOLDER, OFFSET, AdapterWriter, write_json
+from ..output.adapter import FOLDER, OFFSET, AdapterWriter
 from ..output.atomic import WorkFolder, building, require_outside, require_space
 from ..output.base import BaseWriter, copy_file
+from ..output.lr_groups import LR_GROUPS, lr_document
 from ..output.manifest import NAME, Manifest, ModuleRecord
 from ..output.package import Package
-from ..output.spans import sync_file
+from ..output.ranks import Ranks, read_ranks
+from ..output.spans import sync_file, write_json
 from ..progress import Progress, Silent
-from ..ranks import Ranks, read_ranks
-from ..settings import ADAPTER_DTYPES, Settings
+from ..surgery.operation import Operation
+from ..surgery.settings import ADAPTER_DTYPES, Settings
 from ..targets.module_names import installed_transformers_major
 from ..targets.module_tree import ModuleCheck
 from ..targets.plan import make_plan
@@ -32,7 +32,7 @@ from .announce import announce
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..surgery import Outcome
+    from ..surgery.tensor import Outcome
 
 
 @dataclass(frozen=True)
@@ -177,8 +177,8 @@ def _operate(operation: Operation, work: WorkFolder, check: ModuleCheck, progres
     with BaseWriter(files, operation.layouts, work.tree, dict(work.finished("copied"))) as base:
         # Imported here so that torch loads (about a second) while the shards are already being copied.
         from ..checkpoint.stream import find_device, stream
-        from ..dequantise import dequantise
-        from ..surgery import operate_on
+        from ..matrices.dequantise import dequantise
+        from ..surgery.tensor import operate_on
 
         def operate(unit: Unit, stored: Tensor) -> Outcome:
             return operate_on(unit, dequantise(stored, unit.quantised, files), operation)

@@ -10,15 +10,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
-from ..adapters import Adapter, Factors, match_module, open_adapter
+from ..adapters.folder import Adapter, Factors, match_module, open_adapter
 from ..checkpoint.header import TensorInfo
 from ..checkpoint.index import Checkpoint, open_checkpoint
 from ..checkpoint.source import SourceOptions
 from ..errors import AiloraError, OptionError, TargetError, listed
-from ..output.adapter import write_json
 from ..output.atomic import RECORD, making, require_outside, require_space
 from ..output.base import BaseWriter, ShardLayout, companions, copy_file, keep_layout, recast_layout, restate_total
 from ..output.manifest import NAME, Manifest, read_manifest
+from ..output.spans import write_json
 from ..progress import Progress, Silent
 from ..targets.module_names import module_paths
 from ..targets.plan import SUPPORTED_DTYPES

@@ -14,16 +14,23 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor
 
+from ..adapters.peft import WEIGHTS, magnitude_name, tensor_names
 from ..checkpoint.ahead import read_ahead
 from ..checkpoint.files import Files, LocalFiles
 from ..checkpoint.header import TensorInfo
 from ..checkpoint.index import Checkpoint, open_checkpoint, read_header
 from ..checkpoint.source import SourceOptions
 from ..checkpoint.stream import load_matrix, matrix_bytes
-from ..dequantise import dequantise
 from ..errors import CheckpointError, listed
-from ..output.adapter import FOLDER, WEIGHTS, magnitude_name, tensor_names
-from ..output.audit import (
+from ..linalg.recombine import Recombination, recombine
+from ..matrices.dequantise import dequantise
+from ..matrices.gather import gather, scatter
+from ..matrices.quantisation import find_quantised
+from ..output.adapter import FOLDER
+from ..output.manifest import Manifest, ModuleRecord, fingerprint, read_manifest
+from ..output.spans import blocks, sha256
+from ..progress import Progress, Silent
+from ..proof.folder import (
     Check,
     check_adapter_config,
     check_adapter_tensors,
@@ -31,12 +38,7 @@ from ..output.audit import (
     check_neighbours,
     check_offset,
 )
-from ..output.manifest import Manifest, ModuleRecord, fingerprint, read_manifest
-from ..output.spans import blocks, sha256
-from ..parts import gather, own_factors, record_part, scatter
-from ..progress import Progress, Silent
-from ..recombine import Recombination, recombine
-from ..targets.quantisation import find_quantised
+from ..surgery.blocks import own_factors
 from .announce import announce
 
 _SLACK = 1e-3  # float64 here, float32 in `init` where the recorded error was measured
@@ -188,7 +190,7 @@ def _read(files: Files, file: str, tensor: str) -> Tensor | None:
 
 def _projection(stored: Tensor | None, record: ModuleRecord) -> Tensor | None:
     """W (out, in) out of the stored tensor; None if that has another shape."""
-    part = record_part(record)
+    part = record.part
     if stored is None or stored.ndim != 2 or part is None:
         return stored
     lines = stored.shape[1 if part.transposed else 0]
@@ -250,7 +252,7 @@ def _check_magnitudes(folder: Path, manifest: Manifest, original: Checkpoint) ->
     wrong = []
     for module, record in modules.items():
         held, stored = _read(LocalFiles(folder / FOLDER), WEIGHTS, magnitude_name(module)), _original(original, record)
-        part = record_part(record)
+        part = record.part
         if held is None or stored is None:
             wrong.append(f"{module} cannot be read")
             continue
@@ -291,7 +293,7 @@ def _changed_beside(folder: Path, manifest: Manifest, original: Checkpoint) -> l
             changed.append(tensor)
             continue
         for mate in manifest.modules:
-            if mate.tensor == tensor and (part := record_part(mate)) is not None:
+            if mate.tensor == tensor and (part := mate.part) is not None:
                 blank = torch.zeros(mate.shape)
                 here, there = scatter(here, part, blank), scatter(there, part, blank)
         if not torch.equal(here, there.to(here.dtype)):

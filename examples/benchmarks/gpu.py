@@ -20,7 +20,7 @@ import torch
 from machine import describe, write_report
 from torch import Tensor
 
-from ailora_tools.decompose import Recipe, Surgery, decompose
+from ailora_tools.surgery.decompose import Recipe, Surgery, decompose
 
 SHAPES = {
     "Llama-3-8B Q": (4096, 4096, "principal"),

@@ -22,9 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from conclusion import conclusion, spread, titles
 from outcome import Line, Outcome, outcomes
 
+from ailora_tools.report.body import Parts
 from ailora_tools.report.figures import Figure, layout_for, short
 from ailora_tools.report.page import Frame, framed
-from ailora_tools.report.parts import Parts
 from ailora_tools.report.words import typeset
 
 COLOURS = {

@@ -10,18 +10,19 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from .adapters import Adapter, open_adapter
-from .checkpoint.stream import DTYPES, matrix_bytes
-from .decompose import Recipe, subtract
-from .errors import TargetError, listed
-from .methods import RULES
-from .output.manifest import Manifest, ModuleRecord, read_manifest
-from .output.spans import sha256
-from .parts import gather, own_factors, record_part, scatter
-from .recombine import recombine
+from ..adapters.folder import Adapter, open_adapter
+from ..checkpoint.stream import DTYPES, matrix_bytes
+from ..errors import TargetError, listed
+from ..linalg.recombine import recombine
+from ..matrices.gather import gather, scatter
+from ..methods import RULES
+from ..output.manifest import Manifest, ModuleRecord, read_manifest
+from ..output.spans import sha256
+from ..surgery.blocks import own_factors
+from ..surgery.decompose import Recipe, subtract
 
 if TYPE_CHECKING:
-    from .targets.layouts import Part
+    from ..matrices.layouts import Part
 
 _NEAR = 0.25  # rounding moves `moved` by far less than this from 0 or 1
 
@@ -87,7 +88,7 @@ def _find(model: nn.Module, manifest: Manifest, folder: Path) -> list[_Step]:
     for record in manifest.modules:
         found = modules.get(record.module)
         weight = getattr(found, "weight", None)
-        part = record_part(record)
+        part = record.part
         if not isinstance(weight, Tensor) or not weight.is_floating_point() or weight.ndim != 2:
             faults.append(f"{record.module} is {'missing' if found is None else type(found).__name__}")
         elif (shape := _shape(weight, part)) != (record.outputs, record.shape[1]):

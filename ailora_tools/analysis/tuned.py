@@ -10,20 +10,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .adapters import Factors, match_module, read_adapter
-from .checkpoint.files import Files, Origin
-from .checkpoint.header import TensorInfo
-from .checkpoint.index import Checkpoint, read_checkpoint
-from .checkpoint.source import open_files
-from .errors import TargetError, listed
-from .targets.layouts import Part
-from .targets.plan import make_plan
-from .targets.projections import Plan, Target
+from ..adapters.folder import Factors, match_module, read_adapter
+from ..checkpoint.files import Files, Origin
+from ..checkpoint.header import TensorInfo
+from ..checkpoint.index import Checkpoint, read_checkpoint
+from ..checkpoint.source import open_files
+from ..errors import TargetError, listed
+from ..matrices.layouts import Part
+from ..targets.plan import make_plan
+from ..targets.projections import Plan, Target, Unit
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .metrics.change import Difference
+    from ..metrics.change import Difference
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _MANIFEST = "ailora.json"
@@ -94,15 +94,24 @@ class TunedCheckpoint:
 
     def difference(self, target: Target, W: Tensor) -> Difference:
         """W1 - W in float64 and its singular values."""
-        from .linalg.spectrum import spectrum
-        from .metrics.change import Difference, require_finite
-        from .parts import load_projection
+        from ..linalg.spectrum import spectrum
+        from ..metrics.change import Difference, require_finite
 
         pair = self.pairs[target.label]
         tuned = load_projection(self.files, pair).to(W.device)
         require_finite(tuned, f"{self.origin.text}: {pair.tensor}")
         delta = tuned.double() - W.double()
         return Difference(delta, tuned, spectrum(delta).S, low_rank=False)
+
+
+def load_projection(files: Files, target: Target) -> Tensor:
+    """W (out, in) of one target, as stored; in float32 if it is quantised."""
+    from ..checkpoint.stream import load_matrix
+    from ..matrices.dequantise import dequantise
+    from ..matrices.gather import gather
+
+    stored = load_matrix(files, target.file, Unit((target,)))
+    return gather(dequantise(stored, target.quantised, files), target.part)
 
 
 @dataclass(frozen=True)
@@ -126,8 +135,8 @@ class TunedAdapter:
         """s B A in float64 and its singular values, from the factors; the renormalised matrix with DoRA."""
         import torch
 
-        from .linalg.spectrum import low_rank_spectrum, spectrum
-        from .metrics.change import Difference
+        from ..linalg.spectrum import low_rank_spectrum, spectrum
+        from ..metrics.change import Difference
 
         factors = self.factors.get(target.label)
         if factors is None:
@@ -143,8 +152,8 @@ class TunedAdapter:
         return Difference(delta, W, low_rank_spectrum(factors.scaling * B, A).cpu(), low_rank=True)
 
     def _load(self, info: TensorInfo, W: Tensor) -> Tensor:
-        from .checkpoint.stream import load_matrix
-        from .metrics.change import require_finite
+        from ..checkpoint.stream import load_matrix
+        from ..metrics.change import require_finite
 
         loaded = load_matrix(self.files, ADAPTER_WEIGHTS, info).to(W.device)
         require_finite(loaded, f"{self.origin.text}: {info.name}")
@@ -153,7 +162,7 @@ class TunedAdapter:
 
 def _own_rows(B: Tensor, target: Target) -> Tensor:
     """The outputs of one projection among those of its module."""
-    from .parts import gather
+    from ..matrices.gather import gather
 
     return gather(B, None if target.part is None else Part(target.part.runs))
 

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
-from .output.manifest import ModuleRecord
+import numpy as np
 
-FILE = "lr_groups.json"
+from .spectral import Array
 
 
 def role_motion(motions: Iterable[tuple[str, float]]) -> dict[str, float]:
@@ -30,18 +29,12 @@ def lr_scales(motion: Mapping[str, float]) -> dict[str, float]:
     return {role: common / value if value > 0 else 1.0 for role, value in motion.items()}
 
 
-def lr_document(records: Sequence[ModuleRecord]) -> dict[str, Any]:
-    """lr_groups.json: motion and factor by role, factor by module (of several projections: their geometric mean), and
-    which modules are shared by several roles."""
-    motion = role_motion((record.role, record.motion) for record in records)
-    scales = lr_scales(motion)
-    modules: dict[str, list[float]] = {}
-    for record in records:
-        modules.setdefault(record.module, []).append(scales[record.role])
-    return {
-        "about": "learning rate of A and B in a module = yours * scale; motion = expected norm(change of W) / norm(W) "
-        "by A and B at the first step of Adam, for a learning rate of 1",
-        "roles": {role: {"motion": motion[role], "scale": scales[role]} for role in motion},
-        "modules": {module: math.prod(found) ** (1 / len(found)) for module, found in modules.items()},
-        "shared": [module for module, found in modules.items() if len(set(found)) > 1],
-    }
+def motions(S: Array, ranks: Sequence[int], shape: tuple[int, int]) -> Mapping[str, list[float]]:
+    """How far an adapter of the top r, or of the bottom r, moves W (m, n) at the first step of Adam, for every r.
+
+    sqrt((m + n) sum(S_r)) / norm(S): expected norm(change of W) / norm(W) for a learning rate of 1 where sqrt(S_r) is
+    on both sides and the scaling is 1 (`decompose` measures the same on the stored factors); 0.0 where W is zero.
+    """
+    size = float(np.sqrt((S**2).sum())) or 1.0
+    held = {"top": np.cumsum(S), "bottom": np.cumsum(S[::-1])}
+    return {part: [float(np.sqrt(sum(shape) * sums[r - 1])) / size for r in ranks] for part, sums in held.items()}

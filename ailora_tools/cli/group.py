@@ -9,10 +9,10 @@ from typing import Any
 
 import click
 
-from . import console
-from .errors import NumericalError
-from .exports import TRAINERS
-from .methods import BITFIT
+from ..adapters.trainers import TRAINERS
+from ..errors import NumericalError
+from ..methods import BITFIT
+from . import screens as console
 from .options import (
     base_dtype_option,
     device_option,
@@ -59,7 +59,7 @@ def inspect(model: str, as_json: bool, quiet: bool, **options: Any) -> None:
       ailora-tools inspect Qwen/Qwen2.5-0.5B
       ailora-tools inspect path/to/model
     """
-    from .verbs.inspect import inspect_checkpoint
+    from ..verbs.inspect import inspect_checkpoint
 
     found = inspect_checkpoint(model, **options)
     _print_json(found.to_json()) if as_json else console.show_inspection(found, quiet)
@@ -145,7 +145,7 @@ def init(model: str, as_json: bool, quiet: bool, **options: Any) -> None:
         options["roles"] = None  # those of the method
     if options["rank"] is None and options["ranks"] is None:
         raise click.UsageError("Missing option '-r' / '--rank' (or --ranks FILE).")
-    from .verbs.initialize import initialize
+    from ..verbs.initialize import initialize
 
     with console.progress(quiet=quiet or as_json, verbose_notices=not quiet) as progress:
         result = initialize(model, progress=progress, **options)
@@ -192,7 +192,7 @@ def analyze(model: str, as_json: bool, quiet: bool, **options: Any) -> None:
       ailora-tools analyze path/to/model
       ailora-tools analyze path/to/base --against path/to/tuned -o reports/tuned
     """
-    from .verbs.analyze import analyze as run
+    from ..verbs.analyze import analyze as run
 
     with console.progress(quiet=quiet or as_json, verbose_notices=not quiet) as progress:
         result = run(model, progress=progress, **options)
@@ -217,7 +217,7 @@ def report(analysis: Path, output: Path | None, as_json: bool, quiet: bool) -> N
     Example:
       ailora-tools report reports/model/analysis.json
     """
-    from .verbs.report import render_report
+    from ..verbs.report import render_report
 
     written = render_report(analysis, output)
     if as_json:
@@ -241,7 +241,7 @@ def verify(folder: Path, as_json: bool, quiet: bool, **options: Any) -> None:
     Example:
       ailora-tools verify model-ailora-r8
     """
-    from .verbs.verify import verify as check
+    from ..verbs.verify import verify as check
 
     with console.progress(quiet=quiet or as_json, verbose_notices=not quiet) as progress:
         result = check(folder, progress=progress, **options)
@@ -270,7 +270,7 @@ def convert(trained: Path, start: Path, as_json: bool, quiet: bool, **options: A
       ailora-tools convert output/checkpoint-100 --init model-ailora-r8 -o plain-lora
       ailora-tools convert output/checkpoint-100 --init model-ailora-r8 --rank 8 -o plain-lora-r8
     """
-    from .verbs.convert import convert as run
+    from ..verbs.convert import convert as run
 
     with console.progress(quiet=quiet or as_json, verbose_notices=not quiet) as progress:
         result = run(trained, start, progress=progress, **options)
@@ -297,7 +297,7 @@ def merge(base: str, adapter: Path, as_json: bool, quiet: bool, **options: Any) 
       ailora-tools merge model-ailora-r8 output/checkpoint-100 -o merged
       ailora-tools merge path/to/model plain-lora -o merged
     """
-    from .verbs.merge import merge as run
+    from ..verbs.merge import merge as run
 
     with console.progress(quiet=quiet or as_json, verbose_notices=not quiet) as progress:
         result = run(base, adapter, progress=progress, **options)
@@ -322,7 +322,7 @@ def export(adapter: Path, as_json: bool, quiet: bool, **options: Any) -> None:
     Example:
       ailora-tools export model-ailora-r8 --to mlx -o mlx-adapter
     """
-    from .verbs.export import export as run
+    from ..verbs.export import export as run
 
     result = run(adapter, **options)
     if as_json:
@@ -336,7 +336,7 @@ def export(adapter: Path, as_json: bool, quiet: bool, **options: Any) -> None:
 
 def _list_biases(model: str, as_json: bool, quiet: bool, options: dict[str, Any]) -> None:
     """BitFit has no adapter, and so none of the options that an adapter has."""
-    from .verbs.bitfit import bitfit
+    from ..verbs.bitfit import bitfit
 
     taken = ("output", "overwrite", "dry_run", "revision", "subfolder", "download", "connections")
     if idle := given(*(name for name in options if name not in (*taken, "method"))):

@@ -11,12 +11,12 @@ from typing import Any
 
 from torch import nn
 
-from .checkpoint.files import LocalFiles
-from .checkpoint.index import read_json
-from .errors import TargetError, listed
-from .methods import RULES
-from .motion import FILE
-from .output.manifest import read_manifest
+from ..checkpoint.files import LocalFiles
+from ..checkpoint.index import read_json
+from ..errors import TargetError, listed
+from ..methods import RULES
+from ..output.lr_groups import LR_GROUPS
+from ..output.manifest import read_manifest
 
 
 def lr_groups(model: nn.Module, adapter_dir: str | Path, lr: float) -> list[dict[str, Any]]:
@@ -32,7 +32,7 @@ def lr_groups(model: nn.Module, adapter_dir: str | Path, lr: float) -> list[dict
 
     Raises CheckpointError if there is no lr_groups.json beside `adapter_dir`, TargetError for modules the model lacks.
     """
-    document = read_json(LocalFiles(Path(adapter_dir).expanduser().resolve().parent), FILE)
+    document = read_json(LocalFiles(Path(adapter_dir).expanduser().resolve().parent), LR_GROUPS)
     scales = document["modules"]
     if shared := document["shared"]:
         text = f"{len(shared)} modules hold several projections, which move by one learning rate: {listed(shared)}."

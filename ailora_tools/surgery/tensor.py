@@ -11,13 +11,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .checkpoint.stream import DTYPES, matrix_bytes
+from ..checkpoint.stream import DTYPES, matrix_bytes
+from ..matrices.gather import gather, scatter
+from ..output.manifest import ModuleRecord
+from ..output.spans import sha256
+from ..targets.projections import Target, Unit
+from .blocks import spread
 from .decompose import Surgery, decompose
 from .operation import Operation
-from .output.manifest import ModuleRecord
-from .output.spans import sha256
-from .parts import gather, scatter, spread
-from .targets.projections import Target, Unit
 
 
 @dataclass(frozen=True)

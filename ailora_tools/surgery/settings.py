@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from .errors import OptionError, listed
-from .methods import RULES, Method
-from .targets.projections import Plan
-from .targets.quantisation import BARE
+from ..errors import OptionError, listed
+from ..matrices.quantisation import BARE
+from ..methods import RULES, Method
+from ..targets.projections import Plan
 
 ADAPTER_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 BASE_DTYPES = ("keep", "float32")

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .checkpoint.files import Files, LocalFiles
-from .checkpoint.header import Header, TensorInfo
-from .checkpoint.index import read_header, read_json
-from .errors import CheckpointError, NumericalError, TargetError, listed
-from .output.adapter import CONFIG, PREFIX, WEIGHTS
+from ..checkpoint.files import Files, LocalFiles
+from ..checkpoint.header import Header, TensorInfo
+from ..checkpoint.index import read_header, read_json
+from ..errors import CheckpointError, NumericalError, TargetError, listed
+from .peft import CONFIG, PREFIX, WEIGHTS, pattern_value
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,7 +65,7 @@ class Adapter:
         """One tensor of the file, as stored; NumericalError if it holds NaN or infinity."""
         import torch
 
-        from .checkpoint.stream import load_matrix
+        from ..checkpoint.stream import load_matrix
 
         tensor = load_matrix(self.files, WEIGHTS, info)
         if not torch.isfinite(tensor).all():
@@ -150,14 +150,6 @@ def _factors(folder: str, parts: Mapping[str, TensorInfo], config: Mapping[str, 
             "The file is incomplete: save the adapter again.",
         )
     rank = A.shape[0]
-    alpha = _pattern_value(config.get("alpha_pattern"), module, config.get("lora_alpha", 8))
+    alpha = pattern_value(config.get("alpha_pattern"), module, config.get("lora_alpha", 8))
     scaling = alpha / rank**0.5 if config.get("use_rslora") else alpha / rank
     return Factors(A, B, parts.get("magnitude") if config.get("use_dora") else None, float(scaling))
-
-
-def _pattern_value(pattern: object, module: str, default: Any) -> Any:
-    """PEFT's rule: the first key that the path ends with, as an expression, behind a dot."""
-    for key, value in pattern.items() if isinstance(pattern, dict) else ():
-        if re.match(rf"(.*\.)?({key})$", module):
-            return value
-    return default

@@ -7,16 +7,14 @@ of B does; zeros then stay zeros under any optimiser that scales gradients, with
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 
-from .errors import TargetError, listed
-from .output.manifest import ModuleRecord, read_manifest
-from .parts import record_part, spread
+from ..errors import TargetError, listed
+from ..output.manifest import ModuleRecord, read_manifest
+from ..surgery.blocks import block_mask
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
@@ -47,14 +45,6 @@ def mask_fused_gradients(model: nn.Module, adapter_dir: str | Path) -> list[Remo
         for module, parameters in found.items()
         for parameter in parameters
     ]
-
-
-def block_mask(records: Sequence[ModuleRecord]) -> Tensor:
-    """(out, r) of one module: 1 where B of a projection is, 0 elsewhere."""
-    blocks = [
-        spread(torch.ones(record.shape[0], record.rank), record_part(record), record.outputs) for record in records
-    ]
-    return torch.cat(blocks, dim=1)
 
 
 def _lora_b(model: nn.Module, module: str) -> list[nn.Parameter]:

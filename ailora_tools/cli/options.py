@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from . import console
-from .errors import AiloraError, OptionError
-from .methods import BITFIT, METHODS, ROLES, RULES, find_method
+from ..errors import AiloraError, OptionError
+from ..methods import BITFIT, METHODS, ROLES, RULES, find_method
+from . import screens as console
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 _INTERRUPTED = 130

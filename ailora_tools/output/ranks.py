@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import OptionError, listed
+from ..errors import OptionError, listed
 
 FORMAT, VERSION = "ailora-tools ranks", 1
 _LARGEST = 10_000_000

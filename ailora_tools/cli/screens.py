@@ -10,23 +10,23 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
-from .errors import AiloraError, listed
-from .metrics.definitions import BY_KEY
-from .report.words import matrix, number, ranges
+from ..errors import AiloraError, listed
+from ..metrics.definitions import BY_KEY
+from ..report.words import matrix, number, ranges
 from .terminal import durations, err, notices, out, size
 from .terminal import progress as progress
 
 if TYPE_CHECKING:
-    from .checkpoint.files import Origin
-    from .checkpoint.transfer import Traffic
-    from .output.manifest import ModuleRecord
-    from .targets.projections import Target
-    from .verbs.bitfit import BiasList
-    from .verbs.convert import Conversion
-    from .verbs.initialize import Initialization
-    from .verbs.inspect import Inspection
-    from .verbs.merge import Merge
-    from .verbs.verify import Verification
+    from ..checkpoint.files import Origin
+    from ..checkpoint.transfer import Traffic
+    from ..output.manifest import ModuleRecord
+    from ..targets.projections import Target
+    from ..verbs.bitfit import BiasList
+    from ..verbs.convert import Conversion
+    from ..verbs.initialize import Initialization
+    from ..verbs.inspect import Inspection
+    from ..verbs.merge import Merge
+    from ..verbs.verify import Verification
 
 _FINDINGS = 6
 _BLOCKS = "▁▂▃▄▅▆▇█"

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..adapters.peft import CONFIG, WEIGHTS, hits, magnitude_name, pattern_value, tensor_names
 from ..checkpoint.files import LocalFiles
 from ..checkpoint.header import Header, tensor_bytes
 from ..checkpoint.index import read_header
 from ..errors import CheckpointError, listed
-from .adapter import CONFIG, FOLDER, OFFSET, WEIGHTS, magnitude_name, negated, tensor_names
-from .manifest import NAME, Manifest, ModuleRecord
-from .spans import read_span, sha256_file
+from ..output.adapter import FOLDER, OFFSET, negated
+from ..output.manifest import NAME, Manifest, ModuleRecord
+from ..output.spans import read_span, sha256_file
 
 
 @dataclass(frozen=True)
@@ -108,10 +109,10 @@ def _config_faults(config: dict[str, Any], manifest: Manifest) -> Iterator[str]:
     targets = config.get("target_modules")
     wanted = [targets] if isinstance(targets, str) else list(targets or ())
     modules = [record.module for record in manifest.modules]
-    idle = [target for target in wanted if not any(_hits(target, module) for module in modules)]
+    idle = [target for target in wanted if not any(hits(target, module) for module in modules)]
     if idle:
         yield f"target_modules entries that hit nothing: {listed(idle)}"
-    missed = [module for module in modules if not any(_hits(target, module) for target in wanted)]
+    missed = [module for module in modules if not any(hits(target, module) for target in wanted)]
     if missed:
         yield f"target_modules do not reach {listed(missed)}"
     if bool(config.get("use_dora")) != manifest.settings["dora"]:
@@ -119,8 +120,8 @@ def _config_faults(config: dict[str, Any], manifest: Manifest) -> Iterator[str]:
     if config.get("peft_type") != "LORA":
         yield f"peft_type is {config.get('peft_type')!r}, not 'LORA'"
     for module, records in _by_module(manifest.modules).items():
-        rank = _lookup(config.get("rank_pattern"), module, config.get("r"))
-        alpha = _lookup(config.get("alpha_pattern"), module, config.get("lora_alpha"))
+        rank = pattern_value(config.get("rank_pattern"), module, config.get("r"))
+        alpha = pattern_value(config.get("alpha_pattern"), module, config.get("lora_alpha"))
         found = (rank, alpha, bool(config.get("use_rslora")))
         sums = (sum(record.rank for record in records), sum(record.alpha for record in records))
         expected = (*sums, bool(manifest.settings["rslora"]))
@@ -150,14 +151,3 @@ def _by_module(records: Sequence[ModuleRecord]) -> dict[str, list[ModuleRecord]]
     for record in records:
         groups.setdefault(record.module, []).append(record)
     return groups
-
-
-def _hits(target: str, module: str) -> bool:
-    """PEFT's rule for a list of target_modules: the name itself, or a path that ends in it."""
-    return module == target or module.endswith("." + target)
-
-
-def _lookup(patterns: dict[str, int] | None, module: str, default: Any) -> Any:
-    """PEFT's rule for rank_pattern and alpha_pattern: the first key that matches."""
-    hits = (value for key, value in (patterns or {}).items() if re.match(rf"(.*\.)?({key})$", module))
-    return next(hits, default)

@@ -19,10 +19,10 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from .checkpoint.files import Files
-from .checkpoint.stream import load_matrix
-from .errors import TargetError
-from .targets.quantisation import Quantised
+from ..checkpoint.files import Files
+from ..checkpoint.stream import load_matrix
+from ..errors import TargetError
+from .quantisation import Quantised
 
 Pieces = Mapping[str, Tensor]
 _FP8_BLOCK = (128, 128)  # of DeepSeek-V3

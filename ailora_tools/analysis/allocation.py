@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
-from .errors import OptionError
-from .ranks import FORMAT, VERSION
-from .targets.projections import Plan
+from ..errors import OptionError
+from ..output.ranks import FORMAT, VERSION
+from ..targets.projections import Plan
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
 

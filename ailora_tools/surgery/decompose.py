@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .errors import NumericalError
-from .linalg.components import product
-from .linalg.starts import STARTS, Start
-from .rounding import can_be_stochastic, round_stochastic
+from ..errors import NumericalError
+from ..linalg.components import product
+from ..linalg.rounding import can_be_stochastic, round_stochastic
+from ..linalg.starts import STARTS, Start
 
 SURVIVAL_WANTED = 0.9  # `--rounding auto` turns to stochastic rounding below this
 _CHUNK_ELEMENTS = 1 << 21  # residual arithmetic goes by row blocks of this many elements

@@ -10,20 +10,20 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .checkpoint.header import tensor_bytes
-from .checkpoint.index import Checkpoint
-from .methods import RULES, Method
-from .motion import role_motion
-from .output.adapter import MAGNITUDE_DTYPE, AdapterModule, adapter_config
-from .output.base import ShardLayout, companions, keep_layout, recast_layout, restate_total
-from .output.card import CardFacts, model_card
-from .output.manifest import Manifest, ModuleRecord, fingerprint
+from ..adapters.peft import MAGNITUDE_DTYPE, AdapterModule, adapter_config
+from ..checkpoint.header import tensor_bytes
+from ..checkpoint.index import Checkpoint
+from ..methods import RULES, Method
+from ..metrics.motion import role_motion
+from ..output.base import ShardLayout, companions, keep_layout, recast_layout, restate_total
+from ..output.card import CardFacts, model_card
+from ..output.manifest import Manifest, ModuleRecord, fingerprint
+from ..targets.architectures import BY_MODEL_TYPE, PROVEN_WITH
+from ..targets.module_names import installed_transformers, installed_transformers_major
+from ..targets.module_tree import ModuleCheck
+from ..targets.plan import target_modules
+from ..targets.projections import Plan, Target, Unit
 from .settings import ADAPTER_DTYPES, Settings, require_fit
-from .targets.architectures import BY_MODEL_TYPE, PROVEN_WITH
-from .targets.module_names import installed_transformers, installed_transformers_major
-from .targets.module_tree import ModuleCheck
-from .targets.plan import target_modules
-from .targets.projections import Plan, Target, Unit
 
 if TYPE_CHECKING:
     from .decompose import Numbers, Recipe
@@ -133,7 +133,7 @@ class Operation:
 
     def recipe(self, unit: Unit, target: Target) -> Recipe:
         """What `decompose` is to do with one matrix."""
-        from .checkpoint.stream import DTYPES
+        from ..checkpoint.stream import DTYPES
         from .decompose import Recipe
 
         return Recipe(
@@ -168,7 +168,7 @@ class Operation:
             shape=target.shape,
             dtype=target.dtype,
             base_dtype=self.base_dtype(unit),
-            part=None if target.part is None else {"runs": target.part.runs, "transposed": target.part.transposed},
+            part=target.part,
             outputs=unit.sides[0],
             rule=self.method.rules[target.role],
             rank=self.settings.rank_of(target.module),

@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
-from .linalg.spectrum import spectrum
-from .metrics.change import Anatomy, Difference, amount, placement, require_finite
-from .metrics.elements import QUANTILES, bfloat16_grid, element_statistics, predicted_survival
-from .metrics.heads import head_metrics, split
-from .metrics.spectral import cuts, rank_grid, spectral_metrics
+from ..linalg.spectrum import spectrum
+from ..metrics.change import Anatomy, Difference, amount, placement, require_finite
+from ..metrics.elements import QUANTILES, bfloat16_grid, element_statistics, predicted_survival
+from ..metrics.heads import head_metrics, split
+from ..metrics.spectral import cuts, rank_grid, spectral_metrics
 
 Record = dict[str, Any]
 DIGITS = 10  # significant digits that are kept

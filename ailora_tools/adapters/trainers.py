@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .errors import OptionError, TargetError, listed
+from ..errors import OptionError, TargetError, listed
 
 if TYPE_CHECKING:
     from torch import Tensor

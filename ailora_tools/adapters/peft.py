@@ -1,0 +1,104 @@
+"""PEFT's contract with an adapter folder: names of files and tensors, its config, and its matching rules.
+
+Field names and key layout follow PEFT 0.21 (peft/utils/save_and_load.py, peft/tuners/lora/config.py); only
+fields that old releases know are written, because those refuse a config with unknown keys.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+CONFIG = "adapter_config.json"
+
+
+WEIGHTS = "adapter_model.safetensors"
+
+
+PREFIX = "base_model.model."
+
+
+MAGNITUDE_DTYPE = "F32"  # whatever A and B are: rounded magnitudes would scale every row from the first step on
+
+
+@dataclass(frozen=True)
+class AdapterModule:
+    """One adapted module: path in memory, shape (out, in) of its W, rank and alpha."""
+
+    module: str
+    shape: tuple[int, int]
+    rank: int
+    alpha: int
+
+
+def tensor_names(module: str) -> tuple[str, str]:
+    """Names of A and B in the file."""
+    return f"{PREFIX}{module}.lora_A.weight", f"{PREFIX}{module}.lora_B.weight"
+
+
+def magnitude_name(module: str) -> str:
+    """Name of DoRA's magnitudes in the file."""
+    return f"{PREFIX}{module}.lora_magnitude_vector"
+
+
+def adapter_config(
+    modules: Sequence[AdapterModule],
+    target_modules: Sequence[str],
+    *,
+    base: str,
+    revision: str | None,
+    architectures: Sequence[str],
+    rslora: bool,
+    transposed: bool = False,
+    dora: bool = False,
+    bias: str = "none",
+) -> dict[str, Any]:
+    """adapter_config.json of a LoRA that starts from stored factors.
+
+    `init_lora_weights` is true on purpose: any other tag makes loaders repeat a surgery on the base. A
+    rank_pattern always comes with an alpha_pattern, because PEFT looks the two up independently. Pattern keys
+    are whole, unescaped paths: old releases look them up as they are, new ones read them as expressions.
+    """
+    (rank, alpha), _ = Counter((item.rank, item.alpha) for item in modules).most_common(1)[0]
+    odd = [item for item in modules if (item.rank, item.alpha) != (rank, alpha)]
+    return {
+        "alpha_pattern": {item.module: item.alpha for item in odd},
+        "base_model_name_or_path": base,
+        "bias": bias,
+        "fan_in_fan_out": transposed,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "lora_alpha": alpha,
+        "lora_dropout": 0.0,
+        "modules_to_save": None,
+        "peft_type": "LORA",
+        "r": rank,
+        "rank_pattern": {item.module: item.rank for item in odd},
+        "revision": revision,
+        "target_modules": list(target_modules),
+        "task_type": _task_type(architectures),
+        "use_rslora": rslora,
+        **({"use_dora": True} if dora else {}),
+    }
+
+
+def _task_type(architectures: Sequence[str]) -> str | None:
+    """Only what is certain: other task types make PEFT add or expect further parts."""
+    causal = any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in architectures)
+    return "CAUSAL_LM" if causal else None
+
+
+def hits(target: str, module: str) -> bool:
+    """PEFT's rule for a list of target_modules: the name itself, or a path that ends in it."""
+    return module == target or module.endswith("." + target)
+
+
+def pattern_value(pattern: object, module: str, default: Any) -> Any:
+    """PEFT's rule for rank_pattern and alpha_pattern: the first key, an expression, that the path ends with."""
+    for key, value in pattern.items() if isinstance(pattern, dict) else ():
+        if re.match(rf"(.*\.)?({key})$", module):
+            return value
+    return default

@@ -1,0 +1,3 @@
+"""The command line."""
+
+from .group import main as main
