@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .errors import AiloraError as AiloraError
+    from .training.biases import train_biases as train_biases
     from .training.groups import freeze_b as freeze_b
     from .training.groups import lr_groups as lr_groups
-    from .training.groups import train_biases as train_biases
     from .training.masks import mask_fused_gradients as mask_fused_gradients
     from .training.residual import Residualized as Residualized
     from .training.residual import residualize as residualize
@@ -53,7 +53,7 @@ _HOMES = {
     "mask_fused_gradients": ".training.masks",
     "lr_groups": ".training.groups",
     "freeze_b": ".training.groups",
-    "train_biases": ".training.groups",
+    "train_biases": ".training.biases",
     "BiasList": ".verbs.bitfit",
     "bitfit": ".verbs.bitfit",
     "Merge": ".verbs.merge",

@@ -19,6 +19,7 @@ from ailora_tools import initialize, mask_fused_gradients
 from ailora_tools.checkpoint.index import open_checkpoint
 from ailora_tools.matrices.gather import gather
 from ailora_tools.targets.plan import make_plan
+from ailora_tools.targets.selection import Selection
 
 STEPS, RATE = 30, 1e-3
 
@@ -40,7 +41,7 @@ def moved(folder: Path, masked: bool) -> tuple[dict[str, float], float]:
     merged = model.merge_and_unload()
     original = GPTNeoXForCausalLM.from_pretrained(folder.parent / "model")
     changes: dict[str, list[float]] = {"q": [], "k": [], "v": []}
-    for target in make_plan(open_checkpoint(folder), roles=("q", "k", "v")).targets:
+    for target in make_plan(open_checkpoint(folder), Selection(("q", "k", "v"))).targets:
         after, before = (gather(part.get_submodule(target.module).weight.detach(), target.part)
                          for part in (merged, original))  # fmt: skip
         changes[target.role].append(float((after - before).norm() / before.norm()))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ailora_tools.errors import NumericalError
 from ailora_tools.linalg.recombine import recombine
-from ailora_tools.surgery.decompose import Recipe, Surgery, decompose
+from ailora_tools.surgery.decompose import Decomposition, Recipe, decompose
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 
@@ -26,12 +26,12 @@ def recipe(W: Tensor, rule: str = "principal", rank: int = 8, **changes: object)
     return dataclasses.replace(base, **changes)
 
 
-def true_error(W: Tensor, surgery: Surgery, scaling: float = 1.0) -> float:
+def true_error(W: Tensor, surgery: Decomposition, scaling: float = 1.0) -> float:
     whole = surgery.residual.double() + scaling * surgery.B.double() @ surgery.A.double()
     return float((W.double() - whole).norm() / W.double().norm())
 
 
-def true_survival(W: Tensor, surgery: Surgery, rule: str, rank: int, scaling: float = 1.0) -> float:
+def true_survival(W: Tensor, surgery: Decomposition, rule: str, rank: int, scaling: float = 1.0) -> float:
     """From an SVD of its own, not from the code under test."""
     U, S, Vh = torch.linalg.svd(W.double(), full_matrices=False)
     part = slice(0, rank) if rule == "principal" else slice(len(S) - rank, len(S))
@@ -177,5 +177,5 @@ def test_recombine_tells_residual_original_and_twice_residualised(times: int, mo
     surgery = decompose(W, recipe(W, "minor", scaling=2.0))
     base = W - times * 2.0 * surgery.B @ surgery.A
     found = recombine(base, surgery.A, surgery.B, 2.0, W)
-    assert found.moved == pytest.approx(moved, abs=1e-3)
+    assert found.share == pytest.approx(moved, abs=1e-3)
     assert found.error == pytest.approx(abs(1 - times) * float((2 * surgery.B @ surgery.A).norm() / W.norm()), abs=1e-6)

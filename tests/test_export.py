@@ -21,9 +21,9 @@ from safetensors.torch import load_file
 from test_life import near
 
 from ailora_tools import export, initialize
-from ailora_tools.adapters.peft import WEIGHTS
+from ailora_tools.adapters.peft import ADAPTER_WEIGHTS
 from ailora_tools.errors import AiloraError, OutputError, TargetError
-from ailora_tools.output.atomic import RECORD
+from ailora_tools.output.names import RESULT
 
 
 def start(name: str, folder: Path, **options: object) -> Path:
@@ -35,7 +35,7 @@ def test_torchtune_reads_it_back_as_ours(tmp_path: Path) -> None:
     folder = start("llama", tmp_path)
     before = tree(folder)
     done = export(folder, "torchtune", tmp_path / "out")
-    assert {*done.files, RECORD} == {path.name for path in done.folder.iterdir()} and tree(folder) == before
+    assert {*done.files, RESULT} == {path.name for path in done.folder.iterdir()} and tree(folder) == before
     config = json.loads((folder / "config.json").read_text())
     sizes = [config[key] for key in ("num_attention_heads", "num_key_value_heads", "hidden_size", "head_dim")]
     script = Path(__file__).with_name("torchtune_export.py")
@@ -48,7 +48,7 @@ def test_torchtune_keeps_rows_of_qwen_and_refuses_what_it_does_not_know(tmp_path
     folder = start("qwen2 with biases", tmp_path / "qwen")
     done = export(folder, "torchtune", tmp_path / "out")
     state = torch.load(done.folder / "adapter_model.pt", weights_only=True)
-    for key, value in load_file(folder / "ailora_init" / WEIGHTS).items():
+    for key, value in load_file(folder / "ailora_init" / ADAPTER_WEIGHTS).items():
         name = key.removeprefix("base_model.model.model.").replace("self_attn", "attn")
         assert torch.equal(state[name.replace("lora_A", "lora_a").replace("lora_B", "lora_b")], value)
     other = start("bert with a head", tmp_path / "bert")

@@ -22,6 +22,7 @@ from ailora_tools.analysis.tuned import load_projection
 from ailora_tools.checkpoint.index import open_checkpoint
 from ailora_tools.errors import TargetError
 from ailora_tools.targets.plan import make_plan
+from ailora_tools.targets.selection import Selection
 
 HIDDEN, KV = 128, 64
 
@@ -182,7 +183,7 @@ def write(folder: Path, form: str) -> tuple[Path, dict[str, Tensor], dict[str, T
 def test_every_entry_is_what_the_library_makes_of_it(form: str, tmp_path: Path) -> None:
     folder, expected, _, error = write(tmp_path, form)
     checkpoint = open_checkpoint(folder)
-    plan = make_plan(checkpoint, roles=("q", "k", "v", "o"), quantised=True)
+    plan = make_plan(checkpoint, Selection(("q", "k", "v", "o")), quantised=True)
     assert len(plan.targets) == 8 and any("quantised" in text for text in plan.notices)
     for target in plan.targets:
         W, wanted = load_projection(checkpoint.files, target), expected[f"{target.module}.weight"]

@@ -407,7 +407,7 @@ def places(step: dict[str, Any], model: Path) -> list[str]:
         f"{r['role']} {r['layer']}" for r in step.get("module", {}).get("records", ())
     }
     targets = inspect_checkpoint(model).plan.targets
-    return [f"bytes={target.start}-{target.stop - 1}" for target in targets if target.label in labels]
+    return [f"bytes={target.stored.start}-{target.stored.stop - 1}" for target in targets if target.label in labels]
 
 
 def test_ctrl_c_stops_within_a_second_even_if_the_network_stalls(hub: HubServer, tmp_path: Path) -> None:

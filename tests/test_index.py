@@ -47,7 +47,7 @@ def write(folder: Path, contents: Mapping[str, bytes]) -> Path:
 
 
 def places(checkpoint: Checkpoint) -> dict[str, str]:
-    return {name: file for name, (file, _) in checkpoint.tensors.items()}
+    return {name: stored.file for name, stored in checkpoint.tensors.items()}
 
 
 # ---- what is read
@@ -103,8 +103,8 @@ def test_the_index_is_named_only_where_it_was_used() -> None:
 def test_tensors_say_where_their_bytes_are() -> None:
     contents = {"model.safetensors": build_header([("a", "U8", (2,)), ("b", "U8", (3,))], {})[0] + b"aabbb"}
     checkpoint = read_checkpoint(MemoryFiles(contents))
-    file, info = checkpoint.tensors["b"]
-    assert checkpoint.files.read(file, info.start, info.stop) == b"bbb"
+    b = checkpoint.tensors["b"]
+    assert checkpoint.files.read(b.file, b.start, b.stop) == b"bbb"
 
 
 def test_config() -> None:
@@ -162,7 +162,7 @@ def padded(header_bytes: int) -> bytes:
 def test_one_read_for_a_short_header_and_two_for_a_long_one(header_bytes: int, reads: list[tuple[int, int]]) -> None:
     files = MemoryFiles({"model.safetensors": padded(header_bytes)})
     checkpoint = read_checkpoint(files)
-    assert checkpoint.tensors["a"][1].start == header_bytes
+    assert checkpoint.tensors["a"].start == header_bytes
     assert files.reads == [("model.safetensors", *span) for span in reads]
 
 

@@ -33,7 +33,9 @@ def test_only_the_bytes_of_the_targets_change(dtype: torch.dtype, shards: int, t
     before = tree(src)
     result = initialize(src, 4, output=tmp_path / "out")
     assert tree(src) == before, "the source is never written to"
-    touched = {(target.file, target.start, target.stop) for target in result.operation.plan.targets}
+    touched = {
+        (target.stored.file, target.stored.start, target.stored.stop) for target in result.operation.plan.targets
+    }
     after = tree(tmp_path / "out")
     assert set(before) < set(after) and all(len(before[name]) == len(after[name]) for name in before)
     assert all(before[name][start:stop] != after[name][start:stop] for name, start, stop in touched)

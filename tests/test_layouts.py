@@ -27,6 +27,7 @@ from ailora_tools.matrices.layouts import PER_GROUP, PER_HEAD, Part
 from ailora_tools.targets.architectures import ARCHITECTURES
 from ailora_tools.targets.plan import make_plan
 from ailora_tools.targets.projections import Plan, Target
+from ailora_tools.targets.selection import Selection
 
 RANK = 3
 LATENT = ("deepseek-v3, latent", "deepseek-v2, latent, plain queries")
@@ -37,7 +38,7 @@ WITH_KEYS = [name for name in CACHED if "gated" not in name]  # keys in the same
 
 def planned(model: nn.Module, folder: Path, roles: str = "qv") -> Plan:
     model.save_pretrained(folder)
-    return make_plan(open_checkpoint(folder), roles=tuple(roles))
+    return make_plan(open_checkpoint(folder), Selection(tuple(roles)))
 
 
 @contextmanager
@@ -200,7 +201,7 @@ def test_verify_sees_a_changed_line(role: str, tmp_path: Path) -> None:
     target = next(target for target in plan.targets if target.role == role)
     raw = bytearray(path.read_bytes())
     line = target.part.runs[0][0]  # type: ignore[union-attr]
-    raw[target.start + line * target.stored_shape[1] * 4] ^= 1
+    raw[target.stored.start + line * target.stored.shape[1] * 4] ^= 1
     path.write_bytes(bytes(raw))
     failed = {check.name for check in verify(tmp_path / "out").checks if not check.holds}
     assert failed >= {"files", "untouched bytes" if role == "k" else "base"}
@@ -256,7 +257,7 @@ def trained(
         steps.step()
         steps.zero_grad()
     assert all(handle.remove() is None for handle in handles)  # type: ignore[func-returns-value]
-    return before, dict(model.named_parameters()), make_plan(open_checkpoint(folder), roles=("q", "k", "v"))
+    return before, dict(model.named_parameters()), make_plan(open_checkpoint(folder), Selection(("q", "k", "v")))
 
 
 @pytest.mark.parametrize("optimiser", [torch.optim.AdamW, torch.optim.SGD])

@@ -17,10 +17,10 @@ from test_no_base import attach
 from torch import Tensor, nn
 
 from ailora_tools import convert, initialize, merge, residualize
-from ailora_tools.adapters.peft import CONFIG, WEIGHTS
+from ailora_tools.adapters.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from ailora_tools.errors import CheckpointError, OptionError, OutputError, TargetError
 from ailora_tools.linalg.lowrank import distance, factorise
-from ailora_tools.output.atomic import RECORD
+from ailora_tools.output.names import RESULT
 
 CASES = ["llama", "qwen2 with biases", "bert with a head", "t5, heads narrower than the model", "gpt2", "gpt-neox",
          "falcon, groups", "deepseek-v3, latent"]  # fmt: skip
@@ -118,7 +118,7 @@ def test_convert_under_other_options(options: dict[str, Any], tmp_path: Path) ->
     done = convert(f"{trained}/", f"{tmp_path / 'init'}/", tmp_path / "plain")
     plain = PeftModel.from_pretrained(original("llama", tmp_path), done.folder).eval()
     assert near(output(plain, ALL["llama"].inputs()), expected)
-    config = json.loads((done.folder / CONFIG).read_text())
+    config = json.loads((done.folder / ADAPTER_CONFIG).read_text())
     assert config["r"] == config["lora_alpha"] and config["use_rslora"] is False
     assert config["base_model_name_or_path"] == str(tmp_path / "model")
     assert config["r"] == (2 if options.get("method") == "lora" else 4)
@@ -137,21 +137,21 @@ def test_ranks_of_their_own_and_modules_to_save(tmp_path: Path) -> None:
     }
     (tmp_path / "ranks.json").write_text(json.dumps(ranks))
     made = initialize(tmp_path / "model", ranks=tmp_path / "ranks.json", output=tmp_path / "init")
-    config = json.loads((made.adapter / CONFIG).read_text())
+    config = json.loads((made.adapter / ADAPTER_CONFIG).read_text())
     head = "cls.predictions.transform.dense"
     trained_config = {**config, "modules_to_save": [head]}
     shutil.copytree(made.adapter, tmp_path / "trained")
-    (tmp_path / "trained" / CONFIG).write_text(json.dumps(trained_config))
-    factors = load_file(tmp_path / "trained" / WEIGHTS)
+    (tmp_path / "trained" / ADAPTER_CONFIG).write_text(json.dumps(trained_config))
+    factors = load_file(tmp_path / "trained" / ADAPTER_WEIGHTS)
     weight = original("bert with a head", tmp_path).get_submodule(head).weight.detach() * 1.5
     grown = {key: value * 1.1 for key, value in factors.items()} | {f"base_model.model.{head}.weight": weight}
-    save_file(grown, tmp_path / "trained" / WEIGHTS)
+    save_file(grown, tmp_path / "trained" / ADAPTER_WEIGHTS)
     done = convert(tmp_path / "trained", tmp_path / "init", tmp_path / "plain")
     assert done.kept == (f"{head}.weight",)
     assert {module.rank for module in done.modules} == {4, 10}
-    written = load_file(done.folder / WEIGHTS)
+    written = load_file(done.folder / ADAPTER_WEIGHTS)
     assert torch.equal(written[f"base_model.model.{head}.weight"], weight)
-    plain = json.loads((done.folder / CONFIG).read_text())
+    plain = json.loads((done.folder / ADAPTER_CONFIG).read_text())
     assert plain["rank_pattern"] == plain["alpha_pattern"] == {first: 10}
     assert plain["modules_to_save"] == trained_config["modules_to_save"]
     merged = merge(tmp_path / "init", tmp_path / "trained", tmp_path / "merged")
@@ -164,11 +164,11 @@ def test_an_untrained_adapter_is_no_change(tmp_path: Path) -> None:
     made = initialize(tmp_path / "model", 2, output=tmp_path / "init")
     done = convert(made.adapter, made.folder, tmp_path / "plain")
     assert not any(module.changed or module.error for module in done.modules)
-    assert not any(value.any() for key, value in load_file(done.folder / WEIGHTS).items() if "lora_" in key)
+    assert not any(value.any() for key, value in load_file(done.folder / ADAPTER_WEIGHTS).items() if "lora_" in key)
     with pytest.raises(TargetError, match="not like those at the start"):
-        zeros = {key: value * 0 for key, value in load_file(made.adapter / WEIGHTS).items()}
+        zeros = {key: value * 0 for key, value in load_file(made.adapter / ADAPTER_WEIGHTS).items()}
         shutil.copytree(made.adapter, tmp_path / "zero")
-        save_file(zeros, tmp_path / "zero" / WEIGHTS)
+        save_file(zeros, tmp_path / "zero" / ADAPTER_WEIGHTS)
         convert(tmp_path / "zero", made.folder, tmp_path / "never")
 
 
@@ -176,7 +176,7 @@ def test_a_smaller_rank_is_the_best_one_and_its_error_is_told(tmp_path: Path) ->
     trained, _ = prepare("llama", tmp_path)
     whole = convert(trained, tmp_path / "init", tmp_path / "whole")
     small = convert(trained, tmp_path / "init", tmp_path / "small", rank=1)
-    ours, best = (load_file(done.folder / WEIGHTS) for done in (small, whole))
+    ours, best = (load_file(done.folder / ADAPTER_WEIGHTS) for done in (small, whole))
     for module in small.modules:
         A, B, A1, B1 = (
             factors[f"base_model.model.{module.module}.lora_{side}.weight"].double()
@@ -225,12 +225,12 @@ def test_dora_is_refused_by_convert_and_taken_by_merge(tmp_path: Path) -> None:
 def test_strangers_are_told_apart(tmp_path: Path) -> None:
     trained, _ = prepare("llama", tmp_path)
     out = tmp_path / "out"
-    factors = load_file(trained / WEIGHTS)
+    factors = load_file(trained / ADAPTER_WEIGHTS)
     (tmp_path / "odd").mkdir()
-    shutil.copy(trained / CONFIG, tmp_path / "odd" / CONFIG)
+    shutil.copy(trained / ADAPTER_CONFIG, tmp_path / "odd" / ADAPTER_CONFIG)
 
     def write(changed: dict[str, Tensor]) -> Path:
-        save_file(changed, tmp_path / "odd" / WEIGHTS)
+        save_file(changed, tmp_path / "odd" / ADAPTER_WEIGHTS)
         return tmp_path / "odd"
 
     torch.manual_seed(3)
@@ -345,11 +345,11 @@ def test_only_what_this_tool_wrote_is_ever_replaced(tmp_path: Path) -> None:
         convert(trained, tmp_path / "init", tmp_path / "other", overwrite=True)
     assert [tree(tmp_path / name) for name in ("precious", "other")] == before
     done = merge(tmp_path / "init", trained, tmp_path / "merged")
-    record = json.loads((done.folder / RECORD).read_text())
+    record = json.loads((done.folder / RESULT).read_text())
     assert record["verb"] == "merge" and len(record["modules"]) == len(done.modules)
     assert merge(tmp_path / "init", trained, tmp_path / "merged", overwrite=True).modules == done.modules
     again = initialize(done.folder, 2, output=tmp_path / "again")
-    assert not (again.folder / RECORD).exists(), "the record is not of the new folder"
+    assert not (again.folder / RESULT).exists(), "the record is not of the new folder"
 
 
 def test_a_failure_leaves_nothing_and_the_way_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -373,14 +373,14 @@ def raising(failure: Any) -> Any:
 
 def test_adapters_that_compute_something_else_are_refused(tmp_path: Path) -> None:
     trained, _ = prepare("llama", tmp_path)
-    config, factors = json.loads((trained / CONFIG).read_text()), load_file(trained / WEIGHTS)
+    config, factors = json.loads((trained / ADAPTER_CONFIG).read_text()), load_file(trained / ADAPTER_WEIGHTS)
     for setting, told in (("use_dora", "no lora_magnitude_vector"), ("use_qalora", "use_qalora is set")):
-        (trained / CONFIG).write_text(json.dumps({**config, setting: True}))
+        (trained / ADAPTER_CONFIG).write_text(json.dumps({**config, setting: True}))
         with pytest.raises(TargetError, match=told):
             merge(tmp_path / "init", trained, tmp_path / "out")
-    (trained / CONFIG).write_text(json.dumps(config))
+    (trained / ADAPTER_CONFIG).write_text(json.dumps(config))
     key = next(key for key in factors if key.endswith("lora_B.weight"))
-    save_file({**factors, key.replace(".weight", ".bias"): torch.ones(len(factors[key]))}, trained / WEIGHTS)
+    save_file({**factors, key.replace(".weight", ".bias"): torch.ones(len(factors[key]))}, trained / ADAPTER_WEIGHTS)
     for verb, told in ((merge, "cannot be merged"), (convert, "cannot be converted")):
         with pytest.raises(TargetError, match=f"lora_B.bias {told}"):
             arguments = (tmp_path / "init", trained) if verb is merge else (trained, tmp_path / "init")

@@ -226,22 +226,22 @@ def test_a_role_that_moves_nothing_keeps_its_bytes(name: str, base_dtype: str, t
 
 
 def test_mixed_methods_survive_an_interruption_and_convert(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ailora_tools.output.package import Package
+    from ailora_tools.output.init_folder import InitFolder
 
     model, original = place("llama", tmp_path / "source")
     stored: list[int] = []
-    whole = Package.store
+    whole = InitFolder.store
 
-    def fall(self: Package, *rest: object) -> None:
+    def fall(self: InitFolder, *rest: object) -> None:
         whole(self, *rest)
         stored.append(1)
         if len(stored) == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(Package, "store", fall)
+    monkeypatch.setattr(InitFolder, "store", fall)
     with pytest.raises(KeyboardInterrupt):
         initialize(tmp_path / "source", 3, method="q=minor-left,v=minor", output=tmp_path / "out")
-    monkeypatch.setattr(Package, "store", whole)
+    monkeypatch.setattr(InitFolder, "store", whole)
     initialize(tmp_path / "source", 3, method="q=minor-left,v=minor", output=tmp_path / "out", resume=True)
     assert verify(tmp_path / "out").holds
     adapted = load(model, tmp_path / "out", tmp_path / "source", is_trainable=True)

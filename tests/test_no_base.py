@@ -16,14 +16,14 @@ from test_few_bits import write as write_quantised
 from torch import nn
 
 from ailora_tools import analyze, initialize, verify
-from ailora_tools.adapters.peft import WEIGHTS
-from ailora_tools.output.adapter import FOLDER, OFFSET
+from ailora_tools.adapters.peft import ADAPTER_WEIGHTS
+from ailora_tools.output.names import ADAPTER_FOLDER, OFFSET_FOLDER
 
 
 def attach(base: nn.Module, folder: Path) -> PeftModel:
     """As the card says it."""
-    model = PeftModel.from_pretrained(base, folder / FOLDER, is_trainable=True)
-    model.load_adapter(folder / OFFSET, adapter_name="offset")
+    model = PeftModel.from_pretrained(base, folder / ADAPTER_FOLDER, is_trainable=True)
+    model.load_adapter(folder / OFFSET_FOLDER, adapter_name="offset")
     model.base_model.set_adapter(["default", "offset"])
     for name, parameter in model.named_parameters():
         if ".offset." in name:
@@ -59,9 +59,9 @@ def test_the_first_adapter_is_that_of_a_run_with_a_base(tmp_path: Path) -> None:
     build("llama").save_pretrained(tmp_path / "model")
     initialize(tmp_path / "model", 2, output=tmp_path / "with")
     initialize(tmp_path / "model", 2, no_base=True, output=tmp_path / "without")
-    ours, theirs = (tmp_path / name / FOLDER / WEIGHTS for name in ("without", "with"))
+    ours, theirs = (tmp_path / name / ADAPTER_FOLDER / ADAPTER_WEIGHTS for name in ("without", "with"))
     assert ours.read_bytes() == theirs.read_bytes()
-    offset = load_file(tmp_path / "without" / OFFSET / WEIGHTS)
+    offset = load_file(tmp_path / "without" / OFFSET_FOLDER / ADAPTER_WEIGHTS)
     for key, value in load_file(ours).items():
         assert torch.equal(offset[key], value if ".lora_A." in key else -value)
 
@@ -71,7 +71,7 @@ def test_a_quantised_base_gets_the_adapter_of_its_numbers(form: str, tmp_path: P
     folder, expected, _, error = write_quantised(tmp_path / "few", form)
     made = initialize(folder, 4, no_base=True, output=tmp_path / "out")
     assert made.manifest is not None and verify(made.folder).holds
-    factors = load_file(made.adapter / WEIGHTS)
+    factors = load_file(made.adapter / ADAPTER_WEIGHTS)
     for record in made.manifest.modules:
         W = expected[f"{record.module}.weight"].double()
         A, B = (factors[f"base_model.model.{record.module}.lora_{side}.weight"].double() for side in "AB")
@@ -84,12 +84,12 @@ def test_a_quantised_base_gets_the_adapter_of_its_numbers(form: str, tmp_path: P
 def test_an_offset_that_was_changed_does_not_verify(tmp_path: Path) -> None:
     build("llama").save_pretrained(tmp_path / "model")
     made = initialize(tmp_path / "model", 2, no_base=True, output=tmp_path / "out")
-    factors = load_file(made.offset / WEIGHTS)
+    factors = load_file(made.offset / ADAPTER_WEIGHTS)
     name = next(name for name in factors if ".lora_B." in name)
-    save_file({**factors, name: factors[name] * 1.5}, made.offset / WEIGHTS, {"format": "pt"})
+    save_file({**factors, name: factors[name] * 1.5}, made.offset / ADAPTER_WEIGHTS, {"format": "pt"})
     checks = {check.name: check for check in verify(made.folder).checks}
     assert not checks["offset"].holds and name.split(".lora_B")[0] in checks["offset"].detail
-    (made.offset / WEIGHTS).unlink()
+    (made.offset / ADAPTER_WEIGHTS).unlink()
     assert not {check.name: check for check in verify(made.folder).checks}["offset"].holds
 
 
@@ -97,7 +97,7 @@ def test_bytes_to_write_and_the_card(tmp_path: Path) -> None:
     build("llama").save_pretrained(tmp_path / "model")
     planned = initialize(tmp_path / "model", 2, no_base=True, output=tmp_path / "out", dry_run=True)
     made = initialize(tmp_path / "model", 2, no_base=True, output=tmp_path / "out")
-    written = sum(path.stat().st_size for path in made.folder.rglob(WEIGHTS))
+    written = sum(path.stat().st_size for path in made.folder.rglob(ADAPTER_WEIGHTS))
     assert planned.operation.nbytes <= written <= planned.operation.nbytes + 8192
     assert 'adapter_name="offset"' in (made.folder / "README.md").read_text()
     assert json.loads((made.folder / "ailora.json").read_text())["offset"] is True

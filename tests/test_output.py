@@ -18,7 +18,8 @@ from ailora_tools.errors import NumericalError, OutputError
 from ailora_tools.output import base as base_room
 from ailora_tools.output.adapter import AdapterWriter
 from ailora_tools.output.atomic import building, require_outside, require_space
-from ailora_tools.output.base import BaseWriter, companions, copy_spans, keep_layout, recast_layout, rest_of
+from ailora_tools.output.base import BaseWriter, companions, copy_spans, rest_of
+from ailora_tools.output.layout import keep_layout, recast_layout
 from ailora_tools.output.spans import sha256_file
 
 JOB = {"rank": 8, "seed": 0}

@@ -12,6 +12,7 @@ from memory_files import MemoryFiles
 from torch import Tensor
 
 from ailora_tools.checkpoint import stream as room
+from ailora_tools.checkpoint.header import StoredTensor
 from ailora_tools.checkpoint.stream import find_device, load_matrix, matrix_bytes, stream
 from ailora_tools.errors import CheckpointError, OptionError
 
@@ -19,18 +20,20 @@ CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
-class Place:
-    file: str
-    start: int
-    stop: int
-    dtype: str = "F32"
-    shape: tuple[int, int] = (2, 3)
+class Item:
+    """Whatever is worked on: it only has to know its tensor."""
+
+    stored: StoredTensor
 
 
-def places(count: int) -> tuple[MemoryFiles, list[Place], list[Tensor]]:
+def at(start: int) -> Item:
+    return Item(StoredTensor("a", f"at {start}", "F32", (2, 3), start, start + 24))
+
+
+def items(count: int) -> tuple[MemoryFiles, list[Item], list[Tensor]]:
     values = [torch.full((2, 3), float(number)) for number in range(count)]
     data = b"".join(bytes(matrix_bytes(value)) for value in values)
-    return MemoryFiles({"a": data}), [Place("a", 24 * n, 24 * (n + 1)) for n in range(count)], values
+    return MemoryFiles({"a": data}), [at(24 * n) for n in range(count)], values
 
 
 @pytest.fixture(autouse=True, params=[1, 2])
@@ -42,10 +45,10 @@ def threads(request: pytest.FixtureRequest) -> int:
 
 
 def test_results_come_in_order_with_their_values() -> None:
-    files, targets, values = places(9)
+    files, targets, values = items(9)
 
-    def slow_at_first(target: Place, W: Tensor) -> Tensor:
-        time.sleep(0.02 if target.start == 0 else 0)
+    def slow_at_first(item: Item, W: Tensor) -> Tensor:
+        time.sleep(0.02 if item.stored.start == 0 else 0)
         return W.clone()
 
     found = list(stream(files, targets, slow_at_first, CPU, pytest.fail))
@@ -54,8 +57,8 @@ def test_results_come_in_order_with_their_values() -> None:
 
 
 def test_reading_goes_ahead_but_not_far(threads: int) -> None:
-    files, targets, _ = places(20)
-    results = stream(files, targets, lambda target, W: None, CPU, pytest.fail)
+    files, targets, _ = items(20)
+    results = stream(files, targets, lambda item, W: None, CPU, pytest.fail)
     for taken in range(1, 6):
         next(results)
         time.sleep(0.05)
@@ -64,16 +67,16 @@ def test_reading_goes_ahead_but_not_far(threads: int) -> None:
 
 
 def test_two_workers_work_at_once(threads: int) -> None:
-    files, targets, _ = places(4)
+    files, targets, _ = items(4)
     meeting = threading.Barrier(threads, timeout=5)
-    list(stream(files, targets, lambda target, W: meeting.wait(), CPU, pytest.fail))
+    list(stream(files, targets, lambda item, W: meeting.wait(), CPU, pytest.fail))
 
 
 def test_a_fault_in_the_work_reaches_the_caller_and_ends_the_threads() -> None:
-    files, targets, _ = places(6)
+    files, targets, _ = items(6)
 
-    def fail(target: Place, W: Tensor) -> None:
-        if target.start == 48:
+    def fail(item: Item, W: Tensor) -> None:
+        if item.stored.start == 48:
             raise RuntimeError("third")
 
     before = threading.active_count()
@@ -83,20 +86,20 @@ def test_a_fault_in_the_work_reaches_the_caller_and_ends_the_threads() -> None:
 
 
 def test_a_fault_in_reading_reaches_the_caller() -> None:
-    files, targets, _ = places(2)
+    files, targets, _ = items(2)
     with pytest.raises(CheckpointError):
-        list(stream(files, [*targets, Place("a", 48, 72)], lambda target, W: None, CPU, pytest.fail))
+        list(stream(files, [*targets, at(48)], lambda item, W: None, CPU, pytest.fail))
 
 
 def test_a_device_without_room_hands_the_matrix_to_the_cpu_with_a_notice(monkeypatch: pytest.MonkeyPatch) -> None:
     """The device is played by `meta`; the work says that it ran out of memory there."""
-    files, targets, values = places(2)
+    files, targets, values = items(2)
 
-    def stage(read: object, offset: int, target: Place, device: torch.device) -> object:
-        host = load_matrix(files, target.file, target)
+    def stage(read: object, offset: int, stored: StoredTensor, device: torch.device) -> object:
+        host = load_matrix(files, stored)
         return room._Staged(host, host.to("meta"))
 
-    def work(target: Place, W: Tensor) -> Tensor:
+    def work(item: Item, W: Tensor) -> Tensor:
         if W.device.type == "meta":
             raise torch.OutOfMemoryError("no room")
         return W.clone()
@@ -120,14 +123,14 @@ def test_bytes_and_matrices_are_each_other() -> None:
         W = torch.randn(4, 6).to(dtype)
         files = MemoryFiles({"a": b"pad" + bytes(matrix_bytes(W.T))})
         stop = 3 + W.numel() * W.element_size()
-        assert torch.equal(load_matrix(files, "a", Place("a", 3, stop, name, (6, 4))), W.T)
+        assert torch.equal(load_matrix(files, StoredTensor("a", "W", name, (6, 4), 3, stop)), W.T)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_real_device_gets_every_matrix() -> None:
-    files, targets, values = places(5)
+    files, targets, values = items(5)
     device = find_device("cuda")
-    found = list(stream(files, targets, lambda target, W: (W.device.type, W.cpu()), device, pytest.fail))
+    found = list(stream(files, targets, lambda item, W: (W.device.type, W.cpu()), device, pytest.fail))
     assert all(kind == "cuda" for _, (kind, _) in found)
     assert all(torch.equal(W, value) for (_, (_, W)), value in zip(found, values, strict=True))

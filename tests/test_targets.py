@@ -25,8 +25,9 @@ from ailora_tools.checkpoint.stream import load_matrix
 from ailora_tools.errors import OptionError, TargetError
 from ailora_tools.matrices.gather import gather
 from ailora_tools.targets.architectures import ARCHITECTURES, BY_MODEL_TYPE, UNREACHABLE
-from ailora_tools.targets.plan import make_plan, parse_layers, target_modules
+from ailora_tools.targets.plan import make_plan, target_modules
 from ailora_tools.targets.projections import Plan, Target
+from ailora_tools.targets.selection import Selection, parse_layers
 
 # Last parts of the names of W^Q and W^V in memory, over all families.
 Q_LEAVES = ("q_proj", "query", "q", "q_lin", "query_proj")
@@ -41,7 +42,7 @@ def saved(model: nn.Module, folder: Path) -> Checkpoint:
 
 def planned(model: nn.Module, folder: Path, roles: tuple[str, ...] = ("q", "v")) -> tuple[Checkpoint, Plan]:
     checkpoint = saved(model, folder)
-    return checkpoint, make_plan(checkpoint, roles=roles)
+    return checkpoint, make_plan(checkpoint, Selection(roles))
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -52,7 +53,7 @@ def test_every_target_is_the_module_that_the_tensor_fills(name: str, tmp_path: P
         module = model.get_submodule(target.module)
         assert isinstance(module, nn.Linear)
         assert module.weight.shape == target.shape
-        assert torch.equal(load_matrix(checkpoint.files, target.file, target), module.weight.detach())
+        assert torch.equal(load_matrix(checkpoint.files, target.stored), module.weight.detach())
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -206,11 +207,11 @@ def test_unknown_names_are_listed_with_the_two_options(tmp_path: Path) -> None:
 def test_templates_name_what_the_table_does_not_know(tmp_path: Path) -> None:
     checkpoint = hand_made(tmp_path, {"q_proj": "ask", "v_proj": "tell"}, model_type="brand_new")
     ask, tell = (f"model.layers.{{layer}}.self_attn.{leaf}.weight" for leaf in ("ask", "tell"))
-    plan = make_plan(checkpoint, q_tensor=ask, v_tensor=tell)
+    plan = make_plan(checkpoint, Selection(q_tensor=ask, v_tensor=tell))
     assert sorted(target.label for target in plan.targets) == ["q 0", "q 1", "v 0", "v 1"]
     assert plan.targets[0].module.startswith("model.layers.0.self_attn.")
     with pytest.raises(TargetError, match=r"names no tensor") as caught:
-        make_plan(checkpoint, q_tensor="model.layers.{layer}.self_attn.aks.weight", v_tensor=tell)
+        make_plan(checkpoint, Selection(q_tensor="model.layers.{layer}.self_attn.aks.weight", v_tensor=tell))
     assert "model.layers.0.self_attn.ask.weight" in caught.value.hint
 
 
@@ -320,16 +321,16 @@ def test_two_tensors_for_one_place_are_an_error(tmp_path: Path) -> None:
 
 def test_layers_select_and_must_exist(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(write_checkpoint(tmp_path, llama_tensors(layers=4)))
-    plan = make_plan(checkpoint, layers="0-1,3")
+    plan = make_plan(checkpoint, Selection(layers="0-1,3"))
     assert sorted({target.layer for target in plan.targets}) == [0, 1, 3]
     assert target_modules(plan, checkpoint) == sorted(target.module for target in plan.targets), "layer 2 stays out"
     with pytest.raises(OptionError, match="no layer 9"):
-        make_plan(checkpoint, layers="0,9")
+        make_plan(checkpoint, Selection(layers="0,9"))
 
 
 def test_reading_order_is_file_and_offset(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(write_checkpoint(tmp_path, llama_tensors(layers=6), shards=3))
-    order = [(target.file, target.start) for target in make_plan(checkpoint).targets]
+    order = [(target.stored.file, target.stored.start) for target in make_plan(checkpoint).targets]
     assert order == sorted(order) and len({file for file, _ in order}) > 1
 
 

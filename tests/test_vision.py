@@ -18,6 +18,7 @@ from ailora_tools.analysis.tuned import load_projection
 from ailora_tools.checkpoint.index import open_checkpoint
 from ailora_tools.errors import OptionError
 from ailora_tools.targets.plan import make_plan
+from ailora_tools.targets.selection import Selection
 
 
 def test_timm(tmp_path: Path) -> None:
@@ -59,7 +60,7 @@ def test_blip_by_what_attention_does(tmp_path: Path) -> None:
             attention.qkv.bias.copy_(saved[1])
         return seen["mixed"]
 
-    targets = make_plan(open_checkpoint(tmp_path), roles=("q", "k", "v")).targets
+    targets = make_plan(open_checkpoint(tmp_path), Selection(("q", "k", "v"))).targets
     assert not mixed("v").any()
     for role, even in (("q", False), ("k", True)):
         found = mixed(role)
@@ -100,7 +101,7 @@ def open_clip(folder: Path) -> dict[str, nn.MultiheadAttention]:
 def test_multihead_attention_is_what_its_parts_compute(tmp_path: Path) -> None:
     towers = open_clip(tmp_path / "model")
     checkpoint = open_checkpoint(tmp_path / "model" / "open_clip_model.safetensors")
-    targets = make_plan(checkpoint, roles=("q", "k", "v", "o")).targets
+    targets = make_plan(checkpoint, Selection(("q", "k", "v", "o"))).targets
     assert {target.module.removesuffix(".out_proj") for target in targets} == towers.keys() and len(targets) == 16
     for name, module in towers.items():
         W = {

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from ailora_tools import initialize, verify
 from ailora_tools.checkpoint.index import open_checkpoint
 from ailora_tools.targets.plan import make_plan
+from ailora_tools.targets.selection import Selection
 
 for name in ("", ".transforms", ".transforms.functional", ".transforms.v2", ".datasets", ".ops", ".ops.misc", ".utils"):
     sys.modules[f"torchvision{name}"] = MagicMock()  # timm imports it for pictures, of which none are needed
@@ -36,7 +37,7 @@ seen: dict[str, torch.Tensor] = {}
 attention.q_norm.register_forward_hook(lambda module, inputs, result: seen.update(q=result))
 attention.k_norm.register_forward_hook(lambda module, inputs, result: seen.update(k=result))
 attention.proj.register_forward_hook(lambda module, inputs, result: seen.update(mixed=inputs[0]))
-targets = make_plan(open_checkpoint(folder / "model"), roles=("q", "k", "v")).targets
+targets = make_plan(open_checkpoint(folder / "model"), Selection(("q", "k", "v"))).targets
 with torch.no_grad():
     expected = model(picture)
     before = dict(seen)

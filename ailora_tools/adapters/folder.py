@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoint.files import Files, LocalFiles
-from ..checkpoint.header import Header, TensorInfo
+from ..checkpoint.header import FLOATS, Header, StoredTensor
 from ..checkpoint.index import read_header, read_json
 from ..errors import CheckpointError, NumericalError, TargetError, listed
-from .peft import CONFIG, PREFIX, WEIGHTS, pattern_value
+from .peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PREFIX, pattern_value
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_FLOATS = ("F64", "F32", "F16", "BF16")
 _KEY = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_(A|B|magnitude_vector)(?:\.(?!bias$)[^.]+)?(?:\.weight)?")
 # Settings of LoRA in PEFT under which W + s B A is not what the module computes.
 _VARIANTS = ("use_qalora", "use_bdlora", "arrow_config", "kasa_config", "monteclora_config", "velora_config",
@@ -28,9 +27,9 @@ _VARIANTS = ("use_qalora", "use_bdlora", "arrow_config", "kasa_config", "montecl
 class Factors:
     """Where lora_A (r, in), lora_B (out, r) and, for DoRA, the magnitudes (out,) lie; scaling as PEFT computes it."""
 
-    A: TensorInfo
-    B: TensorInfo
-    magnitude: TensorInfo | None
+    A: StoredTensor
+    B: StoredTensor
+    magnitude: StoredTensor | None
     scaling: float
 
     @property
@@ -51,7 +50,7 @@ class Adapter:
     files: Files
     config: Mapping[str, Any]
     modules: Mapping[str, Factors]
-    others: Mapping[str, TensorInfo]
+    others: Mapping[str, StoredTensor]
 
     @property
     def location(self) -> str:
@@ -61,16 +60,16 @@ class Adapter:
     def dora(self) -> bool:
         return bool(self.config.get("use_dora"))
 
-    def load(self, info: TensorInfo) -> Tensor:
+    def load(self, stored: StoredTensor) -> Tensor:
         """One tensor of the file, as stored; NumericalError if it holds NaN or infinity."""
         import torch
 
         from ..checkpoint.stream import load_matrix
 
-        tensor = load_matrix(self.files, WEIGHTS, info)
+        tensor = load_matrix(self.files, stored)
         if not torch.isfinite(tensor).all():
             raise NumericalError(
-                f"{self.location}: {info.name} holds values that are NaN or infinite.",
+                f"{self.location}: {stored.name} holds values that are NaN or infinite.",
                 "Its training diverged: use an earlier checkpoint.",
             )
         return tensor
@@ -82,12 +81,12 @@ def open_adapter(folder: str | Path) -> Adapter:
     Raises CheckpointError where there is none, TargetError for another kind than LoRA.
     """
     path = Path(folder).expanduser()
-    if not (path / CONFIG).is_file():
-        inner = sorted(below.parent for below in path.glob(f"*/{CONFIG}")) if path.is_dir() else []
+    if not (path / ADAPTER_CONFIG).is_file():
+        inner = sorted(below.parent for below in path.glob(f"*/{ADAPTER_CONFIG}")) if path.is_dir() else []
         if len(inner) != 1:
             found = f"there are several below it: {listed([str(one) for one in inner])}" if inner else "none is there"
             raise CheckpointError(
-                f"{path}: expected an adapter ({CONFIG}), but {found}.",
+                f"{path}: expected an adapter ({ADAPTER_CONFIG}), but {found}.",
                 "Give the folder that the trainer saved the adapter to, such as output/checkpoint-100.",
             )
         path = inner[0]
@@ -96,21 +95,21 @@ def open_adapter(folder: str | Path) -> Adapter:
 
 def read_adapter(files: Files) -> Adapter:
     """The adapter in the root of `files`."""
-    config = read_json(files, CONFIG)
+    config = read_json(files, ADAPTER_CONFIG)
     if config.get("peft_type") != "LORA":
         raise TargetError(
-            f"{files.where(CONFIG)}: peft_type is {config.get('peft_type')!r}; only LORA is known.",
+            f"{files.where(ADAPTER_CONFIG)}: peft_type is {config.get('peft_type')!r}; only LORA is known.",
             "Merge the adapter into its base first, and work with the merged checkpoint.",
         )
     variants = [name for name in _VARIANTS if config.get(name)]
     if variants:
         raise TargetError(
-            f"{files.where(CONFIG)}: {listed(variants)} is set; W + s B A is not what such a module computes.",
+            f"{files.where(ADAPTER_CONFIG)}: {listed(variants)} is set; W + s B A is not what such a module computes.",
             "Merge the adapter into its base with PEFT, and work with the merged checkpoint.",
         )
-    if WEIGHTS not in files.names():
-        raise CheckpointError(f"{files.origin.text}: {WEIGHTS} is missing.", "Save the adapter as safetensors.")
-    header = read_header(files, WEIGHTS)
+    if ADAPTER_WEIGHTS not in files.names():
+        raise CheckpointError(f"{files.origin.text}: {ADAPTER_WEIGHTS} is missing.", "Save the adapter as safetensors.")
+    header = read_header(files, ADAPTER_WEIGHTS)
     parts, others = _sorted_out(header)
     modules = {module: _factors(files.origin.text, held, config, module) for module, held in parts.items()}
     return Adapter(files, config, modules, others)
@@ -122,19 +121,19 @@ def match_module(module: str, names: Mapping[str, Any]) -> str | None:
     return module if module in names else near[0] if len(near) == 1 else None
 
 
-def _sorted_out(header: Header) -> tuple[dict[str, dict[str, TensorInfo]], dict[str, TensorInfo]]:
+def _sorted_out(header: Header) -> tuple[dict[str, dict[str, StoredTensor]], dict[str, StoredTensor]]:
     """Module path -> {"A": ..., "B": ..., "magnitude": ...}, for the key forms of old and new PEFT; and the rest."""
-    found: dict[str, dict[str, TensorInfo]] = {}
+    found: dict[str, dict[str, StoredTensor]] = {}
     others = {}
-    for name, info in header.tensors.items():
+    for name, stored in header.tensors.items():
         if hit := _KEY.fullmatch(name):
-            found.setdefault(hit[1], {})["magnitude" if hit[2] == "magnitude_vector" else hit[2]] = info
+            found.setdefault(hit[1], {})["magnitude" if hit[2] == "magnitude_vector" else hit[2]] = stored
         else:
-            others[name.removeprefix(PREFIX)] = info
+            others[name.removeprefix(PREFIX)] = stored
     return found, others
 
 
-def _factors(folder: str, parts: Mapping[str, TensorInfo], config: Mapping[str, Any], module: str) -> Factors:
+def _factors(folder: str, parts: Mapping[str, StoredTensor], config: Mapping[str, Any], module: str) -> Factors:
     A, B = parts.get("A"), parts.get("B")
     if A is None or B is None or len(A.shape) != 2 or len(B.shape) != 2 or A.shape[0] != B.shape[1] or 0 in A.shape:
         shapes = [part.shape if part else None for part in (B, A)]
@@ -142,7 +141,7 @@ def _factors(folder: str, parts: Mapping[str, TensorInfo], config: Mapping[str, 
             f"{folder}: B and A of {module} have shapes {shapes[0]} and {shapes[1]}; expected (out, r) and (r, in).",
             "Save the adapter of a model whose LoRA modules are linear layers, without sharding.",
         )
-    if any(part.dtype not in _FLOATS for part in parts.values()):
+    if any(part.dtype not in FLOATS for part in parts.values()):
         raise TargetError(f"{folder}: {module} is stored as {A.dtype}.", "Save the adapter in a float type.")
     if config.get("use_dora") and "magnitude" not in parts:
         raise TargetError(

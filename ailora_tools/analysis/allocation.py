@@ -14,7 +14,7 @@ from itertools import zip_longest
 from typing import Any
 
 from ..errors import OptionError
-from ..output.ranks import FORMAT, VERSION
+from ..output.ranks import RANKS_FORMAT, RANKS_VERSION
 from ..targets.projections import Plan
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
@@ -58,8 +58,8 @@ def suggest_ranks(document: Mapping[str, Any], budget: int) -> dict[str, Any]:
     pattern = dict(zip(modules, ranks, strict=True))
     used = sum(rank * cost for rank, cost in zip(ranks, costs, strict=True))
     return {
-        "format": FORMAT,
-        "version": VERSION,
+        "format": RANKS_FORMAT,
+        "version": RANKS_VERSION,
         "rule": __doc__.split("The rule: ")[1].strip().replace("\n", " "),
         "basis": basis,
         "budget": budget,

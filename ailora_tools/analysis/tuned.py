@@ -10,23 +10,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ..adapters.folder import Factors, match_module, read_adapter
+from ..adapters.folder import Adapter, Factors, match_module, read_adapter
+from ..adapters.peft import ADAPTER_CONFIG
 from ..checkpoint.files import Files, Origin
-from ..checkpoint.header import TensorInfo
+from ..checkpoint.header import StoredTensor
 from ..checkpoint.index import Checkpoint, read_checkpoint
 from ..checkpoint.source import open_files
 from ..errors import TargetError, listed
 from ..matrices.layouts import Part
+from ..output.names import MANIFEST
 from ..targets.plan import make_plan
-from ..targets.projections import Plan, Target, Unit
+from ..targets.projections import Plan, Target
+from ..targets.selection import Selection
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ..metrics.change import Difference
-
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_MANIFEST = "ailora.json"
 
 
 class Tuned(Protocol):
@@ -46,8 +46,8 @@ class Tuned(Protocol):
         ...
 
 
-def open_tuned(model: str | Path, checkpoint: Checkpoint, plan: Plan, options: Mapping[str, Any]) -> Tuned:
-    """Pair `model` with the plan; `options` are those of `make_plan` for the base.
+def open_tuned(model: str | Path, checkpoint: Checkpoint, plan: Plan, selection: Selection) -> Tuned:
+    """Pair `model` with the plan; `selection` is what was asked for of the base.
 
     Raises CheckpointError for damaged files, TargetError where the two do not belong together.
     """
@@ -56,7 +56,7 @@ def open_tuned(model: str | Path, checkpoint: Checkpoint, plan: Plan, options: M
         return _adapter(files, checkpoint, plan)
     tuned = read_checkpoint(files)
     _require_same_type(checkpoint, tuned)
-    other = make_plan(tuned, quantised=True, **options)
+    other = make_plan(tuned, selection, quantised=True)
     places = {(target.role, target.stack, target.layer): target for target in other.targets}
     pairs = {target.label: places.pop((target.role, target.stack, target.layer), None) for target in plan.targets}
     _require_pairs(tuned.location, plan, pairs, list(places.values()))
@@ -79,8 +79,7 @@ class TunedCheckpoint:
 
     @property
     def read_bytes(self) -> int:
-        tensors = {(pair.file, pair.start): pair.stop - pair.start for pair in self.pairs.values()}
-        return sum(tensors.values())
+        return sum(stored.nbytes for stored in {pair.stored for pair in self.pairs.values()})
 
     @property
     def notices(self) -> tuple[str, ...]:
@@ -110,22 +109,21 @@ def load_projection(files: Files, target: Target) -> Tensor:
     from ..matrices.dequantise import dequantise
     from ..matrices.gather import gather
 
-    stored = load_matrix(files, target.file, Unit((target,)))
-    return gather(dequantise(stored, target.quantised, files), target.part)
+    return gather(dequantise(load_matrix(files, target.stored), target.quantised, files), target.part)
 
 
 @dataclass(frozen=True)
 class TunedAdapter:
     """A LoRA folder; `factors` maps the base's labels to their factors, absent where it leaves W alone."""
 
-    files: Files
+    adapter: Adapter
     factors: Mapping[str, Factors]
     notices: tuple[str, ...]
     kind: str = "adapter"
 
     @property
     def origin(self) -> Origin:
-        return self.files.origin
+        return self.adapter.files.origin
 
     @property
     def read_bytes(self) -> int:
@@ -135,6 +133,7 @@ class TunedAdapter:
         """s B A in float64 and its singular values, from the factors; the renormalised matrix with DoRA."""
         import torch
 
+        from ..adapters.apply import rescaled
         from ..linalg.spectrum import low_rank_spectrum, spectrum
         from ..metrics.change import Difference
 
@@ -144,20 +143,13 @@ class TunedAdapter:
         A, B = self._load(factors.A, W), _own_rows(self._load(factors.B, W), target)
         delta = (factors.scaling * B) @ A
         if factors.magnitude is not None:
-            tuned = W.double() + delta
-            magnitude = _own_rows(self._load(factors.magnitude, W).view(-1, 1), target)
-            tuned *= magnitude / tuned.norm(dim=1, keepdim=True)
+            tuned = rescaled(W.double() + delta, _own_rows(self._load(factors.magnitude, W).view(-1, 1), target))
             delta = tuned - W.double()
             return Difference(delta, tuned, spectrum(delta).S, low_rank=True)
         return Difference(delta, W, low_rank_spectrum(factors.scaling * B, A).cpu(), low_rank=True)
 
-    def _load(self, info: TensorInfo, W: Tensor) -> Tensor:
-        from ..checkpoint.stream import load_matrix
-        from ..metrics.change import require_finite
-
-        loaded = load_matrix(self.files, ADAPTER_WEIGHTS, info).to(W.device)
-        require_finite(loaded, f"{self.origin.text}: {info.name}")
-        return loaded.double()
+    def _load(self, stored: StoredTensor, W: Tensor) -> Tensor:
+        return self.adapter.load(stored).to(W.device).double()
 
 
 def _own_rows(B: Tensor, target: Target) -> Tensor:
@@ -182,7 +174,7 @@ def _adapter(files: Files, checkpoint: Checkpoint, plan: Plan) -> TunedAdapter:
             f"{len(plan.targets)} matrices analysed ({plan.targets[0].module}, ...).",
             "Give the adapter of this model, or choose its modules with --roles and --layers.",
         )
-    return TunedAdapter(files, factors, tuple(_adapter_notices(files.origin, checkpoint, plan, factors, left)))
+    return TunedAdapter(adapter, factors, tuple(_adapter_notices(files.origin, checkpoint, plan, factors, left)))
 
 
 def _fitting(folder: str, factors: Factors, module: str, target: Target) -> Factors:
@@ -208,7 +200,7 @@ def _adapter_notices(
         notices.append(f"{folder} also adapts {len(left)} other modules, such as {min(left)}: not looked at")
     home = origin.path.resolve().parent if origin.path else None
     base = checkpoint.origin.path
-    if home and (home / _MANIFEST).is_file() and not (base and base.resolve() == home):
+    if home and (home / MANIFEST).is_file() and not (base and base.resolve() == home):
         notices.append(
             f"{folder} was made for the residual base in {home}: against any other base its change is not what "
             "training did"

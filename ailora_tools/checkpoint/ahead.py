@@ -9,48 +9,46 @@ from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
 from .files import Files
+from .header import StoredTensor
 
 READ_AHEAD = 96 << 20
-_WASTE = 0.02  # of what is wanted may lie between two spans that are read as one
+_WASTE = 0.02  # at most this part of a joint read may be bytes between the wanted tensors
 _LONGEST_RUN = 64 << 20
 
 
-class Piece(Protocol):
-    """A span of a file."""
+class Held(Protocol):
+    """Whatever knows the stored tensor that it is about."""
 
     @property
-    def file(self) -> str: ...
-    @property
-    def start(self) -> int: ...
-    @property
-    def stop(self) -> int: ...
+    def stored(self) -> StoredTensor: ...
 
 
-Wanted = TypeVar("Wanted", bound=Piece)
+Wanted = TypeVar("Wanted", bound=Held)
 
 
-def join_neighbours(pieces: Iterable[Wanted], join: bool) -> Iterator[list[Wanted]]:
-    """Runs of pieces worth one request: neighbours in one file with little between them; `join` false: one by one."""
+def join_neighbours(wanted: Iterable[Wanted], join: bool) -> Iterator[list[Wanted]]:
+    """Runs worth one request: neighbours in one file with little between them; `join` false: one by one."""
     run: list[Wanted] = []
-    wanted = 0
-    for piece in pieces:
-        length = piece.stop - piece.start
-        if run and not (join and _neighbours(run, piece, wanted + length)):
+    nbytes = 0
+    for one in wanted:
+        length = one.stored.nbytes
+        if run and not (join and _neighbours(run, one, nbytes + length)):
             yield run
-            run, wanted = [], 0
-        run.append(piece)
-        wanted += length
+            run, nbytes = [], 0
+        run.append(one)
+        nbytes += length
     if run:
         yield run
 
 
-def _neighbours(run: list[Wanted], piece: Wanted, wanted: int) -> bool:
-    together = piece.stop - run[0].start
+def _neighbours(run: list[Wanted], one: Wanted, nbytes: int) -> bool:
+    first, last, new = run[0].stored, run[-1].stored, one.stored
+    together = new.stop - first.start
     return (
-        piece.file == run[0].file
-        and piece.start >= run[-1].stop
+        new.file == first.file
+        and new.start >= last.stop
         and together <= _LONGEST_RUN
-        and together - wanted <= _WASTE * wanted
+        and together - nbytes <= _WASTE * nbytes
     )
 
 

@@ -26,15 +26,23 @@ DTYPE_BITS: Mapping[str, int] = {
     "I64": 64, "U64": 64, "F64": 64, "C64": 64,
 }  # fmt: skip
 
+FLOATS = ("F64", "F32", "F16", "BF16")  # dtypes of a weight that arithmetic can be done on as it is stored
+FACTOR_DTYPES: Mapping[str, str] = {
+    "float32": "F32",
+    "bfloat16": "BF16",
+    "float16": "F16",
+}  # torch's name -> the file's
+
 LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 100_000_000  # the limit of the reference implementation
 ALIGNMENT = 8
 
 
 @dataclass(frozen=True)
-class TensorInfo:
-    """One tensor of one file; `start` and `stop` are byte offsets in the file."""
+class StoredTensor:
+    """A tensor that lies in a file, in bytes [start, stop); `file` is its name in the checkpoint's `Files`."""
 
+    file: str
     name: str
     dtype: str
     shape: tuple[int, ...]
@@ -53,7 +61,7 @@ class Header:
     file: str
     file_size: int
     data_start: int
-    tensors: Mapping[str, TensorInfo]
+    tensors: Mapping[str, StoredTensor]
     metadata: Mapping[str, str]
     sha256: str  # of the bytes before the data
 
@@ -79,21 +87,22 @@ def header_size(prefix: bytes, file: str, file_size: int) -> int:
     return LENGTH_BYTES + length
 
 
-def parse_header(raw: bytes, file: str, file_size: int) -> Header:
-    """Parse the first `header_size` bytes of a file.
+def parse_header(raw: bytes, file: str, file_size: int, where: str | None = None) -> Header:
+    """Parse the first `header_size` bytes of `file`, which messages call `where`.
 
     Raises CheckpointError with the file, and the tensor where there is one, for: bad JSON, duplicate
     names, unknown dtypes, sizes that do not match the shape, offsets that overlap, leave holes, or do
     not end exactly at the end of the file. Accepts nothing that the reference implementation refuses.
     """
-    data_start = header_size(raw, file, file_size)
-    entries = _decode(raw[LENGTH_BYTES:data_start], file)
-    metadata = _metadata(entries.pop("__metadata__", None), file)
-    found = [_tensor(name, entry, file, data_start) for name, entry in entries.items()]
-    found.sort(key=lambda info: (info.start, info.stop, info.name))
-    _require_contiguous(found, file, data_start, file_size)
+    where = where or file
+    data_start = header_size(raw, where, file_size)
+    entries = _decode(raw[LENGTH_BYTES:data_start], where)
+    metadata = _metadata(entries.pop("__metadata__", None), where)
+    found = [StoredTensor(file, name, *_tensor(name, entry, where, data_start)) for name, entry in entries.items()]
+    found.sort(key=lambda stored: (stored.start, stored.stop, stored.name))
+    _require_contiguous(found, where, data_start, file_size)
     digest = hashlib.sha256(raw[:data_start]).hexdigest()
-    return Header(file, file_size, data_start, {info.name: info for info in found}, metadata, digest)
+    return Header(file, file_size, data_start, {stored.name: stored for stored in found}, metadata, digest)
 
 
 def build_header(
@@ -182,7 +191,8 @@ def _metadata(value: Any, file: str) -> dict[str, str]:
     return value
 
 
-def _tensor(name: str, entry: Any, file: str, data_start: int) -> TensorInfo:
+def _tensor(name: str, entry: Any, file: str, data_start: int) -> tuple[str, tuple[int, ...], int, int]:
+    """Its dtype and shape, and where in the file its bytes start and stop."""
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         found = quoted(sorted(entry)) if isinstance(entry, dict) else quoted(entry)
         raise _fault(file, name, f" must have exactly dtype, shape and data_offsets, found {found}.")
@@ -200,7 +210,7 @@ def _tensor(name: str, entry: Any, file: str, data_start: int) -> TensorInfo:
         needs = "more bytes than any file has" if bits is None else f"{bits / 8 if bits % 8 else bits // 8:,} bytes"
         held = f"data_offsets {offsets} hold {end - begin:,}"
         raise _fault(file, name, f": {dtype} of shape {quoted(shape)} needs {needs}, {held}.")
-    return TensorInfo(name, dtype, tuple(shape), data_start + begin, data_start + end)
+    return dtype, tuple(shape), data_start + begin, data_start + end
 
 
 def _fault(file: str, name: str, problem: str, hint: str = _DAMAGED) -> CheckpointError:
@@ -221,15 +231,15 @@ def _bits(dtype: str, shape: list[int]) -> int | None:
     return count * DTYPE_BITS[dtype]
 
 
-def _require_contiguous(found: list[TensorInfo], file: str, data_start: int, file_size: int) -> None:
+def _require_contiguous(found: list[StoredTensor], file: str, data_start: int, file_size: int) -> None:
     position = data_start
-    for info in found:
-        if info.start != position:
-            kind = "overlaps the tensor before it" if info.start < position else "leaves a hole before it"
-            raise _fault(file, info.name, f" starts at byte {info.start:,}, expected {position:,}: it {kind}.")
-        if info.stop > file_size:
-            raise _fault(file, info.name, f" ends at byte {info.stop:,}, the file at {file_size:,}.")
-        position = info.stop
+    for stored in found:
+        if stored.start != position:
+            kind = "overlaps the tensor before it" if stored.start < position else "leaves a hole before it"
+            raise _fault(file, stored.name, f" starts at byte {stored.start:,}, expected {position:,}: it {kind}.")
+        if stored.stop > file_size:
+            raise _fault(file, stored.name, f" ends at byte {stored.stop:,}, the file at {file_size:,}.")
+        position = stored.stop
     if position != file_size:
         raise CheckpointError(
             f"{file}: the last tensor ends at byte {position:,}, the file at {file_size:,}: "

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, Unpack
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, listed
 from .files import Files, Origin
-from .header import LENGTH_BYTES, MAX_HEADER_BYTES, Header, TensorInfo, header_size, parse_header, quoted
+from .header import LENGTH_BYTES, MAX_HEADER_BYTES, Header, StoredTensor, header_size, parse_header, quoted
 from .source import SourceOptions, open_files
 
 # transformers looks for the single file first, then for the index; diffusers uses its own stem.
@@ -30,13 +31,25 @@ class Checkpoint:
     config: Mapping[str, Any]
     headers: Mapping[str, Header]
     index_name: str | None = None
-    tensors: Mapping[str, tuple[str, TensorInfo]] = field(init=False)
 
-    def __post_init__(self) -> None:
-        located = {
-            info.name: (shard, info) for shard, header in self.headers.items() for info in header.tensors.values()
-        }
-        object.__setattr__(self, "tensors", located)
+    @cached_property
+    def tensors(self) -> Mapping[str, StoredTensor]:
+        """All tensors by name, shard after shard in file order."""
+        return {name: stored for header in self.headers.values() for name, stored in header.tensors.items()}
+
+    @property
+    def model_type(self) -> str | None:
+        """transformers' model_type, diffusers' _class_name, or "timm"; None if config.json states none of them."""
+        if "pretrained_cfg" in self.config and "architecture" in self.config:
+            return "timm"
+        value = self.config.get("model_type", self.config.get("_class_name"))
+        return value if isinstance(value, str) else None
+
+    @property
+    def architectures(self) -> tuple[str, ...]:
+        """The classes that config.json names, if it does."""
+        named = self.config.get("architectures")
+        return tuple(name for name in named if isinstance(name, str)) if isinstance(named, list) else ()
 
     @property
     def origin(self) -> Origin:
@@ -82,7 +95,7 @@ def read_header(files: Files, name: str) -> Header:
     needed = header_size(bytes(raw[:LENGTH_BYTES]), where, size)
     if needed > len(raw):
         raw += files.read(name, len(raw), needed)
-    return parse_header(bytes(raw[:needed]), where, size)
+    return parse_header(bytes(raw[:needed]), name, size, where)
 
 
 def read_json(files: Files, name: str) -> dict[str, Any]:
@@ -110,7 +123,7 @@ def _find_shards(files: Files, names: list[str]) -> tuple[list[str], str | None,
             missing = [quoted(shard) for shard in sorted(set(weight_map.values()) - set(names))]
             if missing:
                 raise CheckpointError(
-                    f"{files.where(index_name)} names shards that are not there: {_some(missing)}.",
+                    f"{files.where(index_name)} names shards that are not there: {listed(missing)}.",
                     _INCOMPLETE_REPOSITORY if files.origin.on_hub else _INCOMPLETE,
                 )
             return sorted(set(weight_map.values())), index_name, weight_map
@@ -153,7 +166,7 @@ def _require_agreement(weight_map: Mapping[str, str], headers: Mapping[str, Head
     ]
     if wrong:
         raise CheckpointError(
-            f"{where} and the shards disagree about {len(wrong)} of {len(found)} tensors: {_some(wrong)}.",
+            f"{where} and the shards disagree about {len(wrong)} of {len(found)} tensors: {listed(wrong)}.",
             "Shards and index come from different exports: fetch them again together.",
         )
 
@@ -162,19 +175,19 @@ def _no_weights(origin: Origin, names: list[str], candidates: list[str]) -> Chec
     location = origin.text
     if candidates:
         return CheckpointError(
-            f"{location}: {len(candidates)} safetensors files but no index: {_some(candidates)}.",
+            f"{location}: {len(candidates)} safetensors files but no index: {listed(candidates)}.",
             "Give one of the files as MODEL, or restore model.safetensors.index.json.",
         )
     nested = sorted({name.rsplit("/", 1)[0] for name in names if name.endswith(".safetensors")})
     if nested:
         return CheckpointError(
-            f"{location}: the weights lie in subfolders: {_some(nested)}.", "Choose one with --subfolder."
+            f"{location}: the weights lie in subfolders: {listed(nested)}.", "Choose one with --subfolder."
         )
     others = [name for name in names if name.endswith(OTHER_WEIGHTS)]
     if others:
         convert = any(name.endswith(TRAINABLE_WEIGHTS) for name in others)
         return CheckpointError(
-            f"{location}: no safetensors weights, only {_some(others)}.",
+            f"{location}: no safetensors weights, only {listed(others)}.",
             (_PULL_REQUEST if origin.on_hub else "") + _CONVERT if convert else _ORIGINAL,
         )
     return CheckpointError(
@@ -190,8 +203,3 @@ _CONVERT = (
     "AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder) writes safetensors."
 )
 _ORIGINAL = "These are made for inference: give the safetensors checkpoint that they were made from."
-
-
-def _some(items: list[str], limit: int = 3) -> str:
-    shown = ", ".join(items[:limit])
-    return f"{shown} and {len(items) - limit} more" if len(items) > limit else shown

@@ -10,14 +10,15 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from ..errors import OptionError
-from .ahead import Piece, has_room, join_neighbours, threads
+from .ahead import Held, has_room, join_neighbours, threads
 from .files import Files
+from .header import StoredTensor
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -29,78 +30,58 @@ DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 Result = TypeVar("Result")
 
 
-class Span(Protocol):
-    """Where and how a tensor is stored in its file."""
-
-    @property
-    def start(self) -> int: ...
-    @property
-    def stop(self) -> int: ...
-    @property
-    def dtype(self) -> str: ...
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-
-class Source(Piece, Span, Protocol):
-    """One tensor to work on: the part of `targets.projections.Unit` that streaming needs."""
-
-
-Target = TypeVar("Target", bound=Source)
+Item = TypeVar("Item", bound=Held)
 
 
 def stream(
     files: Files,
-    targets: Sequence[Target],
-    work: Callable[[Target, Tensor], Result],
+    items: Sequence[Item],
+    work: Callable[[Item, Tensor], Result],
     device: torch.device,
     notice: Callable[[str], None],
     at_once: int = 2,
-) -> Iterator[tuple[Target, Result]]:
-    """Yield (target, work(target, W)) in the order of `targets`, W in its stored shape and dtype on `device`.
+) -> Iterator[tuple[Item, Result]]:
+    """Yield (item, work(item, W)) in the order of `items`, W the stored tensor of each, as stored, on `device`.
 
     On the CPU `at_once` matrices are worked on at a time, each with its part of the threads: LAPACK's eigensolvers
     scale badly over threads. If a matrix does not fit on the device it is worked on by the CPU, with a notice.
     """
     cores = torch.get_num_threads()
-    workers = max(1, min(at_once, cores, len(targets))) if device.type == "cpu" else 1
-    window: deque[tuple[Target, Future[Result]]] = deque()
+    workers = max(1, min(at_once, cores, len(items))) if device.type == "cpu" else 1
+    window: deque[tuple[Item, Future[Result]]] = deque()
     told: deque[str] = deque()
-    waiting = deque(join_neighbours(targets, join=files.connections > 1))
+    waiting = deque(join_neighbours(items, join=files.connections > 1))
     with (
         threads(files.connections, "read") as reader,
         threads(1, "stage") as stager,
         threads(workers, "work", torch.set_num_threads, (max(1, cores // workers),)) as pool,
     ):
 
-        def submit(run: Sequence[Target]) -> None:
-            raw = reader.submit(files.read, run[0].file, run[0].start, run[-1].stop)
-            for target in run:
-                staged = stager.submit(_stage, raw, target.start - run[0].start, target, device)
-                window.append((target, pool.submit(_work, work, target, staged, told)))
+        def submit(run: Sequence[Item]) -> None:
+            first, last = run[0].stored, run[-1].stored
+            raw = reader.submit(files.read, first.file, first.start, last.stop)
+            for item in run:
+                staged = stager.submit(_stage, raw, item.stored.start - first.start, item.stored, device)
+                window.append((item, pool.submit(_work, work, item, staged, told)))
 
         while waiting or window:
-            while waiting and has_room([_size(target) for target, _ in window], workers + 1, files.connections):
+            while waiting and has_room([item.stored.nbytes for item, _ in window], workers + 1, files.connections):
                 submit(waiting.popleft())
-            target, future = window.popleft()
+            item, future = window.popleft()
             result = future.result()
             while told:
                 notice(told.popleft())
-            yield target, result
+            yield item, result
             del result, future
 
 
-def _size(target: Source) -> int:
-    return target.stop - target.start
+def load_matrix(files: Files, stored: StoredTensor) -> Tensor:
+    """One tensor in its stored dtype and shape, in memory of its own."""
+    return _as_matrix(files.read(stored.file, stored.start, stored.stop), stored)
 
 
-def load_matrix(files: Files, file: str, place: Span) -> Tensor:
-    """The tensor that lies at `place` in `file`, in its stored dtype, in memory of its own."""
-    return _as_matrix(files.read(file, place.start, place.stop), place)
-
-
-def _as_matrix(raw: bytearray, place: Span) -> Tensor:
-    return torch.frombuffer(raw, dtype=DTYPES[place.dtype]).view(place.shape)
+def _as_matrix(raw: bytearray, stored: StoredTensor) -> Tensor:
+    return torch.frombuffer(raw, dtype=DTYPES[stored.dtype]).view(stored.shape)
 
 
 def _cut(raw: bytearray, offset: int, length: int) -> bytearray:
@@ -137,8 +118,8 @@ class _Staged:
     arrived: torch.cuda.Event | None = None
 
 
-def _stage(read: Future[bytearray], offset: int, target: Source, device: torch.device) -> _Staged:
-    host = _as_matrix(_cut(read.result(), offset, target.stop - target.start), target)
+def _stage(read: Future[bytearray], offset: int, stored: StoredTensor, device: torch.device) -> _Staged:
+    host = _as_matrix(_cut(read.result(), offset, stored.nbytes), stored)
     if device.type == "cpu":
         return _Staged(host, host)
     try:
@@ -155,9 +136,7 @@ def _stage(read: Future[bytearray], offset: int, target: Source, device: torch.d
         return _Staged(host, None)
 
 
-def _work(
-    work: Callable[[Target, Tensor], Result], target: Target, future: Future[_Staged], told: deque[str]
-) -> Result:
+def _work(work: Callable[[Item, Tensor], Result], item: Item, future: Future[_Staged], told: deque[str]) -> Result:
     staged = future.result()
     if staged.there is not None:
         if staged.arrived is not None:
@@ -165,13 +144,18 @@ def _work(
             stream.wait_event(staged.arrived)
             staged.there.record_stream(stream)
         try:
-            return work(target, staged.there)
+            return work(item, staged.there)
         except (torch.OutOfMemoryError, TypeError) as error:
-            # MPS has no float64 and says so with a TypeError; anywhere else a TypeError is a defect.
-            if staged.there.device.type == "cpu" or (
-                isinstance(error, TypeError) and staged.there.device.type != "mps"
-            ):
+            if not _too_much(error, staged.there.device):
                 raise
             staged = _Staged(staged.host, None)
-    told.append(f"{target.file}: a {target.shape} matrix was worked on by the CPU: the device could not take it.")
-    return work(target, staged.host)
+    stored = item.stored
+    told.append(f"{stored.file}: a {stored.shape} matrix was worked on by the CPU: the device could not take it.")
+    return work(item, staged.host)
+
+
+def _too_much(error: Exception, device: torch.device) -> bool:
+    """Whether the device is at fault. MPS has no float64 and says so with a TypeError, elsewhere that is a defect."""
+    if isinstance(error, TypeError):
+        return device.type == "mps"
+    return device.type != "cpu"

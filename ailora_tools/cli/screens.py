@@ -239,12 +239,12 @@ def _target_table(targets: Iterable[Target]) -> Table:
             ranges([target.layer for target in members]),
             Text(_pattern(first), overflow="fold"),
             f"{_sides(first.shape)} {first.stored_as}"
-            + (f", part of {_sides(first.stored_shape)}" if first.part else ""),
+            + (f", part of {_sides(first.stored.shape)}" if first.part else ""),
         )
     return table
 
 
-def _sides(shape: tuple[int, int]) -> str:
+def _sides(shape: tuple[int, ...]) -> str:
     return f"{shape[0]} × {shape[1]}"
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+NEAR = 0.25  # rounding moves `share` by far less than this from -1, 0 and 1
 _CHUNK_ROWS = 512
 
 
@@ -14,12 +15,13 @@ _CHUNK_ROWS = 512
 class Recombination:
     """error: norm(W - (W_base + s B A)) / norm(W), None without W.
 
-    moved: how often the adapter's part s B A is in the base: 0 in a residual, 1 in the original, -1 where the residual
-    was taken twice. It is <W_base, s B A> / <s B A, s B A>, from which `overlap`, that of the original, is counted.
+    share: how often the adapter's part s B A is in the base: 0 in a residual, 1 in the original, -1 where the residual
+    was taken twice. It is 1 + <W_base, s B A> / <s B A, s B A> - overlap, where `overlap` is that quotient for the
+    original W: 1 for singular components, another number for other rules.
     """
 
     error: float | None
-    moved: float
+    share: float
 
 
 def recombine(

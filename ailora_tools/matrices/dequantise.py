@@ -37,7 +37,7 @@ def dequantise(stored: Tensor, quantised: Quantised | None, files: Files) -> Ten
     if quantised is None:
         return stored
     beside = {what: piece for what, piece in quantised.pieces.items() if what != "main"}
-    pieces = {what: load_matrix(files, piece.file, piece).to(stored.device) for what, piece in beside.items()}
+    pieces = {what: load_matrix(files, piece).to(stored.device) for what, piece in beside.items()}
     return dequantise_pieces({"main": stored, **pieces}, quantised)
 
 
@@ -56,7 +56,7 @@ def _unfit(quantised: Quantised, why: str) -> TargetError:
     parts = ", ".join(f"{what} {list(piece.shape)}" for what, piece in quantised.pieces.items())
     main = quantised.pieces["main"]
     return TargetError(
-        f"{main.file}: {main.tensor} [{quantised.label}] of shape {list(quantised.shape)} cannot be put together from "
+        f"{main.file}: {main.name} [{quantised.label}] of shape {list(quantised.shape)} cannot be put together from "
         f"{parts}: {why}.",
         "The checkpoint is quantised in a way that is not known: start from its 16-bit original.",
     )

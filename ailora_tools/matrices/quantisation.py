@@ -11,21 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..checkpoint.header import TensorInfo
+from ..checkpoint.header import StoredTensor
 from ..checkpoint.index import Checkpoint
 from ..errors import TargetError
-
-
-@dataclass(frozen=True)
-class Piece:
-    """One stored tensor of a quantised matrix."""
-
-    tensor: str
-    file: str
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    stop: int
 
 
 @dataclass(frozen=True)
@@ -81,7 +69,7 @@ class Quantised:
     """
 
     format: Format
-    pieces: Mapping[str, Piece]
+    pieces: Mapping[str, StoredTensor]
     shape: tuple[int, int]
     settings: Mapping[str, Any]
 
@@ -108,21 +96,17 @@ def find_quantised(checkpoint: Checkpoint, tensor: str) -> Quantised | None:
     return None
 
 
-def _pieces(checkpoint: Checkpoint, row: Format, tensor: str) -> dict[str, Piece] | None:
-    file, info = checkpoint.tensors[tensor]
+def _pieces(checkpoint: Checkpoint, row: Format, tensor: str) -> dict[str, StoredTensor] | None:
+    stored = checkpoint.tensors[tensor]
     method = quantization_config(checkpoint.config).get("quant_method")
-    if not tensor.endswith(row.main) or info.dtype not in row.dtypes or (row.methods and method not in row.methods):
+    if not tensor.endswith(row.main) or stored.dtype not in row.dtypes or (row.methods and method not in row.methods):
         return None
-    stem, found = tensor.removesuffix(row.main), {"main": _piece(file, info)}
+    stem, found = tensor.removesuffix(row.main), {"main": stored}
     for what, suffixes in [*row.beside.items(), *row.maybe.items()]:
         name = next((stem + suffix for suffix in suffixes if stem + suffix in checkpoint.tensors), None)
         if name is not None:
-            found[what] = _piece(*checkpoint.tensors[name])
-    return found if row.beside.keys() <= found.keys() and len(info.shape) == 2 else None
-
-
-def _piece(file: str, info: TensorInfo) -> Piece:
-    return Piece(info.name, file, info.dtype, info.shape, info.start, info.stop)
+            found[what] = checkpoint.tensors[name]
+    return found if row.beside.keys() <= found.keys() and len(stored.shape) == 2 else None
 
 
 def quantization_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -131,7 +115,7 @@ def quantization_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _described(checkpoint: Checkpoint, row: Format, pieces: dict[str, Piece]) -> Quantised:
+def _described(checkpoint: Checkpoint, row: Format, pieces: dict[str, StoredTensor]) -> Quantised:
     """Shape and settings, some of which only the bytes of small pieces tell."""
     settings = {**quantization_config(checkpoint.config), **_scheme(checkpoint.config)}
     rows, columns = pieces["main"].shape
@@ -151,13 +135,13 @@ def _described(checkpoint: Checkpoint, row: Format, pieces: dict[str, Piece]) ->
         high, wide = (int(side) for side in shape)
     except (KeyError, ValueError, TypeError, ArithmeticError, struct.error) as error:
         raise TargetError(
-            f"{pieces['main'].tensor}: looks like {row.label}, but does not say its shape ({error}).",
+            f"{pieces['main'].name}: looks like {row.label}, but does not say its shape ({error}).",
             "Start from the 16-bit or 32-bit original of the model.",
         ) from None
     return Quantised(row, pieces, (high, wide), settings)
 
 
-def _bytes(checkpoint: Checkpoint, piece: Piece) -> bytes:
+def _bytes(checkpoint: Checkpoint, piece: StoredTensor) -> bytes:
     return bytes(checkpoint.files.read(piece.file, piece.start, piece.stop))
 
 

@@ -113,20 +113,20 @@ def bfloat16_grid(W: Tensor) -> Grid:
     return Grid(distinct, counts.double() / counts.sum(), stored_dtype(W) == torch.bfloat16)
 
 
-def predicted_survival(grid: Grid, moved: float, rank: int, shape: tuple[int, int]) -> float:
+def predicted_survival(grid: Grid, moved_norm: float, rank: int, shape: tuple[int, int]) -> float:
     """The `survival` that a residual rounded to nearest in bfloat16 will have, without doing the surgery.
 
-    moved: Frobenius norm of the part taken out of W (m, n), a matrix of the given rank. Its elements are taken as
-    normal with standard deviation d = moved / sqrt(m n). Subtracting them from numbers that lie on the bfloat16
+    moved_norm: Frobenius norm of the part taken out of W (m, n), a matrix of the given rank. Its elements are taken as
+    normal with standard deviation d = moved_norm / sqrt(m n). Subtracting them from numbers that lie on the bfloat16
     grid with unit u and rounding keeps the fraction (2 u / d) sum_k phi((k + 1/2) u / d) of the change (the
     correlation of z with round(z d / u) u / d, z normal). Rounding errors that do not depend on the change add
     `rank` of the min(m, n) directions' worth of noise.
     """
     m, n = shape
-    if moved <= 0 or not len(grid.ulps):
-        return 1.0 if moved > 0 else 0.0
-    ratio = grid.ulps * (math.sqrt(m * n) / moved)  # u / d, per element
-    noise = rank * float((grid.ulps.square() @ grid.shares).sqrt()) / math.sqrt(12) / moved
+    if moved_norm <= 0 or not len(grid.ulps):
+        return 1.0 if moved_norm > 0 else 0.0
+    ratio = grid.ulps * (math.sqrt(m * n) / moved_norm)  # u / d, per element
+    noise = rank * float((grid.ulps.square() @ grid.shares).sqrt()) / math.sqrt(12) / moved_norm
     lost = 1 - float(_kept(ratio) @ grid.shares) if grid.on else 0.0
     return 1 - min(1.0, math.hypot(lost, noise if not grid.on else noise * (1 - lost)))
 

@@ -7,12 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..adapters.peft import MAGNITUDE_DTYPE, WEIGHTS, AdapterModule, magnitude_name, tensor_names
+from ..adapters.peft import ADAPTER_WEIGHTS, MAGNITUDE_DTYPE, AdapterModule, magnitude_name, tensor_names
 from ..checkpoint.header import build_header, tensor_bytes
 from .spans import create, read_span, write_span
-
-FOLDER = "ailora_init"
-OFFSET = "ailora_offset"  # a frozen adapter with -B A, where the base is the untouched original
 
 
 class AdapterWriter:
@@ -34,8 +31,8 @@ class AdapterWriter:
             if dora:
                 entries.append((magnitude_name(item.module), MAGNITUDE_DTYPE, (item.shape[0],)))
         self._itemsize = tensor_bytes(dtype, (1,))
-        raw, self._header = build_header(sorted(entries), {"format": "pt", **metadata}, WEIGHTS)
-        self.path = folder / WEIGHTS
+        raw, self._header = build_header(sorted(entries), {"format": "pt", **metadata}, ADAPTER_WEIGHTS)
+        self.path = folder / ADAPTER_WEIGHTS
         if not self.path.exists():
             create(self.path, self._header.file_size, raw)
 

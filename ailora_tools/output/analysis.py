@@ -12,9 +12,9 @@ from typing import Any
 
 from ..errors import CheckpointError
 from ..metrics.definitions import DEFINITIONS
+from .names import ANALYSIS
 
-NAME, CSV_NAME, REPORT_NAME, RANKS_NAME = "analysis.json", "metrics.csv", "report.html", "ranks.json"
-FORMAT, VERSION = "ailora-tools analysis", 1
+ANALYSIS_FORMAT, ANALYSIS_VERSION = "ailora-tools analysis", 1
 _LARGEST = 1 << 30
 _PLACE = ("role", "stack", "layer", "tensor", "rows", "columns", "dtype")
 
@@ -35,7 +35,7 @@ def dump(document: Mapping[str, Any]) -> str:
 
 def read_analysis(path: Path) -> dict[str, Any]:
     """An analysis.json, or the one in a folder; CheckpointError if it is not one of this version."""
-    path = path / NAME if path.is_dir() else path
+    path = path / ANALYSIS if path.is_dir() else path
     try:
         if path.stat().st_size > _LARGEST:
             raise CheckpointError(f"{path}: larger than {_LARGEST:,} bytes.", "Give an analysis.json.")
@@ -45,9 +45,9 @@ def read_analysis(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not valid JSON ({error}).", "Run `analyze` again.") from None
     found = [document.get(key) if isinstance(document, dict) else None for key in ("format", "version")]
-    if found != [FORMAT, VERSION]:
+    if found != [ANALYSIS_FORMAT, ANALYSIS_VERSION]:
         raise CheckpointError(
-            f"{path}: format and version are {found}, expected {[FORMAT, VERSION]}.",
+            f"{path}: format and version are {found}, expected {[ANALYSIS_FORMAT, ANALYSIS_VERSION]}.",
             "Give the analysis.json that this version of `analyze` wrote.",
         )
     return dict(document)

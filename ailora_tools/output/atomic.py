@@ -17,11 +17,10 @@ from typing import Any
 from ..checkpoint.files import Origin
 from ..checkpoint.transfer import ExhaustedError
 from ..errors import AiloraError, OutputError
+from .names import MANIFEST, RESULT
 from .spans import sync_file
 
 JOURNAL = "journal.jsonl"
-MARKER = "ailora.json"  # only folders with this file in them are ever replaced by `init`
-RECORD = "ailora-result.json"  # likewise by `convert`, `merge` and `export`: what was made from what
 
 
 class WorkFolder:
@@ -55,10 +54,10 @@ class WorkFolder:
 def making(final: Path, *, overwrite: bool) -> Iterator[Path]:
     """The folder to fill, for work that is too short to be resumed: after any failure nothing of it is left.
 
-    The caller writes RECORD into it. Raises OutputError if `final` is in the way or the disk is full.
+    The caller writes RESULT into it. Raises OutputError if `final` is in the way or the disk is full.
     """
     partial = final.with_name(final.name + ".partial")
-    _require_free(final, partial, overwrite, True, RECORD)
+    _require_free(final, partial, overwrite, True, RESULT)
     shutil.rmtree(partial, ignore_errors=True)
     try:
         (partial / "tree").mkdir(parents=True)
@@ -74,7 +73,7 @@ def making(final: Path, *, overwrite: bool) -> Iterator[Path]:
 
 @contextmanager
 def building(
-    final: Path, job: Mapping[str, Any], *, overwrite: bool, resume: bool, marker: str = MARKER
+    final: Path, job: Mapping[str, Any], *, overwrite: bool, resume: bool, marker: str = MANIFEST
 ) -> Iterator[WorkFolder]:
     """Work in a sibling of `final`; on leaving without an error, move it to its place.
 

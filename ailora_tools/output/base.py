@@ -8,75 +8,27 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import os
 import threading
 from collections import deque
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..adapters.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from ..checkpoint.ahead import read_ahead
 from ..checkpoint.files import Files
-from ..checkpoint.header import DTYPE_BITS, Header, build_header, tensor_bytes
 from ..checkpoint.index import OTHER_WEIGHTS, Checkpoint
+from .layout import Copy, ShardLayout
+from .names import CARD, LR_GROUPS, MANIFEST, RESULT
 from .spans import blocks, create, read_span, sha256_file, sync_file, write_span
 
 _FICLONE = 0x40049409  # linux/fs.h: share all extents of one file with another (btrfs, xfs, bcachefs)
 _CANNOT = {errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EBADF}
 _STEP = 16 << 20
 _SYNC_EVERY = 256 << 20  # bytes between two marks from which an interrupted copy can go on
-Copy = tuple[int, int, int]  # source start, source stop, output start
-_OWN_FILES = (
-    "adapter_config.json",
-    "adapter_model.safetensors",
-    "ailora.json",
-    "ailora-result.json",
-    "lr_groups.json",
-    "README.md",
-)
-
-
-@dataclass(frozen=True)
-class ShardLayout:
-    """How an output shard is made: its header if that is new, source spans to copy, and where tensors go.
-
-    spans: output (start, stop) of each touched tensor.
-    """
-
-    size: int
-    header: bytes
-    copies: tuple[Copy, ...]
-    spans: Mapping[str, tuple[int, int]]
-
-    @property
-    def copied_bytes(self) -> int:
-        """How many bytes come from the source unchanged."""
-        return sum(stop - start for start, stop, _ in self.copies)
-
-
-def keep_layout(source: Header, touched: Container[str]) -> ShardLayout:
-    """Same header, same offsets: everything but the touched tensors is copied."""
-    spans = {name: (info.start, info.stop) for name, info in source.tensors.items() if name in touched}
-    edges = [0, *(edge for span in sorted(spans.values()) for edge in span), source.file_size]
-    runs = zip(edges[::2], edges[1::2], strict=True)
-    return ShardLayout(source.file_size, b"", tuple((low, high, low) for low, high in runs if low < high), spans)
-
-
-def recast_layout(source: Header, dtypes: Mapping[str, str]) -> ShardLayout:
-    """Tensors named in `dtypes` change to that dtype: a new header, and other tensors' bytes at new offsets."""
-    new = [(name, dtypes.get(name, info.dtype), info.shape) for name, info in source.tensors.items()]
-    new.sort(key=lambda entry: -DTYPE_BITS[entry[1]])  # wide types first keep every tensor aligned
-    raw, header = build_header(new, source.metadata, source.file)
-    copies = [
-        (source.tensors[name].start, source.tensors[name].stop, info.start)
-        for name, info in header.tensors.items()
-        if name not in dtypes
-    ]
-    spans = {name: (header.tensors[name].start, header.tensors[name].stop) for name in header.tensors if name in dtypes}
-    return ShardLayout(header.file_size, raw, tuple(copies), spans)
+_OWN_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, MANIFEST, RESULT, LR_GROUPS, CARD)
 
 
 def companions(checkpoint: Checkpoint) -> list[str]:
@@ -91,18 +43,6 @@ def companions(checkpoint: Checkpoint) -> list[str]:
         return not (weights or foreign_index or name.rsplit("/", 1)[-1] in _OWN_FILES)
 
     return [name for name in checkpoint.files.names() if wanted(name)]
-
-
-def restate_total(tree: Path, checkpoint: Checkpoint, dtypes: Mapping[str, str]) -> None:
-    """Tensors of another dtype change the total that the index states; everything else in it stays."""
-    entries = {name: info for name, (_, info) in checkpoint.tensors.items()}
-    if checkpoint.index_name is None or all(entries[name].dtype == dtype for name, dtype in dtypes.items()):
-        return
-    path = tree / checkpoint.index_name
-    index = json.loads(path.read_text(encoding="utf-8"))
-    total = sum(tensor_bytes(dtypes.get(name, info.dtype), info.shape) for name, info in entries.items())
-    index["metadata"] = {**index.get("metadata", {}), "total_size": total}
-    path.write_text(json.dumps(index, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 class BaseWriter:

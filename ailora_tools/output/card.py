@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 from ..methods import RULES, Method
 from ..metrics.motion import lr_scales, role_motion
-from .adapter import FOLDER, OFFSET
-from .lr_groups import LR_GROUPS
 from .manifest import ModuleRecord
+from .names import ADAPTER_FOLDER, LR_GROUPS, OFFSET_FOLDER
 
 
 @dataclass(frozen=True)
@@ -69,15 +68,17 @@ def _span(ordered: Sequence[int]) -> str:
 def _layout(facts: CardFacts) -> str:
     if facts.has_offset:
         return (
-            f"- `{FOLDER}/`: the adapter that trains. The base is the untouched model, quantised or not.\n"
-            f"- `{OFFSET}/`: the same adapter with the other sign, which stays frozen: the two cancel exactly at the "
-            "start.\n- `ailora.json`: what was done (`ailora-tools verify` checks it).\n"
+            f"- `{ADAPTER_FOLDER}/`: the adapter that trains. The base is the untouched model, quantised or not.\n"
+            f"- `{OFFSET_FOLDER}/`: the same adapter with the other sign, which stays frozen: the two cancel exactly "
+            "at the start.\n- `ailora.json`: what was done (`ailora-tools verify` checks it).\n"
         )
     if not facts.has_base:
-        return f"- `{FOLDER}/`: the adapter. The base is the untouched model.\n- `ailora.json`: what was done.\n"
+        return (
+            f"- `{ADAPTER_FOLDER}/`: the adapter. The base is the untouched model.\n- `ailora.json`: what was done.\n"
+        )
     return (
         "- this folder: the base model **without** what went into the adapter. Alone it is not the original model.\n"
-        f"- `{FOLDER}/`: the adapter with what was taken out. Base + adapter compute what the original does.\n"
+        f"- `{ADAPTER_FOLDER}/`: the adapter with what was taken out. Base + adapter compute what the original does.\n"
         "- `ailora.json`: the source, every number, and a SHA-256 of every file (`ailora-tools verify` checks them).\n"
     )
 
@@ -115,7 +116,7 @@ def _training(facts: CardFacts, records: Sequence[ModuleRecord]) -> str:
         f"{text}`{LR_GROUPS}` holds factors that equalise it ("
         + ", ".join(f"W^{role.upper()} x {scale:.3g}" for role, scale in lr_scales(motion).items())
         + "):\n\n```python\nfrom ailora_tools import lr_groups\n\n"
-        f'optimizer = torch.optim.AdamW(lr_groups(model, "FOLDER/{FOLDER}", lr=1e-4))\n```\n'
+        f'optimizer = torch.optim.AdamW(lr_groups(model, "FOLDER/{ADAPTER_FOLDER}", lr=1e-4))\n```\n'
     )
 
 
@@ -125,8 +126,8 @@ def _frozen(records: Sequence[ModuleRecord]) -> str:
         return ""
     return (
         "\n**Train A alone.** B is to stay frozen, which the adapter's config cannot say. After loading, and after "
-        f'every `set_adapter`: `ailora_tools.freeze_b(model, "FOLDER/{FOLDER}")`. Trainers that load the adapter by '
-        "themselves train B too.\n"
+        f'every `set_adapter`: `ailora_tools.freeze_b(model, "FOLDER/{ADAPTER_FOLDER}")`. Trainers that load the '
+        "adapter by themselves train B too.\n"
     )
 
 
@@ -141,8 +142,8 @@ from peft import PeftModel
 from transformers import {auto}
 
 base = {auto}.from_pretrained("{facts.source}", dtype="auto")
-model = PeftModel.from_pretrained(base, "FOLDER/{FOLDER}", is_trainable=True)
-model.load_adapter("FOLDER/{OFFSET}", adapter_name="offset")
+model = PeftModel.from_pretrained(base, "FOLDER/{ADAPTER_FOLDER}", is_trainable=True)
+model.load_adapter("FOLDER/{OFFSET_FOLDER}", adapter_name="offset")
 model.base_model.set_adapter(["default", "offset"])
 for name, parameter in model.named_parameters():
     if ".offset." in name:
@@ -151,7 +152,7 @@ for name, parameter in model.named_parameters():
 
 Save with `model.save_pretrained(OUT, selected_adapters=["default"])`. A trainer that loads one adapter by
 itself needs a residual base instead: run `init` without `--no-base`, or call
-`ailora_tools.residualize(base, "FOLDER/{FOLDER}")` on the loaded model and leave `{OFFSET}` out.
+`ailora_tools.residualize(base, "FOLDER/{ADAPTER_FOLDER}")` on the loaded model and leave `{OFFSET_FOLDER}` out.
 """
 
 
@@ -165,7 +166,7 @@ def _load(facts: CardFacts) -> str:
         return _load_offset(facts)
     base = "FOLDER" if facts.has_base else facts.source
     auto = _auto_class(facts)
-    adapter = f"FOLDER/{FOLDER}"
+    adapter = f"FOLDER/{ADAPTER_FOLDER}"
     return f"""## Load it and train
 
 In PEFT (FOLDER is this folder; use the Auto class of your task):
@@ -185,7 +186,7 @@ model = PeftModel.from_pretrained(base, "{adapter}", is_trainable=True)
 - Unsloth: `FastLanguageModel.from_pretrained("{adapter}", use_exact_model_name=True)`.
 - ms-swift: `--model {base} --adapters {adapter}`.
 
-Save the trained adapter elsewhere and keep `{FOLDER}/` as it is. Do not change `init_lora_weights: true` in its
+Save the trained adapter elsewhere and keep `{ADAPTER_FOLDER}/` as it is. Do not change `init_lora_weights: true` in its
 config: any other tag makes loaders repeat the surgery on the base. Leave dropout at 0.
 """
 
@@ -201,7 +202,7 @@ DoRA's magnitudes rescale the base, so that no plain LoRA equals the trained ada
 """
     if not (facts.has_base or facts.has_offset):
         return ""
-    fits = "**this** base" if facts.has_base else f"the original **together with** `{OFFSET}`"
+    fits = "**this** base" if facts.has_base else f"the original **together with** `{OFFSET_FOLDER}`"
     pair = "FOLDER TRAINED" if facts.has_base else f"{facts.source} plain-lora"
     return f"""## After training
 

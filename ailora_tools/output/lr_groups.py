@@ -9,8 +9,6 @@ from typing import Any
 from ..metrics.motion import lr_scales, role_motion
 from .manifest import ModuleRecord
 
-LR_GROUPS = "lr_groups.json"
-
 
 def lr_document(records: Sequence[ModuleRecord]) -> dict[str, Any]:
     """lr_groups.json: motion and factor by role, factor by module (of several projections: their geometric mean), and

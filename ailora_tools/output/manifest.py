@@ -14,9 +14,9 @@ from typing import Any
 from ..checkpoint.index import Checkpoint
 from ..errors import CheckpointError, VerificationError
 from ..matrices.layouts import Part
+from .names import MANIFEST
 from .spans import sha256
 
-NAME = "ailora.json"
 SCHEMA = 5
 
 
@@ -89,7 +89,7 @@ class Manifest:
 def read_manifest(folder: Path) -> Manifest:
     """Parse and check `ailora.json`; CheckpointError if there is none,
     VerificationError if it was changed or is of another version."""
-    path = folder / NAME
+    path = folder / MANIFEST
     try:
         text = path.read_text(encoding="utf-8")
         body = json.loads(text)

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import OptionError, listed
 
-FORMAT, VERSION = "ailora-tools ranks", 1
+RANKS_FORMAT, RANKS_VERSION = "ailora-tools ranks", 1
 _LARGEST = 10_000_000
 _HINT = "Give the ranks.json that `ailora-tools analyze --suggest-ranks` wrote."
 
@@ -35,8 +35,8 @@ def read_ranks(path: Path) -> Ranks:
     except (ValueError, RecursionError) as error:
         raise OptionError(f"{path}: not valid JSON ({error}).", _HINT) from None
     found = [body.get(key) if isinstance(body, dict) else None for key in ("format", "version")]
-    if found != [FORMAT, VERSION]:
-        raise OptionError(f"{path}: format and version are {found}, expected {[FORMAT, VERSION]}.", _HINT)
+    if found != [RANKS_FORMAT, RANKS_VERSION]:
+        raise OptionError(f"{path}: format and version are {found}, expected {[RANKS_FORMAT, RANKS_VERSION]}.", _HINT)
     rank = body.get("rank")
     wrong = [] if rank is None or _positive(rank) else [f"rank is {rank!r}"]
     patterns = [_pattern(body.get(key, {}), key, wrong) for key in ("rank_pattern", "alpha_pattern")]

@@ -35,9 +35,14 @@ class Recipe:
     base_dtype: torch.dtype
     rounding: str  # auto, nearest or stochastic
     seed: int
-    name: str  # the tensor's name: keys the random numbers and names the matrix in errors
+    name: str  # of the matrix (`matrix_name`): in messages, and as the key of its random numbers
     residual: bool = True  # whether W_res is wanted: without it nothing is rounded
     frozen_b: bool = False
+
+
+def matrix_name(tensor: str, role: str, *, fused: bool) -> str:
+    """What one matrix is called; random numbers hang on it, so that `init` and `residualize` must spell it alike."""
+    return f"{tensor} ({role})" if fused else tensor
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,7 @@ class Numbers:
 
 
 @dataclass(frozen=True)
-class Surgery:
+class Decomposition:
     """A (r, in) and B (out, r) in the adapter dtype, W_res (out, in) in the base dtype or None, and the numbers."""
 
     A: Tensor
@@ -80,12 +85,12 @@ class Surgery:
     residual: Tensor | None
     numbers: Numbers
 
-    def cpu(self) -> Surgery:
+    def cpu(self) -> Decomposition:
         residual = None if self.residual is None else self.residual.cpu()
-        return Surgery(self.A.cpu(), self.B.cpu(), residual, self.numbers)
+        return Decomposition(self.A.cpu(), self.B.cpu(), residual, self.numbers)
 
 
-def decompose(W: Tensor, recipe: Recipe) -> Surgery:
+def decompose(W: Tensor, recipe: Recipe) -> Decomposition:
     """Split W (out, in), any float dtype and device, by the recipe.
 
     Raises NumericalError if W holds NaN or infinity.
@@ -120,7 +125,7 @@ def decompose(W: Tensor, recipe: Recipe) -> Surgery:
         route=start.route,
         rounding=rounding,
     )
-    return Surgery(A, B, residual, numbers)
+    return Decomposition(A, B, residual, numbers)
 
 
 def _factors(start: Start, recipe: Recipe) -> tuple[Tensor, Tensor]:
@@ -144,23 +149,23 @@ def _motion(W: Tensor, A: Tensor, B: Tensor, recipe: Recipe) -> float:
 
 
 def _rounded_residual(
-    W: Tensor, A: Tensor, B: Tensor, parts: Start, recipe: Recipe
+    W: Tensor, A: Tensor, B: Tensor, start: Start, recipe: Recipe
 ) -> tuple[Tensor, float, float, float, str]:
     """Residual, reconstruction error, survival, survival of rounding to nearest, and the rounding used."""
     stochastic_possible = can_be_stochastic(recipe.base_dtype)
     if recipe.rounding == "stochastic" and stochastic_possible:
-        nearest = _residual(W, A, B, parts, recipe, None)[2]
+        nearest = _residual(W, A, B, start, recipe, None)[2]
     else:
-        residual, error, nearest = _residual(W, A, B, parts, recipe, None)
+        residual, error, nearest = _residual(W, A, B, start, recipe, None)
         if recipe.rounding == "nearest" or nearest >= SURVIVAL_WANTED or not stochastic_possible:
             return residual, error, nearest, nearest, "nearest"
         del residual
-    residual, error, survival = _residual(W, A, B, parts, recipe, _generator(recipe, "rounding"))
+    residual, error, survival = _residual(W, A, B, start, recipe, _generator(recipe, "rounding"))
     return residual, error, survival, nearest, "stochastic"
 
 
 def _residual(
-    W: Tensor, A: Tensor, B: Tensor, parts: Start, recipe: Recipe, generator: torch.Generator | None
+    W: Tensor, A: Tensor, B: Tensor, start: Start, recipe: Recipe, generator: torch.Generator | None
 ) -> tuple[Tensor, float, float]:
     """W - s B A rounded to the base dtype, with its reconstruction error and survival, by blocks of rows.
 
@@ -168,8 +173,8 @@ def _residual(
     """
     wide = torch.float32 if recipe.base_dtype.itemsize == 2 else torch.float64
     A_wide = A.to(wide) * recipe.scaling  # (r, in)
-    V = parts.Vh.T.to(wide)  # (in, r)
-    U = parts.U.to(wide)  # (out, r)
+    V = start.Vh.T.to(wide)  # (in, r)
+    U = start.U.to(wide)  # (out, r)
     residual = torch.empty(W.shape, dtype=recipe.base_dtype, device=W.device)
     leak = torch.zeros(len(A), len(A), dtype=torch.float64, device=W.device)  # U_r^T E V_r
     error = total = torch.zeros((), dtype=torch.float64, device=W.device)
@@ -182,8 +187,8 @@ def _residual(
         E = stored.to(wide) - exact
         error = error + _sum_squares(E)
         leak += (U[rows].T @ (E @ V)).double()
-    moved = float(torch.linalg.vector_norm(parts.S))
-    survival = 1.0 - float(torch.linalg.matrix_norm(leak)) / moved if moved > 0 else 1.0
+    moved_norm = float(torch.linalg.vector_norm(start.S))
+    survival = 1.0 - float(torch.linalg.matrix_norm(leak)) / moved_norm if moved_norm > 0 else 1.0
     relative = math.sqrt(float(error) / float(total)) if float(total) > 0 else 0.0
     return residual, relative, survival
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from ..checkpoint.header import FACTOR_DTYPES
 from ..errors import OptionError, listed
 from ..matrices.quantisation import BARE
 from ..methods import RULES, Method
+from ..output.layout import BASE_DTYPES
 from ..targets.projections import Plan
+from ..targets.selection import Selection
 
-ADAPTER_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
-BASE_DTYPES = ("keep", "float32")
 ROUNDINGS = ("auto", "nearest", "stochastic")
 BIASES = ("none", "all", "lora_only")
 
@@ -40,6 +41,11 @@ class Settings:
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, int] = field(default_factory=dict)
 
+    @property
+    def selection(self) -> Selection:
+        """The options that choose the targets."""
+        return Selection(self.roles, self.layers, self.q_tensor, self.v_tensor)
+
     def rank_of(self, module: str) -> int:
         """`rank` where the pattern does not name the module."""
         return self.rank_pattern.get(module, self.rank)
@@ -61,7 +67,7 @@ def require_fit(settings: Settings, method: Method, plan: Plan) -> None:
 
 def _choices(settings: Settings) -> Iterator[str]:
     for label, value, choices in (
-        ("adapter dtype", settings.adapter_dtype, tuple(ADAPTER_DTYPES)),
+        ("adapter dtype", settings.adapter_dtype, tuple(FACTOR_DTYPES)),
         ("base dtype", settings.base_dtype, BASE_DTYPES),
         ("rounding", settings.rounding, ROUNDINGS),
         ("bias", settings.bias, BIASES),
@@ -84,7 +90,7 @@ def _together(settings: Settings, method: Method) -> Iterator[str]:
 
 
 def _bare(plan: Plan) -> Iterator[str]:
-    bare = [unit.tensor for unit in plan.units if unit.tensor.endswith(BARE)]
+    bare = [carrier.stored.name for carrier in plan.carriers if carrier.stored.name.endswith(BARE)]
     if bare:
         yield (
             f"{listed(bare)} are parameters of torch.nn.MultiheadAttention, whose adapter in PEFT cannot leave "
@@ -95,10 +101,13 @@ def _bare(plan: Plan) -> Iterator[str]:
 def _half_frozen(method: Method, plan: Plan) -> Iterator[str]:
     """Fused modules of whose B one part should be frozen and another trained."""
     rules = method.rules
-    mixed = [unit for unit in plan.units if len({RULES[rules[one.role]].frozen_b for one in unit.targets}) > 1]
+    mixed = [
+        carrier for carrier in plan.carriers if len({RULES[rules[one.role]].frozen_b for one in carrier.targets}) > 1
+    ]
     if mixed:
         parts = ", ".join(f"{target.role}={rules[target.role]}" for target in mixed[0].targets)
-        yield f"{listed([unit.module for unit in mixed])} has one B for {parts}, of which only a part is to be frozen"
+        shared = listed([carrier.module for carrier in mixed])
+        yield f"{shared} has one B for {parts}, of which only a part is to be frozen"
 
 
 def _ranks(settings: Settings, plan: Plan) -> Iterator[str]:

@@ -15,9 +15,10 @@ from ..checkpoint.stream import DTYPES, matrix_bytes
 from ..matrices.gather import gather, scatter
 from ..output.manifest import ModuleRecord
 from ..output.spans import sha256
-from ..targets.projections import Target, Unit
+from ..targets.projections import Carrier, Target
 from .blocks import spread
-from .decompose import Surgery, decompose
+from .decompose import Decomposition, decompose
+from .describe import module_record
 from .operation import Operation
 
 
@@ -32,54 +33,65 @@ class Outcome:
     residual_sha256: str | None
 
 
-def operate_on(unit: Unit, stored: Tensor, operation: Operation) -> Outcome:
-    """`stored` is the unit's tensor on the device of the work."""
-    found = [(target, *_one(unit, target, stored, operation)) for target in unit.targets]
-    A = torch.cat([surgery.A for _, surgery, *_ in found])
-    B = torch.cat([spread(surgery.B, target.part, unit.sides[0]) for target, surgery, *_ in found], dim=1)
-    factors = [A, B, _magnitudes(unit, stored).float().to(A.device)] if operation.settings.dora else [A, B]
+@dataclass(frozen=True)
+class _Projection:
+    """One target, what became of it, and the SHA-256 of what the base holds of it before and after."""
+
+    target: Target
+    decomposition: Decomposition
+    source_sha256: str
+    base_sha256: str
+
+
+def operate_on(carrier: Carrier, stored: Tensor, operation: Operation) -> Outcome:
+    """`stored` is the carrier's tensor on the device of the work."""
+    found = [_decomposed(carrier, target, stored, operation) for target in carrier.targets]
+    A = torch.cat([one.decomposition.A for one in found])
+    B = torch.cat([spread(one.decomposition.B, one.target.part, carrier.sides[0]) for one in found], dim=1)
+    factors = [A, B, _magnitudes(carrier, stored).float().to(A.device)] if operation.settings.dora else [A, B]
     parts = tuple(matrix_bytes(factor) for factor in factors)
+    digest = sha256(*parts)
     records = tuple(
-        operation.record(unit, target, surgery.numbers, before, after, sha256(*parts))
-        for target, surgery, before, after in found
+        module_record(
+            operation, carrier, one.target, one.decomposition.numbers, (one.source_sha256, one.base_sha256, digest)
+        )
+        for one in found
     )
-    residual = _put_back(unit, stored, [(target, surgery) for target, surgery, *_ in found], operation)
-    plain = unit.targets[0].part is None  # then the tensor is W_res, which has been hashed
-    digest = None if residual is None else records[0].base_sha256 if plain else sha256(residual)
-    return Outcome(records, parts, residual, digest)
+    residual = _put_back(carrier, stored, found, operation)
+    whole = residual is not None and not carrier.fused  # then the tensor is W_res, which has been hashed
+    residual_sha256 = None if residual is None else records[0].base_sha256 if whole else sha256(residual)
+    return Outcome(records, parts, residual, residual_sha256)
 
 
-def _magnitudes(unit: Unit, stored: Tensor) -> Tensor:
+def _magnitudes(carrier: Carrier, stored: Tensor) -> Tensor:
     """Norms of the rows of the original (DoRA, arXiv 2402.09353, section 4.1): W_res + s B A has them again, so that
     nothing changes at step 0. Of all rows of a fused module, because PEFT renormalises all of them."""
-    norms: Tensor = torch.linalg.vector_norm(stored.double(), dim=0 if unit.transposed else 1)
+    norms: Tensor = torch.linalg.vector_norm(stored.double(), dim=0 if carrier.transposed else 1)
     return norms
 
 
-def _one(unit: Unit, target: Target, stored: Tensor, operation: Operation) -> tuple[Surgery, str, str]:
-    """The surgery on one projection, and the SHA-256 of what the base holds of it before and after."""
+def _decomposed(carrier: Carrier, target: Target, stored: Tensor, operation: Operation) -> _Projection:
     W = gather(stored, target.part)
-    surgery, before = decompose(W, operation.recipe(unit, target)).cpu(), sha256(matrix_bytes(W.cpu()))
-    if surgery.residual is not None:
-        return surgery, before, sha256(matrix_bytes(surgery.residual))
-    widened = operation.touches(unit)  # by another projection in the same tensor
-    return surgery, before, sha256(matrix_bytes(_widened(W, unit, operation))) if widened else before
+    found, before = decompose(W, operation.recipe(carrier, target)).cpu(), sha256(matrix_bytes(W.cpu()))
+    if found.residual is not None:
+        after = sha256(matrix_bytes(found.residual))
+    elif operation.touches(carrier):  # by another projection in the same tensor, whose dtype this one shares
+        after = sha256(matrix_bytes(W.cpu().to(_base_dtype(carrier, operation))))
+    else:
+        after = before
+    return _Projection(target, found, before, after)
 
 
-def _widened(W: Tensor, unit: Unit, operation: Operation) -> Tensor:
-    return W.cpu().to(DTYPES[operation.base_dtype(unit)])
+def _base_dtype(carrier: Carrier, operation: Operation) -> torch.dtype:
+    return DTYPES[operation.base_dtype(carrier)]
 
 
-def _put_back(
-    unit: Unit, stored: Tensor, found: list[tuple[Target, Surgery]], operation: Operation
-) -> memoryview | None:
-    found = [(target, surgery) for target, surgery in found if surgery.residual is not None]
-    if not found:
+def _put_back(carrier: Carrier, stored: Tensor, found: list[_Projection], operation: Operation) -> memoryview | None:
+    """The bytes of the tensor with every residual in its place; None where nothing was moved."""
+    residuals = [(one.target.part, W) for one in found if (W := one.decomposition.residual) is not None]
+    if not residuals:
         return None
-    base = stored
-    if unit.targets[0].part is not None:
-        base = stored.cpu().to(DTYPES[operation.base_dtype(unit)], copy=True)
-    for target, surgery in found:
-        assert surgery.residual is not None
-        base = scatter(base, target.part, surgery.residual)
+    base = stored.cpu().to(_base_dtype(carrier, operation), copy=True) if carrier.fused else stored
+    for part, W in residuals:
+        base = scatter(base, part, W)
     return matrix_bytes(base)

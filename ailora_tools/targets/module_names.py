@@ -35,18 +35,17 @@ def module_path(match: Match, row: Architecture | None, base: str, architectures
 
 def module_paths(checkpoint: Checkpoint, major: int | None = None) -> dict[str, str]:
     """Module path -> name of its weight, for every weight of two dimensions."""
-    config = checkpoint.config
-    kind = str(config.get("model_type"))
-    row = BY_MODEL_TYPE.get(kind)
-    base = row.model_types[kind] if row else ""
-    named = config.get("architectures")
-    architectures = [str(name) for name in named] if isinstance(named, list) else []
+    kind = checkpoint.model_type
+    row = BY_MODEL_TYPE.get(kind or "")
+    base = row.model_types[kind] if row and kind else ""
     found = {}
-    for name, (_, info) in checkpoint.tensors.items():
-        if name.endswith(".weight") and len(info.shape) == 2:
+    for name, stored in checkpoint.tensors.items():
+        if name.endswith(".weight") and len(stored.shape) == 2:
             prefix = f"{base}." if base and name.startswith(f"{base}.") else ""
             match = Match("q", 0, "", name, prefix)
-            found[module_path(match, row, base, architectures, major or installed_transformers_major())] = name
+            found[module_path(match, row, base, checkpoint.architectures, major or installed_transformers_major())] = (
+                name
+            )
     return found
 
 

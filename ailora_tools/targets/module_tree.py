@@ -14,7 +14,13 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
+from ..checkpoint.index import Checkpoint
 from ..errors import TargetError, listed
+from .architectures import BY_MODEL_TYPE, PROVEN_WITH
+from .module_names import installed_transformers, installed_transformers_major
+from .plan import target_modules
+from .projections import Plan
+from .selection import Selection
 
 Answer = Mapping[str, Any]
 
@@ -87,6 +93,19 @@ class ModuleCheck:
             return dict(json.loads(out.splitlines()[-1]))
         except (ValueError, IndexError):
             return {"unknown": "the class could not be built"}
+
+
+def check_modules(checkpoint: Checkpoint, plan: Plan, selection: Selection, transformers_major: int) -> ModuleCheck:
+    """The question to the real class. Not asked if the user named the tensors or wants another transformers, nor
+    where the tests of this release have asked it of the very class in the installed transformers."""
+    if selection.q_tensor or selection.v_tensor:
+        return ModuleCheck.skipped("the tensors were named by hand")
+    if transformers_major != installed_transformers_major():
+        return ModuleCheck.skipped(f"they are for transformers {transformers_major}, not the installed one")
+    if plan.model_type in BY_MODEL_TYPE and installed_transformers().startswith(PROVEN_WITH):
+        return ModuleCheck.proven()
+    modules = [carrier.module for carrier in plan.carriers]
+    return ModuleCheck(checkpoint.config, modules, target_modules(plan, checkpoint), checkpoint.location)
 
 
 def look(question: Mapping[str, Any]) -> dict[str, Any]:

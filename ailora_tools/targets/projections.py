@@ -5,41 +5,42 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+from ..checkpoint.header import StoredTensor
 from ..matrices.layouts import Part
 from ..matrices.quantisation import Quantised
 
 
 @dataclass(frozen=True)
 class Target:
-    """One projection: what it is, and its module's path in memory.
+    """One projection: what it is, its module's path in memory, and the tensor that holds it.
 
-    `shape` is that of W, (out, in). `start` and `stop` are the absolute offsets of the tensor, which has
-    `stored_shape`; where it is fused, `part` tells which of its lines are W.
+    `shape` is that of W, (out, in). Where the tensor is fused, `part` tells which of its lines are W; where it is
+    quantised, `stored` is its main piece.
     """
 
     role: str
     layer: int
     stack: str
-    tensor: str
     module: str
-    file: str
-    dtype: str
     shape: tuple[int, int]
-    start: int
-    stop: int
-    stored_shape: tuple[int, int]
+    stored: StoredTensor
     part: Part | None = None
     quantised: Quantised | None = None
 
     @property
+    def tensor(self) -> str:
+        """Name in the checkpoint."""
+        return self.stored.name
+
+    @property
     def stored_as(self) -> str:
         """The dtype, or the format of few bits."""
-        return self.quantised.label if self.quantised else self.dtype
+        return self.quantised.label if self.quantised else self.stored.dtype
 
     @property
     def sides(self) -> tuple[int, int]:
         """(out, in) of the module; the tensor of a Conv1D is stored (in, out)."""
-        rows, columns = self.quantised.shape if self.quantised else self.stored_shape
+        rows, columns = self.quantised.shape if self.quantised else self.stored.shape
         return (columns, rows) if self.part is not None and self.part.transposed else (rows, columns)
 
     @property
@@ -49,43 +50,27 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Unit:
+class Carrier:
     """One stored tensor with the targets in it: what is read, worked on and written at once."""
 
     targets: tuple[Target, ...]
 
     @property
-    def file(self) -> str:
-        return self.targets[0].file
-
-    @property
-    def tensor(self) -> str:
-        return self.targets[0].tensor
+    def stored(self) -> StoredTensor:
+        return self.targets[0].stored
 
     @property
     def module(self) -> str:
         return self.targets[0].module
 
     @property
-    def dtype(self) -> str:
-        return self.targets[0].dtype
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """As stored."""
-        return self.targets[0].stored_shape
-
-    @property
-    def start(self) -> int:
-        return self.targets[0].start
-
-    @property
-    def stop(self) -> int:
-        return self.targets[0].stop
-
-    @property
     def quantised(self) -> Quantised | None:
         return self.targets[0].quantised
+
+    @property
+    def fused(self) -> bool:
+        """Whether the targets are only some lines of the tensor."""
+        return self.targets[0].part is not None
 
     @property
     def transposed(self) -> bool:
@@ -113,22 +98,24 @@ class Plan:
     notices: tuple[str, ...]
 
     @cached_property
-    def units(self) -> tuple[Unit, ...]:
+    def carriers(self) -> tuple[Carrier, ...]:
         """The tensors that hold the targets, in reading order."""
         groups: dict[str, list[Target]] = {}
         for target in self.targets:
             groups.setdefault(target.tensor, []).append(target)
-        return tuple(Unit(tuple(group)) for group in groups.values())
+        return tuple(Carrier(tuple(group)) for group in groups.values())
 
     @property
     def reads(self) -> list[tuple[str, int]]:
         """(file, bytes) of every tensor that holds targets, and of what belongs to quantised ones."""
-        return [(unit.file, unit.stop - unit.start) for unit in self.units] + [
-            (piece.file, piece.stop - piece.start)
-            for unit in self.units
-            for what, piece in (unit.quantised.pieces.items() if unit.quantised else ())
+        mains = [carrier.stored for carrier in self.carriers]
+        pieces = [
+            piece
+            for carrier in self.carriers
+            for what, piece in (carrier.quantised.pieces.items() if carrier.quantised else ())
             if what != "main"
         ]
+        return [(stored.file, stored.nbytes) for stored in [*mains, *pieces]]
 
     @property
     def read_bytes(self) -> int:

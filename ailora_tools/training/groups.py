@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import warnings
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +13,8 @@ from ..checkpoint.files import LocalFiles
 from ..checkpoint.index import read_json
 from ..errors import TargetError, listed
 from ..methods import RULES
-from ..output.lr_groups import LR_GROUPS
-from ..output.manifest import read_manifest
+from ..output.names import LR_GROUPS
+from .folder import init_folder, manifest_of
 
 
 def lr_groups(model: nn.Module, adapter_dir: str | Path, lr: float) -> list[dict[str, Any]]:
@@ -32,7 +30,7 @@ def lr_groups(model: nn.Module, adapter_dir: str | Path, lr: float) -> list[dict
 
     Raises CheckpointError if there is no lr_groups.json beside `adapter_dir`, TargetError for modules the model lacks.
     """
-    document = read_json(LocalFiles(Path(adapter_dir).expanduser().resolve().parent), LR_GROUPS)
+    document = read_json(LocalFiles(init_folder(adapter_dir)), LR_GROUPS)
     scales = document["modules"]
     if shared := document["shared"]:
         text = f"{len(shared)} modules hold several projections, which move by one learning rate: {listed(shared)}."
@@ -55,7 +53,7 @@ def freeze_b(model: nn.Module, adapter_dir: str | Path) -> int:
 
     Raises CheckpointError if there is no manifest beside `adapter_dir`, TargetError for modules the model lacks.
     """
-    records = read_manifest(Path(adapter_dir).expanduser().resolve().parent).modules
+    records = manifest_of(adapter_dir).modules
     wanted = {record.module: 1.0 for record in records if RULES[record.rule].frozen_b}
     met = set()
     for name, parameter in model.named_parameters():
@@ -79,55 +77,3 @@ def _require_all(missing: set[str], adapter_dir: str | Path) -> None:
             f"{adapter_dir}: the model has no trainable LoRA on {listed(sorted(missing))}.",
             "Load the adapter first: PeftModel.from_pretrained(base, adapter_dir, is_trainable=True).",
         )
-
-
-def train_biases(model: nn.Module, folder: str | Path) -> list[nn.Parameter]:
-    """Freeze all of `model` but the biases in bitfit.json of `folder`; those biases, for the optimiser.
-
-    Biases of the checkpoint that the model lacks, such as those of a head, are named in a warning.
-
-    Raises CheckpointError if there is no bitfit.json, TargetError, and changes nothing, if the model has none of them.
-    """
-    wanted = read_json(LocalFiles(Path(folder).expanduser()), "bitfit.json")["biases"]
-    named = dict(model.named_parameters())
-    places = _places(wanted, named)
-    found = {name for name in places.values() if name in named}
-    if not found:
-        raise TargetError(
-            f"{folder}: the model has none of its {len(wanted)} biases.", "Load the model it was made for."
-        )
-    lacking = [name for name in wanted if places[name] not in named]
-    if lacking:
-        text = f"{folder}: {len(lacking)} of {len(wanted)} biases are not in the model: {listed(lacking)}."
-        warnings.warn(text, UserWarning, stacklevel=2)
-    for name, parameter in named.items():
-        parameter.requires_grad = name in found
-    return [parameter for name, parameter in named.items() if name in found]
-
-
-def _places(wanted: Sequence[str], named: Iterable[str]) -> dict[str, str]:
-    """Name in the checkpoint -> name in the model. With a head, without one or inside another module, all names begin
-    otherwise, in one way: the way that fits most of them. Old files call the bias of a LayerNorm beta."""
-    modern = {name: re.sub(r"\bbeta$", "bias", name) for name in wanted}
-    alike: dict[str, list[str]] = {}
-    for other in named:
-        alike.setdefault(_end(other), []).append(other)
-    ways = Counter(_way(name, other) for name in modern.values() for other in alike.get(_end(name), ()))
-    (old, new), _ = ways.most_common(1)[0] if ways else (("", ""), 0)
-    return {name: new + path.removeprefix(old) if path.startswith(old) else path for name, path in modern.items()}
-
-
-def _end(name: str) -> str:
-    return ".".join(name.split(".")[-2:])
-
-
-def _way(name: str, other: str) -> tuple[str, str]:
-    """How two names with the same end begin, before all that they share: such as ("bert.", "")."""
-    parts, others = name.split("."), other.split(".")
-    shared = next(
-        (at for at, (one, two) in enumerate(zip(reversed(parts), reversed(others), strict=False)) if one != two),
-        min(len(parts), len(others)),
-    )
-    heads = (part[: len(part) - shared] for part in (parts, others))
-    first, second = ("".join(f"{word}." for word in head) for head in heads)
-    return first, second

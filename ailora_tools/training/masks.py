@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from ..errors import TargetError, listed
-from ..output.manifest import ModuleRecord, read_manifest
+from ..output.manifest import ModuleRecord
 from ..surgery.blocks import block_mask
+from .folder import manifest_of
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
@@ -30,7 +31,7 @@ def mask_fused_gradients(model: nn.Module, adapter_dir: str | Path) -> list[Remo
     Raises CheckpointError if there is no manifest beside `adapter_dir`, TargetError for modules the model lacks.
     """
     fused: dict[str, list[ModuleRecord]] = {}
-    for record in read_manifest(Path(adapter_dir).expanduser().resolve().parent).modules:
+    for record in manifest_of(adapter_dir).modules:
         if record.part is not None:
             fused.setdefault(record.module, []).append(record)
     found = {module: _lora_b(model, module) for module in fused}

@@ -13,18 +13,16 @@ from torch import Tensor, nn
 from ..adapters.folder import Adapter, open_adapter
 from ..checkpoint.stream import DTYPES, matrix_bytes
 from ..errors import TargetError, listed
-from ..linalg.recombine import recombine
+from ..linalg.recombine import NEAR, recombine
 from ..matrices.gather import gather, scatter
 from ..methods import RULES
 from ..output.manifest import Manifest, ModuleRecord, read_manifest
 from ..output.spans import sha256
 from ..surgery.blocks import own_factors
-from ..surgery.decompose import Recipe, subtract
+from ..surgery.decompose import Recipe, matrix_name, subtract
 
 if TYPE_CHECKING:
     from ..matrices.layouts import Part
-
-_NEAR = 0.25  # rounding moves `moved` by far less than this from 0 or 1
 
 
 @dataclass(frozen=True)
@@ -117,12 +115,12 @@ def _require_original(steps: Sequence[_Step], adapter: Adapter, manifest: Manife
             continue
         A, B = _own(step.record, adapter, manifest)
         same_dtype = step.W.dtype == DTYPES.get(step.record.dtype)
-        moved = recombine(step.W.cpu(), A, B, step.record.scaling, None, step.record.overlap).moved
+        share = recombine(step.W.cpu(), A, B, step.record.scaling, None, step.record.overlap).share
         if _digest(step.W) == step.record.base_sha256:
             faults.setdefault("is residualised already", []).append(step.record.module)
-        elif abs(moved) < _NEAR:
+        elif abs(share) < NEAR:
             faults.setdefault("is residualised already, or of another model", []).append(step.record.module)
-        elif same_dtype or abs(moved - 1) > _NEAR:
+        elif same_dtype or abs(share - 1) > NEAR:
             faults.setdefault("is of another model, or was changed", []).append(step.record.module)
     if faults:
         told = "; ".join(f"{listed(names)} {what}" for what, names in faults.items())
@@ -146,7 +144,7 @@ def _residual(step: _Step, adapter: Adapter, manifest: Manifest) -> Tensor:
     recipe = Recipe(
         rule=record.rule, rank=record.rank, scaling=record.scaling, adapter_dtype=A.dtype, base_dtype=step.W.dtype,
         rounding=record.rounding, seed=int(manifest.settings["seed"]),
-        name=record.tensor if record.part is None else f"{record.tensor} ({record.role})",
+        name=matrix_name(record.tensor, record.role, fused=record.part is not None),
     )  # fmt: skip
     if record.rounding == "none" and step.W.dtype in (torch.bfloat16, torch.float16):
         return subtract(step.W, A, B, recipe, "stochastic")

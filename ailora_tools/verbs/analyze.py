@@ -2,36 +2,34 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from importlib.metadata import version
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from ..analysis.allocation import parse_budget, suggest_ranks
-from ..analysis.tuned import Tuned, open_tuned
+from ..analysis.document import AnalysisJob, write_up
+from ..analysis.tuned import open_tuned
 from ..checkpoint.index import Checkpoint, open_checkpoint
 from ..checkpoint.source import SourceOptions
 from ..checkpoint.transfer import Traffic
 from ..errors import NumericalError, OptionError, listed
 from ..metrics.heads import Heads, read_heads
-from ..output.analysis import CSV_NAME, FORMAT, NAME, RANKS_NAME, REPORT_NAME, VERSION, dump, metrics_csv
+from ..output.analysis import dump, metrics_csv
 from ..output.atomic import WorkFolder, building, require_outside
-from ..output.manifest import fingerprint
+from ..output.names import ANALYSIS, METRICS, RANKS, REPORT
 from ..output.spans import write_json
 from ..progress import Progress, Silent
-from ..report.findings import find
 from ..report.page import render
 from ..targets.plan import make_plan
-from ..targets.projections import Plan, Target, Unit
+from ..targets.projections import Carrier, Plan, Target
+from ..targets.selection import Selection
 from .announce import announce
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_ROLE_ORDER = "qkvo"
 _LARGE_SIDE = 3072  # above, two Gram matrices at a time take more memory than the tenth of time that they save
 
 
@@ -45,7 +43,7 @@ class Analysis:
 
     @property
     def report(self) -> Path:
-        return self.folder / REPORT_NAME
+        return self.folder / REPORT
 
     @property
     def skipped(self) -> list[dict[str, Any]]:
@@ -56,28 +54,6 @@ class Analysis:
         """What `--json` prints: the document, where it lies, and what went over the network."""
         traffic = self.traffic.to_json() if self.traffic else None
         return {"folder": str(self.folder), "traffic": traffic, **self.document}
-
-
-@dataclass(frozen=True)
-class _Job:
-    """Everything that is decided before the first weight is read."""
-
-    checkpoint: Checkpoint
-    plan: Plan
-    tuned: tuple[Tuned, ...]
-    heads: Heads | None
-    rank: int
-    settings: dict[str, Any]
-
-    def to_json(self) -> dict[str, Any]:
-        """What a resumed run must agree on."""
-        origins = [self.checkpoint.origin, *(tuned.origin for tuned in self.tuned)]
-        return {
-            "version": version("ailora-tools"),
-            "sources": [origin.to_json() for origin in origins],
-            "shards": fingerprint(self.checkpoint),
-            **self.settings,
-        }
 
 
 def analyze(
@@ -111,11 +87,11 @@ def analyze(
     progress = progress or Silent()
     started = time.monotonic()
     checkpoint = open_checkpoint(model, **source)
-    options = {"roles": tuple(roles), "layers": layers, "q_tensor": q_tensor, "v_tensor": v_tensor}
-    plan = make_plan(checkpoint, quantised=True, **options)  # type: ignore[arg-type]
-    tuned = tuple(open_tuned(other, checkpoint, plan, options) for other in against)
-    settings = {**options, "roles": list(roles), "rank": rank, "heads": heads, "device": device}
-    job = _Job(checkpoint, plan, tuned, _heads(checkpoint, heads, progress), rank, settings)
+    selection = Selection(tuple(roles), layers, q_tensor, v_tensor)
+    plan = make_plan(checkpoint, selection, quantised=True)
+    tuned = tuple(open_tuned(other, checkpoint, plan, selection) for other in against)
+    settings = {**asdict(selection), "roles": list(roles), "rank": rank, "heads": heads, "device": device}
+    job = AnalysisJob(checkpoint, plan, tuned, _heads(checkpoint, heads, progress), rank, settings)
     _require_rank(plan, rank)
     budget = None if suggest_ranks is None else parse_budget(suggest_ranks, plan)
     folder = Path(output or Path("reports", checkpoint.origin.name)).expanduser().absolute()
@@ -125,23 +101,23 @@ def analyze(
     for text in notices:
         progress.notice(text)
     announce(checkpoint.files, plan.reads, checkpoint.nbytes, progress)
-    with building(folder, job.to_json(), overwrite=overwrite, resume=resume, marker=NAME) as work:
+    with building(folder, job.to_json(), overwrite=overwrite, resume=resume, marker=ANALYSIS) as work:
         rows = _measure(job, work, progress)
-        document = _document(job, rows, notices, time.monotonic() - started)
+        document = write_up(job, rows, notices, time.monotonic() - started)
         _write(work.tree, document, budget)
     return Analysis(document, folder, checkpoint.files.traffic)
 
 
-def _measure(job: _Job, work: WorkFolder, progress: Progress) -> dict[str, Any]:
+def _measure(job: AnalysisJob, work: WorkFolder, progress: Progress) -> dict[str, Any]:
     """Tensor name -> record, those of an interrupted run included; every finished matrix is kept at once."""
     from ..analysis.measure import measure
     from ..checkpoint.stream import find_device, stream
     from ..matrices.dequantise import dequantise
     from ..matrices.gather import gather
 
-    def work_on(unit: Unit, stored: Tensor) -> dict[str, dict[str, Any]]:
-        W = dequantise(stored, unit.quantised, job.checkpoint.files)
-        return {target.label: look_at(target, gather(W, target.part)) for target in unit.targets}
+    def work_on(carrier: Carrier, stored: Tensor) -> dict[str, dict[str, Any]]:
+        W = dequantise(stored, carrier.quantised, job.checkpoint.files)
+        return {target.label: look_at(target, gather(W, target.part)) for target in carrier.targets}
 
     def look_at(target: Target, W: Tensor) -> dict[str, Any]:
         changes = [lambda W, other=other: other.difference(target, W) for other in job.tuned]
@@ -153,9 +129,11 @@ def _measure(job: _Job, work: WorkFolder, progress: Progress) -> dict[str, Any]:
 
     rows = {label: record for step in work.done for label, record in step["records"].items()}
     progress.start("Analysing", len(job.plan.targets), len(rows))
-    waiting = [unit for unit in job.plan.units if not {target.label for target in unit.targets} <= rows.keys()]
+    waiting = [
+        carrier for carrier in job.plan.carriers if not {target.label for target in carrier.targets} <= rows.keys()
+    ]
     device = find_device(job.settings["device"])
-    largest = max((min(target.shape) for unit in waiting for target in unit.targets), default=0)
+    largest = max((min(target.shape) for carrier in waiting for target in carrier.targets), default=0)
     at_once = 2 if largest <= _LARGE_SIDE else 1
     for _, records in stream(job.checkpoint.files, waiting, work_on, device, progress.notice, at_once):
         rows.update(records)
@@ -165,76 +143,13 @@ def _measure(job: _Job, work: WorkFolder, progress: Progress) -> dict[str, Any]:
     return rows
 
 
-def _document(job: _Job, rows: dict[str, Any], notices: list[str], seconds: float) -> dict[str, Any]:
-    """Matrices in natural order, and what was found in them."""
-    ordered = sorted(job.plan.targets, key=lambda target: (target.stack, target.layer, _ROLE_ORDER.index(target.role)))
-    matrices = [{**_place(target), **rows[target.label]} for target in ordered if "skipped" not in rows[target.label]]
-    skipped = [
-        {**_place(target), "reason": rows[target.label]["skipped"]}
-        for target in ordered
-        if "skipped" in rows[target.label]
-    ]
-    if not matrices:
-        raise NumericalError(
-            f"None of the {len(skipped)} matrices could be analysed: {skipped[0]['reason']}", "Check the source."
-        )
-    tool = {"ailora_tools": version("ailora-tools"), "torch": version("torch"), "python": platform.python_version()}
-    document: dict[str, Any] = {
-        "format": FORMAT,
-        "version": VERSION,
-        "tool": tool,
-        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "seconds": round(seconds, 2),
-        "model": {
-            "name": job.checkpoint.origin.name,
-            "location": job.checkpoint.location,
-            "revision": job.checkpoint.origin.revision,
-            "model_type": job.plan.model_type,
-            "family": job.plan.family,
-            "bytes_total": job.checkpoint.nbytes,
-            "bytes_read": job.plan.read_bytes,
-            "heads": {"query": job.heads.query, "key_value": job.heads.key_value} if job.heads else None,
-            "shards": fingerprint(job.checkpoint),
-        },
-        "against": [
-            {
-                "name": other.origin.name,
-                "location": other.origin.text,
-                "revision": other.origin.revision,
-                "kind": other.kind,
-                "bytes_read": other.read_bytes,
-            }
-            for other in job.tuned
-        ],
-        "settings": job.settings,
-        "notices": notices,
-        "skipped": skipped,
-        "findings": [],
-        "matrices": matrices,
-    }  # fmt: skip
-    return {**document, "findings": find(document)}
-
-
-def _place(target: Target) -> dict[str, Any]:
-    return {
-        "label": target.label,
-        "role": target.role,
-        "layer": target.layer,
-        "stack": target.stack,
-        "tensor": target.tensor,
-        "module": target.module,
-        "shape": list(target.shape),
-        "dtype": target.stored_as,
-    }
-
-
 def _write(tree: Path, document: dict[str, Any], budget: int | None) -> None:
     if budget is not None:
         document["ranks"] = suggest_ranks(document, budget)
-        write_json(tree / RANKS_NAME, document["ranks"])
-    (tree / NAME).write_text(dump(document), encoding="utf-8")
-    (tree / CSV_NAME).write_text(metrics_csv(document), encoding="utf-8")
-    (tree / REPORT_NAME).write_text(render(document), encoding="utf-8")
+        write_json(tree / RANKS, document["ranks"])
+    (tree / ANALYSIS).write_text(dump(document), encoding="utf-8")
+    (tree / METRICS).write_text(metrics_csv(document), encoding="utf-8")
+    (tree / REPORT).write_text(render(document), encoding="utf-8")
 
 
 def _heads(checkpoint: Checkpoint, wanted: bool, progress: Progress) -> Heads | None:

@@ -13,10 +13,9 @@ from typing import Any, Unpack
 from ..checkpoint.index import open_checkpoint
 from ..checkpoint.source import SourceOptions
 from ..errors import OptionError
-from ..output.atomic import RECORD, making, require_outside
+from ..output.atomic import making, require_outside
+from ..output.names import BIAS_LIST, CARD, RESULT
 from ..output.spans import write_json
-
-FILE = "bitfit.json"
 
 
 @dataclass(frozen=True)
@@ -51,8 +50,7 @@ def bitfit(
     Raises OptionError for a model without biases (LLaMA and its kin): there BitFit has nothing to train.
     """
     checkpoint = open_checkpoint(model, **source)
-    floats = {name: info for name, (_, info) in checkpoint.tensors.items() if info.dtype not in _BUFFERS}
-    shapes = {name: info.shape for name, info in floats.items()}
+    shapes = {name: stored.shape for name, stored in checkpoint.tensors.items() if stored.dtype not in _BUFFERS}
     biases = tuple(name for name, shape in shapes.items() if is_bias(name) and len(shape) == 1)
     if not biases:
         raise OptionError(
@@ -66,9 +64,9 @@ def bitfit(
     if dry_run:
         return found
     with making(folder, overwrite=overwrite) as tree:
-        write_json(tree / FILE, found.contents())
-        write_json(tree / RECORD, {"verb": "init", "method": "bitfit", "source": found.source})
-        (tree / "README.md").write_text(_card(found), encoding="utf-8")
+        write_json(tree / BIAS_LIST, found.contents())
+        write_json(tree / RESULT, {"verb": "init", "method": "bitfit", "source": found.source})
+        (tree / CARD).write_text(_card(found), encoding="utf-8")
     return found
 
 

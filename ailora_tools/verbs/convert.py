@@ -12,20 +12,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..adapters.folder import Adapter, match_module, open_adapter
-from ..adapters.peft import CONFIG, PREFIX, WEIGHTS, AdapterModule, adapter_config, tensor_names
+from ..adapters.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PREFIX, AdapterModule, adapter_config, tensor_names
 from ..checkpoint.files import Origin
-from ..checkpoint.header import build_header
+from ..checkpoint.header import FACTOR_DTYPES, build_header
 from ..errors import OptionError, TargetError, listed
-from ..output.adapter import FOLDER
-from ..output.atomic import RECORD, making, require_outside
-from ..output.manifest import NAME, Manifest, read_manifest
+from ..output.atomic import making, require_outside
+from ..output.manifest import Manifest, read_manifest
+from ..output.names import ADAPTER_FOLDER, MANIFEST, RESULT
 from ..output.spans import create, write_json, write_span
 from ..progress import Progress, Silent
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 _NOTHING = 1e-12  # of the size of both products: below it their difference is the rounding of float64
 _STRANGER = 0.2  # cosine between all factors before and after training; random ones are far below
 
@@ -62,13 +61,13 @@ class Conversion:
 
 
 @dataclass(frozen=True)
-class _Job:
-    """The two adapters, matched; `start` maps names of modules in the trained adapter to those at the start."""
+class _ConvertJob:
+    """The trained adapter and that at the start, matched: `names` maps modules of the first to those of the second."""
 
     trained: Adapter
     initial: Adapter
     manifest: Manifest
-    start: Mapping[str, str]
+    names: Mapping[str, str]
     folder: Path
 
     @property
@@ -102,42 +101,43 @@ def convert(
     Raises CheckpointError, TargetError (DoRA, or an adapter of another start), OptionError, NumericalError or
     OutputError.
     """
-    if dtype not in DTYPES or (rank is not None and rank < 1):
-        raise OptionError(f"dtype {dtype!r}, rank {rank!r}: a dtype of {', '.join(DTYPES)} and a rank of at least 1.")
+    if dtype not in FACTOR_DTYPES or (rank is not None and rank < 1):
+        known = ", ".join(FACTOR_DTYPES)
+        raise OptionError(f"dtype {dtype!r}, rank {rank!r}: a dtype of {known} and a rank of at least 1.")
     job = _match(open_adapter(trained), Path(init).expanduser(), Path(output).expanduser().absolute())
     for place in (job.trained.files.origin, Origin(str(_root(Path(init).expanduser())))):
         require_outside(job.folder, place)
     progress = progress or Silent()
     with making(job.folder, overwrite=overwrite) as tree:
-        modules = _write(job, tree, rank, DTYPES[dtype], progress)
+        modules = _write(job, tree, rank, FACTOR_DTYPES[dtype], progress)
         result = Conversion(job.folder, job.base[0], modules, tuple(job.trained.others))
-        write_json(tree / RECORD, {"verb": "convert", "trained": job.trained.location, **result.to_json()})
+        write_json(tree / RESULT, {"verb": "convert", "trained": job.trained.location, **result.to_json()})
     return result
 
 
 def _root(init: Path) -> Path:
     """DIR, also where DIR/ailora_init was given."""
-    return init.parent if not (init / NAME).is_file() and (init.parent / NAME).is_file() else init
+    return init.parent if not (init / MANIFEST).is_file() and (init.parent / MANIFEST).is_file() else init
 
 
-def _match(trained: Adapter, init: Path, folder: Path) -> _Job:
+def _match(trained: Adapter, init: Path, folder: Path) -> _ConvertJob:
     """Everything that does not fit, before anything is written."""
     root = _root(init)
     manifest = read_manifest(root)
-    initial = open_adapter(root / FOLDER)
+    initial = open_adapter(root / ADAPTER_FOLDER)
     if trained.dora:
         raise TargetError(
             f"{trained.location}: a DoRA adapter cannot become a plain LoRA: its norms change with the base.",
             "Load it on the residual base as it is, or merge the two: ailora-tools merge DIR TRAINED -o merged.",
         )
     strange = [name for name in trained.others if "lora_" in name]
-    start = {module: match_module(module, initial.modules) for module in trained.modules}
-    missing = sorted(initial.modules.keys() - set(start.values()))
+    names = {module: match_module(module, initial.modules) for module in trained.modules}
+    missing = sorted(initial.modules.keys() - set(names.values()))
     faults = [
         *([f"{listed(strange)} cannot be converted"] if strange else []),
-        *(f"{module} is not in the start" for module, name in start.items() if name is None),
+        *(f"{module} is not in the start" for module, name in names.items() if name is None),
         *([f"it lacks {listed(missing)}"] if missing else []),
-        *(_shapes_apart(trained, initial, module, name) for module, name in start.items() if name),
+        *(_shapes_apart(trained, initial, module, name) for module, name in names.items() if name),
     ]
     faults = [fault for fault in faults if fault]
     if faults:
@@ -145,7 +145,7 @@ def _match(trained: Adapter, init: Path, folder: Path) -> _Job:
             f"{trained.location} was not trained from {root}: {listed(faults)}.",
             "Give the folder that `init` wrote and this training loaded its adapter from.",
         )
-    return _Job(trained, initial, manifest, {module: name for module, name in start.items() if name}, folder)
+    return _ConvertJob(trained, initial, manifest, {module: name for module, name in names.items() if name}, folder)
 
 
 def _shapes_apart(trained: Adapter, initial: Adapter, module: str, name: str) -> str:
@@ -155,33 +155,32 @@ def _shapes_apart(trained: Adapter, initial: Adapter, module: str, name: str) ->
     return f"{module} has shape {now.sides} and rank {now.rank}, at the start {then.sides} and rank {then.rank}"
 
 
-def _write(job: _Job, tree: Path, rank: int | None, dtype: str, progress: Progress) -> tuple[Converted, ...]:
+def _write(job: _ConvertJob, tree: Path, rank: int | None, dtype: str, progress: Progress) -> tuple[Converted, ...]:
     """One module after the other into a file that was laid out before."""
-    from ..checkpoint.stream import DTYPES as TORCH
-    from ..checkpoint.stream import matrix_bytes
+    from ..checkpoint.stream import DTYPES, matrix_bytes
     from ..linalg.lowrank import distance, factorise
 
-    ranks = {module: rank or _whole_rank(job, module) for module in job.start}
+    ranks = {module: rank or _whole_rank(job, module) for module in job.names}
     header = _lay_out(job, tree, ranks, dtype)
     progress.start("Converting", len(ranks), 0)
     done, alike = [], _Likeness()
-    for module in job.start:
+    for module in job.names:
         B, A = _change(job, module, alike)
         found = factorise(B, A).cleared(_NOTHING * float(B.norm() * A.norm()))
-        factors = [side.to(TORCH[dtype]) for side in found.balanced(ranks[module])]
+        factors = [side.to(DTYPES[dtype]) for side in found.balanced(ranks[module])]
         for name, side in zip(tensor_names(module), factors, strict=True):
-            write_span(tree / WEIGHTS, header[name], matrix_bytes(side))
+            write_span(tree / ADAPTER_WEIGHTS, header[name], matrix_bytes(side))
         error = distance(B, A, factors[1], factors[0]) if found.S.any() else 0.0
         done.append(Converted(module, ranks[module], bool(found.S.any()), error, found.lost(ranks[module])))
         progress.advance(module)
     _require_descent(job, alike.cosine)
     for name, info in job.trained.others.items():
-        write_span(tree / WEIGHTS, header[PREFIX + name], matrix_bytes(job.trained.load(info)))
-    write_json(tree / CONFIG, _config(job, ranks))
+        write_span(tree / ADAPTER_WEIGHTS, header[PREFIX + name], matrix_bytes(job.trained.load(info)))
+    write_json(tree / ADAPTER_CONFIG, _config(job, ranks))
     return tuple(done)
 
 
-def _whole_rank(job: _Job, module: str) -> int:
+def _whole_rank(job: _ConvertJob, module: str) -> int:
     factors = job.trained.modules[module]
     return min((1 + job.moved) * factors.rank, *factors.sides)
 
@@ -201,11 +200,11 @@ class _Likeness:
         return max(dot / (now * then) ** 0.5 if now * then > 0 else 0.0 for dot, now, then in self._sums.values())
 
 
-def _change(job: _Job, module: str, alike: _Likeness) -> tuple[Tensor, Tensor]:
+def _change(job: _ConvertJob, module: str, alike: _Likeness) -> tuple[Tensor, Tensor]:
     """B' and A' in float64 with B' A' the change of W."""
     import torch
 
-    now, then = job.trained.modules[module], job.initial.modules[job.start[module]]
+    now, then = job.trained.modules[module], job.initial.modules[job.names[module]]
     A, B = (job.trained.load(info).double() for info in (now.A, now.B))
     A0, B0 = (job.initial.load(info).double() for info in (then.A, then.B))
     alike.add("A", A, A0)
@@ -215,7 +214,7 @@ def _change(job: _Job, module: str, alike: _Likeness) -> tuple[Tensor, Tensor]:
     return torch.cat([now.scaling * B, -then.scaling * B0], 1), torch.cat([A, A0])
 
 
-def _require_descent(job: _Job, cosine: float) -> None:
+def _require_descent(job: _ConvertJob, cosine: float) -> None:
     """Training moves factors, it does not replace them: without any likeness they started elsewhere."""
     if cosine < _STRANGER:
         raise TargetError(
@@ -225,7 +224,7 @@ def _require_descent(job: _Job, cosine: float) -> None:
         )
 
 
-def _lay_out(job: _Job, tree: Path, ranks: Mapping[str, int], dtype: str) -> dict[str, int]:
+def _lay_out(job: _ConvertJob, tree: Path, ranks: Mapping[str, int], dtype: str) -> dict[str, int]:
     """Make the file with its header; tensor name -> where its bytes go."""
     entries: list[tuple[str, str, tuple[int, ...]]] = []
     for module, rank in ranks.items():
@@ -235,12 +234,12 @@ def _lay_out(job: _Job, tree: Path, ranks: Mapping[str, int], dtype: str) -> dic
         name_a, name_b = tensor_names(module)
         entries += [(name_a, dtype, (rank, columns)), (name_b, dtype, (rows, rank))]
     entries += [(PREFIX + name, info.dtype, info.shape) for name, info in job.trained.others.items()]
-    raw, header = build_header(sorted(entries), {"format": "pt", "tool": "ailora-tools convert"}, WEIGHTS)
-    create(tree / WEIGHTS, header.file_size, raw)
+    raw, header = build_header(sorted(entries), {"format": "pt", "tool": "ailora-tools convert"}, ADAPTER_WEIGHTS)
+    create(tree / ADAPTER_WEIGHTS, header.file_size, raw)
     return {name: info.start for name, info in header.tensors.items()}
 
 
-def _config(job: _Job, ranks: Mapping[str, int]) -> dict[str, Any]:
+def _config(job: _ConvertJob, ranks: Mapping[str, int]) -> dict[str, Any]:
     """As the trained one, with the new ranks at scaling 1, for the original base."""
     old, (base, revision) = job.trained.config, job.base
     modules = [AdapterModule(name, job.trained.modules[name].sides, rank, rank) for name, rank in ranks.items()]

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from ..adapters.folder import Adapter, open_adapter
 from ..checkpoint.source import open_files
 from ..errors import AiloraError, TargetError, listed
-from ..output.adapter import FOLDER
-from ..output.atomic import RECORD, making, require_outside
-from ..output.manifest import NAME, read_manifest
+from ..output.atomic import making, require_outside
+from ..output.manifest import read_manifest
+from ..output.names import ADAPTER_FOLDER, MANIFEST, RESULT
 from ..output.spans import write_json
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def export(
 
     row = find_trainer(to)
     root = Path(adapter).expanduser()
-    held = open_adapter(root / FOLDER if (root / NAME).is_file() else root)
+    held = open_adapter(root / ADAPTER_FOLDER if (root / MANIFEST).is_file() else root)
     _require_plain(held, to)
     folder = Path(output).expanduser().absolute()
     require_outside(folder, held.files.origin)
@@ -68,7 +68,7 @@ def export(
         _save(tree / row.file, dict(made.tensors), dict(made.metadata))
         if made.config_name:
             write_json(tree / made.config_name, made.config)
-        write_json(tree / RECORD, {"verb": "export", "adapter": held.location, **result.to_json()})
+        write_json(tree / RESULT, {"verb": "export", "adapter": held.location, **result.to_json()})
     return result
 
 
@@ -120,7 +120,7 @@ def _component(root: Path) -> str:
     from ..adapters.trainers import COMPONENTS
 
     for place in (root, root.parent):
-        if (place / NAME).is_file():
+        if (place / MANIFEST).is_file():
             source = read_manifest(place).source
             name = str(source["subfolder"] or Path(str(source["location"])).name)
             return name if name in COMPONENTS else ""

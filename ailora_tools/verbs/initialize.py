@@ -8,31 +8,37 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
-from ..adapters.peft import CONFIG
+from ..adapters.peft import ADAPTER_CONFIG
 from ..checkpoint.index import open_checkpoint
 from ..checkpoint.source import SourceOptions
 from ..methods import RULES, find_method
-from ..output.adapter import FOLDER, OFFSET, AdapterWriter
+from ..output.adapter import AdapterWriter
 from ..output.atomic import WorkFolder, building, require_outside, require_space
 from ..output.base import BaseWriter, copy_file
-from ..output.lr_groups import LR_GROUPS, lr_document
-from ..output.manifest import NAME, Manifest, ModuleRecord
-from ..output.package import Package
+from ..output.init_folder import InitFolder
+from ..output.layout import restate_total
+from ..output.lr_groups import lr_document
+from ..output.manifest import Manifest, ModuleRecord
+from ..output.names import ADAPTER_FOLDER, CARD, LR_GROUPS, MANIFEST, OFFSET_FOLDER
 from ..output.ranks import Ranks, read_ranks
 from ..output.spans import sync_file, write_json
 from ..progress import Progress, Silent
+from ..surgery.describe import card, manifest, peft_config, provenance
 from ..surgery.operation import Operation
-from ..surgery.settings import ADAPTER_DTYPES, Settings
+from ..surgery.settings import Settings
 from ..targets.module_names import installed_transformers_major
-from ..targets.module_tree import ModuleCheck
+from ..targets.module_tree import ModuleCheck, check_modules
 from ..targets.plan import make_plan
-from ..targets.projections import Unit
+from ..targets.projections import Carrier
 from .announce import announce
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ..surgery.tensor import Outcome
+
+
+_POOR = 0.01  # of norm(W); rounding a residual to bfloat16 costs 0.0016
 
 
 @dataclass(frozen=True)
@@ -49,12 +55,12 @@ class Initialization:
 
     @property
     def adapter(self) -> Path:
-        return self.folder / FOLDER
+        return self.folder / ADAPTER_FOLDER
 
     @property
     def offset(self) -> Path:
         """The frozen adapter, with `no_base`."""
-        return self.folder / OFFSET
+        return self.folder / OFFSET_FOLDER
 
     def to_json(self) -> dict[str, Any]:
         """What `--json` prints: where things lie, the bytes, and every module with its numbers."""
@@ -65,7 +71,7 @@ class Initialization:
             "dry_run": self.manifest is None,
             "bytes_to_write": self.operation.nbytes,
             "settings": asdict(self.operation.settings),
-            "planned": [unit.tensor for unit in self.operation.plan.units],
+            "planned": [carrier.stored.name for carrier in self.operation.plan.carriers],
             "modules": [asdict(record) for record in modules],
             "notices": list(self.operation.plan.notices),
         }
@@ -130,8 +136,8 @@ def initialize(
     )  # fmt: skip
     checkpoint = open_checkpoint(model, **source)
     plan = make_plan(
-        checkpoint, roles=settings.roles, layers=layers, q_tensor=q_tensor, v_tensor=v_tensor,
-        transformers_major=settings.transformers_major, quantised=no_base or not row.residual,
+        checkpoint, settings.selection, transformers_major=settings.transformers_major,
+        quantised=no_base or not row.residual,
     )  # fmt: skip
     folder = (
         Path(output or f"{checkpoint.origin.name}-{row.slug}-{f'r{general}' if ranks is None else 'ranks'}")
@@ -156,7 +162,8 @@ def initialize(
 @contextmanager
 def checking(operation: Operation) -> Iterator[ModuleCheck]:
     """Ask whether the modules are there while the work goes on; the answer is wanted before the folder appears."""
-    check = operation.module_check()
+    settings = operation.settings
+    check = check_modules(operation.checkpoint, operation.plan, settings.selection, settings.transformers_major)
     try:
         yield check
     finally:
@@ -170,33 +177,39 @@ def _tell(notices: Sequence[str], progress: Progress) -> None:
 
 def _operate(operation: Operation, work: WorkFolder, check: ModuleCheck, progress: Progress) -> Manifest:
     """The main path: start copying; read, decompose and store one matrix after the other; seal and describe."""
-    files, units, settings = operation.checkpoint.files, operation.plan.units, operation.settings
-    dtype = ADAPTER_DTYPES[settings.adapter_dtype]
-    adapter = AdapterWriter(work.tree / FOLDER, operation.modules, dtype, operation.note(), settings.dora)
-    offset = AdapterWriter(work.tree / OFFSET, operation.modules, dtype, operation.note()) if operation.offset else None
+    files, carriers = operation.checkpoint.files, operation.plan.carriers
+    adapter = _adapter_writer(operation, work.tree / ADAPTER_FOLDER)
+    offset = _adapter_writer(operation, work.tree / OFFSET_FOLDER) if operation.offset else None
     with BaseWriter(files, operation.layouts, work.tree, dict(work.finished("copied"))) as base:
         # Imported here so that torch loads (about a second) while the shards are already being copied.
         from ..checkpoint.stream import find_device, stream
         from ..matrices.dequantise import dequantise
         from ..surgery.tensor import operate_on
 
-        def operate(unit: Unit, stored: Tensor) -> Outcome:
-            return operate_on(unit, dequantise(stored, unit.quantised, files), operation)
+        def operate(carrier: Carrier, stored: Tensor) -> Outcome:
+            return operate_on(carrier, dequantise(stored, carrier.quantised, files), operation)
 
-        device = find_device(settings.device)
-        package = Package(work, adapter, base, offset)
-        progress.start("Decomposing", len(units), len(package.records))
-        waiting = [unit for unit in units if unit.module not in package.records]
-        for unit, outcome in stream(files, waiting, operate, device, progress.notice):
-            package.store(outcome.records, outcome.factors, outcome.residual, outcome.residual_sha256)
-            progress.advance(unit.label)
+        device = find_device(operation.settings.device)
+        folder = InitFolder(work, adapter, base, offset)
+        progress.start("Decomposing", len(carriers), len(folder.records))
+        waiting = [carrier for carrier in carriers if carrier.module not in folder.records]
+        for carrier, outcome in stream(files, waiting, operate, device, progress.notice):
+            folder.store(outcome.records, outcome.factors, outcome.residual, outcome.residual_sha256)
+            progress.advance(carrier.label)
         progress.start("Copying", len(base.shards), 0)
-        for shard in package.seal():
+        for shard in folder.seal():
             progress.advance(shard)
         verdict = check.finish()
-        records = [record for unit in units for record in package.records[unit.module]]
+        records = [record for carrier in carriers for record in folder.records[carrier.module]]
         _tell([*verdict.notices, *_warnings(records)], progress)
-        return _describe(operation, work.tree, package, records, verdict.exact, str(device))
+        return _describe(operation, work.tree, folder, records, verdict.exact, str(device))
+
+
+def _adapter_writer(operation: Operation, folder: Path) -> AdapterWriter:
+    """DoRA's magnitudes belong to the adapter that trains; there is no second one beside it."""
+    return AdapterWriter(
+        folder, operation.modules, operation.adapter_dtype, provenance(operation), operation.settings.dora
+    )
 
 
 def _warnings(records: Sequence[ModuleRecord]) -> Iterator[str]:
@@ -216,23 +229,22 @@ def _warnings(records: Sequence[ModuleRecord]) -> Iterator[str]:
         )
 
 
-_POOR = 0.01  # of norm(W); rounding a residual to bfloat16 costs 0.0016
-
-
 def _describe(
-    operation: Operation, tree: Path, package: Package, records: Sequence[ModuleRecord], short: bool, device: str
+    operation: Operation, tree: Path, folder: InitFolder, records: Sequence[ModuleRecord], short: bool, device: str
 ) -> Manifest:
     """Everything besides the weights: copied files, the adapter's config, the card, and last the manifest."""
     for name in operation.companions:
         copy_file(operation.checkpoint.files, name, tree / name)
-    operation.update_index(tree)
-    for name in (FOLDER, OFFSET)[: 1 + operation.offset]:
-        write_json(tree / name / CONFIG, operation.adapter_config(short))
-    (tree / "README.md").write_text(operation.card(records), encoding="utf-8")
+    if operation.layouts:
+        dtypes = {carrier.stored.name: operation.base_dtype(carrier) for carrier in operation.plan.carriers}
+        restate_total(tree, operation.checkpoint, dtypes)
+    for name in (ADAPTER_FOLDER, OFFSET_FOLDER)[: 1 + operation.offset]:
+        write_json(tree / name / ADAPTER_CONFIG, peft_config(operation, short))
+    (tree / CARD).write_text(card(operation, records), encoding="utf-8")
     write_json(tree / LR_GROUPS, lr_document(records))
-    manifest = operation.manifest(records, package.file_hashes(), device)
-    (tree / NAME).write_text(manifest.to_json(), encoding="utf-8")
+    proof = manifest(operation, records, folder.file_hashes(), device)
+    (tree / MANIFEST).write_text(proof.to_json(), encoding="utf-8")
     for path in tree.rglob("*"):
         if path.is_file():
             sync_file(path)
-    return manifest
+    return proof

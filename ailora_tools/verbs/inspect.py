@@ -11,6 +11,7 @@ from ..checkpoint.index import Checkpoint, open_checkpoint
 from ..checkpoint.source import SourceOptions
 from ..targets.plan import make_plan
 from ..targets.projections import Plan
+from ..targets.selection import Selection
 
 
 @dataclass(frozen=True)
@@ -46,12 +47,12 @@ class Inspection:
                     "stack": target.stack,
                     "tensor": target.tensor,
                     "module": target.module,
-                    "file": target.file,
+                    "file": target.stored.file,
                     "dtype": target.stored_as,
                     "shape": list(target.shape),
-                    "start": target.start,
-                    "stop": target.stop,
-                    "stored_shape": list(target.stored_shape),
+                    "start": target.stored.start,
+                    "stop": target.stored.stop,
+                    "stored_shape": list(target.stored.shape),
                     "lines": [list(run) for run in target.part.runs] if target.part else None,
                     "transposed": bool(target.part and target.part.transposed),
                 }
@@ -76,7 +77,5 @@ def inspect_checkpoint(
     Raises CheckpointError for damaged files and TargetError where the projections cannot be told.
     """
     checkpoint = open_checkpoint(model, **source)
-    plan = make_plan(
-        checkpoint, roles=tuple(roles), layers=layers, q_tensor=q_tensor, v_tensor=v_tensor, quantised=True
-    )
-    return Inspection(checkpoint, plan)
+    selection = Selection(tuple(roles), layers, q_tensor, v_tensor)
+    return Inspection(checkpoint, make_plan(checkpoint, selection, quantised=True))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import OutputError
-from ..output.analysis import REPORT_NAME, read_analysis
+from ..output.analysis import read_analysis
+from ..output.names import REPORT
 from ..report.page import render
 
 
@@ -15,7 +16,7 @@ def render_report(analysis: str | Path, output: str | Path | None = None) -> Pat
     Raises CheckpointError if it is not an analysis of this version, OutputError if the page cannot be written.
     """
     source = Path(analysis).expanduser()
-    target = Path(output or (source if source.is_dir() else source.parent) / REPORT_NAME).expanduser()
+    target = Path(output or (source if source.is_dir() else source.parent) / REPORT).expanduser()
     page = render(read_analysis(source))
     fresh = target.with_name(f".{target.name}.new")
     try:

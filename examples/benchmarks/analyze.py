@@ -30,6 +30,7 @@ from ailora_tools.checkpoint.index import open_checkpoint
 from ailora_tools.checkpoint.stream import stream
 from ailora_tools.linalg.spectrum import spectrum
 from ailora_tools.targets.plan import make_plan
+from ailora_tools.targets.selection import Selection
 
 REPEATS = 3
 MATRICES = 4
@@ -84,7 +85,7 @@ def per_matrix(shape: tuple[int, int], folder: Path) -> dict[str, float]:
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     (folder / "config.json").write_text(json.dumps({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}))
     checkpoint = open_checkpoint(folder)
-    targets = make_plan(checkpoint, roles=("q",)).targets
+    targets = make_plan(checkpoint, Selection(("q",))).targets
     at_once = 2 if min(shape) <= 3072 else 1
 
     def ours() -> None:

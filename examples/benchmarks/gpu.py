@@ -20,7 +20,7 @@ import torch
 from machine import describe, write_report
 from torch import Tensor
 
-from ailora_tools.surgery.decompose import Recipe, Surgery, decompose
+from ailora_tools.surgery.decompose import Decomposition, Recipe, decompose
 
 SHAPES = {
     "Llama-3-8B Q": (4096, 4096, "principal"),
@@ -68,7 +68,7 @@ def compare(name: str, device: torch.device, runs: int) -> dict[str, Any]:
     }
 
 
-def timed(work: Callable[[], Surgery], runs: int, device: torch.device) -> tuple[Surgery, float]:
+def timed(work: Callable[[], Decomposition], runs: int, device: torch.device) -> tuple[Decomposition, float]:
     """The result and the median seconds, after one run that is not counted."""
     result, seconds = work(), []
     for _ in range(runs):

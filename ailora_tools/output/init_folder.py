@@ -15,7 +15,7 @@ from .spans import sha256, sha256_file
 _HEARTBEAT = 1.0  # seconds between two looks at how far copying is
 
 
-class Package:
+class InitFolder:
     """Takes finished modules in any order; `records` holds them by module path, an earlier run's included."""
 
     def __init__(

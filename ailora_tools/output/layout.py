@@ -1,0 +1,80 @@
+"""Where every byte of an output shard comes from: decided from headers, before anything is copied."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..checkpoint.header import DTYPE_BITS, Header, StoredTensor, build_header, tensor_bytes
+from ..checkpoint.index import Checkpoint
+
+BASE_DTYPES = ("keep", "float32")
+Copy = tuple[int, int, int]  # source start, source stop, output start
+
+
+@dataclass(frozen=True)
+class ShardLayout:
+    """How an output shard is made: its header if that is new, source spans to copy, and where tensors go.
+
+    spans: output (start, stop) of each touched tensor.
+    """
+
+    size: int
+    header: bytes
+    copies: tuple[Copy, ...]
+    spans: Mapping[str, tuple[int, int]]
+
+    @property
+    def copied_bytes(self) -> int:
+        """How many bytes come from the source unchanged."""
+        return sum(stop - start for start, stop, _ in self.copies)
+
+
+def keep_layout(source: Header, touched: Container[str]) -> ShardLayout:
+    """Same header, same offsets: everything but the touched tensors is copied."""
+    spans = {name: (info.start, info.stop) for name, info in source.tensors.items() if name in touched}
+    edges = [0, *(edge for span in sorted(spans.values()) for edge in span), source.file_size]
+    runs = zip(edges[::2], edges[1::2], strict=True)
+    return ShardLayout(source.file_size, b"", tuple((low, high, low) for low, high in runs if low < high), spans)
+
+
+def recast_layout(source: Header, dtypes: Mapping[str, str]) -> ShardLayout:
+    """Tensors named in `dtypes` change to that dtype: a new header, and other tensors' bytes at new offsets."""
+    new = [(name, dtypes.get(name, info.dtype), info.shape) for name, info in source.tensors.items()]
+    new.sort(key=lambda entry: -DTYPE_BITS[entry[1]])  # wide types first keep every tensor aligned
+    raw, header = build_header(new, source.metadata, source.file)
+    copies = [
+        (source.tensors[name].start, source.tensors[name].stop, info.start)
+        for name, info in header.tensors.items()
+        if name not in dtypes
+    ]
+    spans = {name: (header.tensors[name].start, header.tensors[name].stop) for name in header.tensors if name in dtypes}
+    return ShardLayout(header.file_size, raw, tuple(copies), spans)
+
+
+def widened(dtype: str, base_dtype: str) -> str:
+    """The dtype of a changed tensor under `base_dtype`, a value of BASE_DTYPES; never narrower than in the source."""
+    return "F32" if base_dtype == "float32" and dtype in ("F16", "BF16") else dtype
+
+
+def lay_out(checkpoint: Checkpoint, changed: Iterable[StoredTensor], base_dtype: str) -> dict[str, ShardLayout]:
+    """The layout of every shard of a checkpoint in which the tensors `changed` are written anew."""
+    dtypes: dict[str, dict[str, str]] = {shard: {} for shard in checkpoint.headers}
+    for stored in changed:
+        dtypes[stored.file][stored.name] = widened(stored.dtype, base_dtype)
+    layout_of = keep_layout if base_dtype == "keep" else recast_layout
+    return {shard: layout_of(header, dtypes[shard]) for shard, header in checkpoint.headers.items()}
+
+
+def restate_total(tree: Path, checkpoint: Checkpoint, dtypes: Mapping[str, str]) -> None:
+    """Tensors of another dtype change the total that the index states; everything else in it stays."""
+    entries = checkpoint.tensors
+    if checkpoint.index_name is None or all(entries[name].dtype == dtype for name, dtype in dtypes.items()):
+        return
+    path = tree / checkpoint.index_name
+    index = json.loads(path.read_text(encoding="utf-8"))
+    total = sum(tensor_bytes(dtypes.get(name, info.dtype), info.shape) for name, info in entries.items())
+    index["metadata"] = {**index.get("metadata", {}), "total_size": total}
+    path.write_text(json.dumps(index, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,109 @@
+"""What is under proof: a folder of `init` and, if it is at hand, its source; every touched tensor is read once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from torch import Tensor
+
+from ..adapters.peft import ADAPTER_WEIGHTS, magnitude_name, tensor_names
+from ..checkpoint.files import Files, LocalFiles
+from ..checkpoint.header import Header
+from ..checkpoint.index import Checkpoint, read_header
+from ..checkpoint.stream import load_matrix
+from ..errors import CheckpointError
+from ..matrices.dequantise import dequantise
+from ..matrices.quantisation import find_quantised
+from ..output.manifest import Manifest, ModuleRecord
+from ..output.names import ADAPTER_FOLDER
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One module: its records, the tensor that holds its projections in the source (as numbers) and in the base (as
+    stored; the source's where no base was written), and its factors. None: not at hand, or cannot be read."""
+
+    records: tuple[ModuleRecord, ...]
+    source: Tensor | None
+    base: Tensor | None
+    A: Tensor | None
+    B: Tensor | None
+    magnitude: Tensor | None
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The folder, its manifest, and the checkpoint it was made from (None: hashes alone decide)."""
+
+    folder: Path
+    manifest: Manifest
+    source: Checkpoint | None
+
+    @cached_property
+    def files(self) -> LocalFiles:
+        """The base, and what lies beside it."""
+        return LocalFiles(self.folder)
+
+    @cached_property
+    def adapter_files(self) -> LocalFiles:
+        return LocalFiles(self.folder / ADAPTER_FOLDER)
+
+    @cached_property
+    def modules(self) -> Mapping[str, tuple[ModuleRecord, ...]]:
+        """The records by module, in reading order."""
+        groups: dict[str, tuple[ModuleRecord, ...]] = {}
+        for record in self.manifest.modules:
+            groups[record.module] = (*groups.get(record.module, ()), record)
+        return groups
+
+    @cached_property
+    def base_headers(self) -> Mapping[str, Header]:
+        """Header of every shard that can be read, of those that the source or the manifest names."""
+        named = {record.file for record in self.manifest.modules} if self.manifest.base else set()
+        return _headers(self.files, named | set(self.source.headers if self.source else ()))
+
+    @cached_property
+    def adapter_header(self) -> Header | None:
+        return _headers(self.adapter_files, {ADAPTER_WEIGHTS}).get(ADAPTER_WEIGHTS)
+
+    def read(self, records: tuple[ModuleRecord, ...]) -> Reading:
+        """Everything about one module, into memory."""
+        record = records[0]
+        source, base = self._source(record), self._base(record) if self.manifest.base else None
+        A, B = (self._factor(name) for name in tensor_names(record.module))
+        magnitude = self._factor(magnitude_name(record.module)) if self.manifest.settings["dora"] else None
+        return Reading(records, source, base if self.manifest.base else source, A, B, magnitude)
+
+    def _source(self, record: ModuleRecord) -> Tensor | None:
+        if self.source is None or record.tensor not in self.source.tensors:
+            return None
+        stored = load_matrix(self.source.files, self.source.tensors[record.tensor])
+        return dequantise(stored, find_quantised(self.source, record.tensor), self.source.files)
+
+    def _base(self, record: ModuleRecord) -> Tensor | None:
+        return _load(self.files, self.base_headers.get(record.file), record.tensor)
+
+    def _factor(self, name: str) -> Tensor | None:
+        return _load(self.adapter_files, self.adapter_header, name)
+
+
+def _headers(files: Files, names: set[str]) -> dict[str, Header]:
+    found = {}
+    for name in sorted(names):
+        try:
+            found[name] = read_header(files, name)
+        except CheckpointError:
+            continue  # the checks of files say why
+    return found
+
+
+def _load(files: Files, header: Header | None, name: str) -> Tensor | None:
+    if header is None or name not in header.tensors:
+        return None
+    try:
+        return load_matrix(files, header.tensors[name])
+    except (CheckpointError, KeyError):
+        return None

@@ -1,0 +1,114 @@
+"""What is told about an operation: the manifest and its records, the adapter's config and metadata, the card."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from ..adapters.peft import adapter_config
+from ..metrics.motion import role_motion
+from ..output.card import CardFacts, model_card
+from ..output.manifest import Manifest, ModuleRecord
+from ..targets.plan import target_modules
+from ..targets.projections import Carrier, Target
+from .operation import Operation
+
+if TYPE_CHECKING:
+    from .decompose import Numbers
+
+
+def module_record(
+    operation: Operation, carrier: Carrier, target: Target, numbers: Numbers, hashes: tuple[str, str, str]
+) -> ModuleRecord:
+    """The manifest's entry for one projection; `hashes` are SHA-256 of W, of W_res, and of the module's A and B."""
+    source_sha256, base_sha256, adapter_sha256 = hashes
+    return ModuleRecord(
+        module=target.module,
+        tensor=target.tensor,
+        file=target.stored.file,
+        role=target.role,
+        layer=target.layer,
+        stack=target.stack,
+        shape=target.shape,
+        dtype=target.stored.dtype,
+        base_dtype=operation.base_dtype(carrier),
+        part=target.part,
+        outputs=carrier.sides[0],
+        rule=operation.method.rules[target.role],
+        rank=operation.settings.rank_of(target.module),
+        alpha=operation.settings.alpha_of(target.module),
+        scaling=operation.scaling(carrier),
+        source_sha256=source_sha256,
+        base_sha256=base_sha256,
+        adapter_sha256=adapter_sha256,
+        **asdict(numbers),
+    )
+
+
+def manifest(
+    operation: Operation, records: Sequence[ModuleRecord], files: Mapping[str, Mapping[str, Any]], device: str
+) -> Manifest:
+    """The proof: modules in reading order and the hash of every file."""
+    tool = {"ailora_tools": version("ailora-tools"), "torch": version("torch"), "python": platform.python_version()}
+    return Manifest(
+        tool={**tool, "device": device},
+        source=operation.source(),
+        settings=asdict(operation.settings),
+        base=bool(operation.layouts),
+        offset=operation.offset,
+        motion=role_motion((record.role, record.motion) for record in records),
+        modules=tuple(records),
+        files=files,
+        notices=operation.plan.notices,
+    )
+
+
+def peft_config(operation: Operation, short: bool) -> dict[str, Any]:
+    """adapter_config.json; the base it names is the residual one, or the source if that is untouched.
+
+    short: whether the last parts of module paths suffice in target_modules, because nothing else in the model ends so.
+    """
+    carriers, settings, origin = operation.plan.carriers, operation.settings, operation.checkpoint.origin
+    paths = sorted(carrier.module for carrier in carriers)
+    original = origin.location if origin.path is None else str(origin.path.resolve())
+    return adapter_config(
+        operation.modules,
+        target_modules(operation.plan, operation.checkpoint) if short else paths,
+        base=str(operation.folder) if operation.layouts else original,
+        revision=None if operation.layouts else origin.revision,
+        architectures=operation.checkpoint.architectures,
+        rslora=settings.rslora,
+        dora=settings.dora,
+        bias=settings.bias,
+        transposed=any(carrier.transposed for carrier in carriers),
+    )
+
+
+def provenance(operation: Operation) -> dict[str, str]:
+    """For the adapter's own metadata, in case it is separated from the manifest."""
+    settings = operation.settings
+    text = {"tool": "ailora-tools", "version": version("ailora-tools"), "method": settings.method}
+    return {**text, "rank": str(settings.rank), "seed": str(settings.seed)}
+
+
+def card(operation: Operation, records: Sequence[ModuleRecord]) -> str:
+    """README.md of the folder."""
+    settings = operation.settings
+    facts = CardFacts(
+        name=operation.folder.name,
+        method=operation.method,
+        ranks=sorted({record.rank for record in records}),
+        alphas=sorted({record.alpha for record in records}),
+        seed=settings.seed,
+        source=operation.checkpoint.location,
+        has_base=bool(operation.layouts),
+        has_offset=operation.offset,
+        architectures=operation.checkpoint.architectures,
+        dora=settings.dora,
+        rslora=settings.rslora,
+        bias=settings.bias,
+    )
+    return model_card(facts, records)

@@ -1,0 +1,134 @@
+"""What the user should know about the choice of targets, and why targets were not found."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Container, Mapping, Sequence
+
+from ..checkpoint.index import Checkpoint
+from ..errors import TargetError, listed
+from ..matrices.layouts import LATENT
+from ..matrices.quantisation import Quantised
+from .architectures import FUSED
+from .matching import Match
+from .rows import Architecture
+
+
+def about_few_bits(few_bits: Mapping[str, Quantised]) -> list[str]:
+    """Which formats of few bits the matrices are stored in."""
+    labels = sorted({held.label for held in few_bits.values()})
+    told = f"{len(few_bits)} matrices are quantised, {listed(labels)}: taken as the numbers they stand for"
+    return [told] if few_bits else []
+
+
+def by_names(kind: str | None, found: Sequence[Match], checkpoint: Checkpoint) -> list[str]:
+    """For a model that no row describes: how its projections were recognised, and what looks like them besides."""
+    if not found:
+        return []
+    told = (
+        f"model type {kind!r} is not in the table: recognised by names such as {found[0].tensor}; "
+        "check them with `inspect`"
+    )
+    return [told, *_lookalikes(checkpoint, {match.tensor for match in found})]
+
+
+def about_layouts(matches: Sequence[Match]) -> list[str]:
+    """What the user should know about fused tensors."""
+    layouts = {match.layout for match in matches if match.layout is not None}
+    notices = [
+        f"the layout {layout.text} of this model's fused projections is read from its published code and is not proven "
+        "by a test: compare the model with base and adapter against the original before training"
+        for layout in layouts
+        if not layout.proven
+    ]
+    if LATENT in layouts:
+        notices.append(
+            "multi-head latent attention: W^V is the part of kv_b_proj behind the latent, whose norm lies between the "
+            "two factors; its rank is at most that of the latent"
+        )
+    return notices
+
+
+def incomplete(matches: Sequence[Match], roles: Sequence[str]) -> list[str]:
+    """Layers that have one of the roles and not another, such as shared keys and values."""
+    places: dict[tuple[str, int], set[str]] = {}
+    for match in matches:
+        places.setdefault((match.stack, match.layer), set()).add(match.role)
+    notices = []
+    for role in roles:
+        lacking = sorted(place for place, found in places.items() if role not in found)
+        if lacking:
+            shown = listed([f"{stack} {layer}".strip() for stack, layer in lacking], 8)
+            notices.append(
+                f"no W^{role.upper()} of their own in layers {shown}: only their other projections are taken"
+            )
+    return notices
+
+
+def skipped(matches: Sequence[Match], checkpoint: Checkpoint) -> list[str]:
+    """Layers that hold another kind of attention, or none: linear attention, state spaces, convolutions."""
+    config = checkpoint.config
+    text = config.get("text_config")
+    count = (text if isinstance(text, dict) else config).get("num_hidden_layers")
+    there = {match.layer for match in matches if match.stack in ("", "text")}
+    held = {int(hit[1]) for name in checkpoint.tensors if (hit := re.search(r"\blayers\.(\d{1,9})\.", name))}
+    lacking = sorted((held & set(range(count))) - there) if isinstance(count, int) and there else []
+    shown = listed([str(layer) for layer in lacking], 8)
+    told = f"layers {shown} are of another kind and have no W^Q and W^V like these: they are left alone"
+    return [told] if lacking else []
+
+
+def _lookalikes(checkpoint: Checkpoint, taken: Container[str]) -> list[str]:
+    """Matrices that are called queries or values as well, such as add_q_proj of joint attention in diffusers."""
+    others = [
+        name
+        for name, stored in checkpoint.tensors.items()
+        if name not in taken and len(stored.shape) == 2 and {"q", "v", "query", "value"} & set(leaf(name).split("_"))
+    ]
+    told = f"{len(others)} other tensors look like queries or values and are left alone: {listed(others)}"
+    return [told] if others else []
+
+
+def left_alone(row: Architecture, names: Sequence[str], found: Sequence[Match], roles: Sequence[str]) -> list[str]:
+    """Tensors that are named like targets but lie in another tower."""
+    taken = {match.tensor for match in found}
+    ends = tuple(f".{last}.weight" for role in roles for last in row.leaves[role])
+    others = [name for name in names if name.endswith(ends) and name not in taken]
+    if not others or not found:
+        return []
+    if len(others) == 1:
+        return [f"{others[0]}, of another part of the model, is left alone"]
+    return [f"{len(others)} tensors of other parts of the model are left alone, such as {others[0]}"]
+
+
+def not_found(
+    checkpoint: Checkpoint, kind: str | None, row: Architecture | None, lacking: Sequence[str]
+) -> TargetError:
+    """Say why: fused, quantised, or unknown; with the names that look like attention."""
+    what = " and ".join(f"W^{role.upper()}" for role in lacking)
+    where = f"{checkpoint.location} (model type {kind or 'not stated'})"
+    for name, stored in checkpoint.tensors.items():
+        last = leaf(name)
+        mixer = last == "in_proj" and not _looks_like(name)  # Mamba layers have one, too
+        if last in FUSED and len(stored.shape) == 2 and not mixer:
+            return TargetError(
+                f"{where}: no tensor of its own for {what}: {name} {list(stored.shape)} holds {FUSED[last]}.",
+                "In which order its lines hold them is not known for this model type, and guessing would do harm.",
+            )
+    near = [name for name, stored in checkpoint.tensors.items() if len(stored.shape) == 2 and _looks_like(name)]
+    known = f"a {row.family} checkpoint should have them" if row else "the model type is not in the table"
+    return TargetError(
+        f"{where}: {what} not found; {known}. Attention-looking tensors: {listed(near, 6) or 'none'}.",
+        "Name them: --q-tensor 'blocks.{layer}.attn.wq.weight' --v-tensor 'blocks.{layer}.attn.wv.weight'."
+        if set(lacking) <= {"q", "v"}
+        else "Only W^Q and W^V can be named by hand: leave the other roles out.",
+    )
+
+
+def leaf(name: str) -> str:
+    """The last part of the name of a module, or of its weight."""
+    return name.removesuffix(".weight").rsplit(".", 1)[-1]
+
+
+def _looks_like(name: str) -> bool:
+    return any(part in name.lower() for part in ("attn", "attention", "query", "value", "qkv", ".q.", ".v."))
