@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hub_server import HubServer
+from kit.hub_server import HubServer
 
 _SERVER = HubServer()
 _HOME = tempfile.mkdtemp(prefix="hf-home-")
