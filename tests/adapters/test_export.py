@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from kit.adapters import near
 from kit.checkpoints import tree
 from kit.families import FAMILIES, build, output
 from mlx_lm.tuner.utils import load_adapters
 from peft import PeftModel
 from safetensors.torch import load_file
-from verbs.test_life import near
 
 from ailora_tools import export, initialize
 from ailora_tools.adapters.peft import WEIGHTS

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import io
 import os
-import shutil
-import tempfile
 import tracemalloc
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from kit.hub_server import HubServer, Repo
 from kit.memory_files import MemoryFiles
+from kit.permissions import without_privileges
 
 from ailora_tools.checkpoint.files import Files, LocalFiles
 from ailora_tools.checkpoint.source import open_files
@@ -169,29 +167,6 @@ def test_a_folder_or_a_pipe_is_not_a_file(tmp_path: Path) -> None:
             files.size(name)
     with pytest.raises(CheckpointError, match="sub: Is a directory"):
         files.read("sub", 0, 1)
-
-
-@contextmanager
-def without_privileges() -> Iterator[None]:
-    """Permissions do not bind root: act as nobody for a while."""
-    was = os.geteuid()
-    if was == 0:
-        os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(was)
-
-
-@pytest.fixture
-def public_folder() -> Iterator[Path]:
-    """A folder that others can reach, unlike tmp_path."""
-    folder = Path(tempfile.mkdtemp(dir="/tmp"))
-    folder.chmod(0o755)
-    in_folder(folder)
-    yield folder
-    folder.chmod(0o755)
-    shutil.rmtree(folder)
 
 
 @pytest.mark.parametrize("mode", [0o000, 0o444, 0o111])

@@ -15,9 +15,9 @@ import pytest
 import torch
 from kit.checkpoints import llama_tensors, tree, write_checkpoint
 from kit.hub_server import Asked, Fault, HubServer, Repo, in_storage
+from kit.interruption import Interrupting
 from kit.real_models import minilm, smollm2
 from safetensors.torch import save_file
-from verbs.test_init import Interrupting
 
 from ailora_tools import AiloraError, analyze, initialize, inspect_checkpoint, verify
 from ailora_tools.checkpoint import remote

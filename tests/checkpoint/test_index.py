@@ -9,10 +9,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from checkpoint.test_files import public_folder, without_privileges  # noqa: F401  (a fixture)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kit.memory_files import MemoryFiles
+from kit.permissions import without_privileges
 
 from ailora_tools.checkpoint.header import build_header
 from ailora_tools.checkpoint.index import FIRST_READ, Checkpoint, open_checkpoint, read_checkpoint, read_header
@@ -422,7 +422,7 @@ def test_an_empty_path_is_not_the_current_folder(tmp_path: Path, monkeypatch: py
         (0o111, "", "Permission denied."),
     ],
 )
-def test_folders_without_permission(public_folder: Path, mode: int, inside: str, message: str) -> None:  # noqa: F811
+def test_folders_without_permission(public_folder: Path, mode: int, inside: str, message: str) -> None:
     public_folder.chmod(mode)
     with without_privileges(), pytest.raises(CheckpointError) as caught:
         open_checkpoint(public_folder / inside)
@@ -430,7 +430,7 @@ def test_folders_without_permission(public_folder: Path, mode: int, inside: str,
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
-def test_files_without_permission(public_folder: Path, name: str) -> None:  # noqa: F811
+def test_files_without_permission(public_folder: Path, name: str) -> None:
     write(public_folder, SINGLE)
     (public_folder / name).chmod(0o000)
     with without_privileges(), pytest.raises(CheckpointError, match=rf"{re.escape(name)}: Permission denied\.\nCheck"):

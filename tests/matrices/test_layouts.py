@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from kit.checkpoints import llama_tensors, tree, write_checkpoint
 from kit.families import FUSED, build, output
+from kit.interruption import Interrupting
 from kit.real_models import ROOT
 from peft import PeftModel
 from safetensors.torch import load_file
@@ -207,9 +209,6 @@ def test_verify_sees_a_changed_line(role: str, tmp_path: Path) -> None:
 
 
 def test_an_interrupted_run_goes_on(tmp_path: Path) -> None:
-    from kit.checkpoints import tree
-    from verbs.test_init import Interrupting
-
     build("gpt-neox").save_pretrained(tmp_path / "source")
     whole = tree(initialize(tmp_path / "source", RANK, output=tmp_path / "out").folder)
     with pytest.raises(KeyboardInterrupt):
@@ -348,8 +347,6 @@ def test_scatter_undoes_gather() -> None:
 
 
 def test_layouts_that_no_test_can_run_say_so(tmp_path: Path) -> None:
-    from kit.checkpoints import llama_tensors, write_checkpoint
-
     kept = {name: value for name, value in llama_tensors().items() if "self_attn" not in name}
     wqkv = {f"model.layers.{layer}.attention.wqkv.weight": torch.randn(96, 48) for layer in (0, 1)}
     folder = write_checkpoint(
@@ -365,8 +362,6 @@ def test_layouts_that_no_test_can_run_say_so(tmp_path: Path) -> None:
 
 
 def test_dbrx_names_its_heads_in_a_config_of_their_own(tmp_path: Path) -> None:
-    from kit.checkpoints import write_checkpoint
-
     names = [f"transformer.blocks.{layer}.norm_attn_norm.attn.Wqkv.weight" for layer in (0, 1)]
     folder = write_checkpoint(
         tmp_path, {name: torch.randn(64, 48) for name in names}, model_type="dbrx", n_heads=4,

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
-from kit.families import FAMILIES, FUSED, build, output
+from kit.adapters import ALL, load_start, write_model
+from kit.families import FAMILIES, build, output
 from kit.peers import PEERS
 from kit.real_models import minilm
 from kit.spectra import SPECTRA, matrix, worst_cosine
@@ -182,24 +183,13 @@ OPTIONS: list[dict[str, object]] = [
 ]
 
 
-def place(name: str, folder: Path) -> tuple[nn.Module, Tensor]:
-    model = build(name)
-    model.save_pretrained(folder)
-    return model, output(model, (FAMILIES.get(name) or FUSED[name]).inputs())
-
-
-def load(model: nn.Module, folder: Path, source: Path, **options: object) -> PeftModel:
-    base = folder if (folder / "config.json").exists() else source
-    return PeftModel.from_pretrained(type(model).from_pretrained(base).eval(), folder / "ailora_init", **options).eval()
-
-
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: ", ".join(f"{k} {v}" for k, v in options.items()))
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_step_zero_is_the_original(name: str, options: dict[str, object], tmp_path: Path) -> None:
-    model, original = place(name, tmp_path / "source")
+    model, original = write_model(name, tmp_path / "source")
     result = initialize(tmp_path / "source", 3, output=tmp_path / "out", **options)
-    adapted = load(model, tmp_path / "out", tmp_path / "source")
-    inputs = (FAMILIES.get(name) or FUSED[name]).inputs()
+    adapted = load_start(model, tmp_path / "out", tmp_path / "source")
+    inputs = ALL[name].inputs()
     assert float((output(adapted, inputs) - original).norm() / original.norm()) <= 1e-5
     assert verify(tmp_path / "out").holds
     residual = find_method(str(options.get("method", "ailora")))[0].residual
@@ -228,7 +218,7 @@ def test_a_role_that_moves_nothing_keeps_its_bytes(name: str, base_dtype: str, t
 def test_mixed_methods_survive_an_interruption_and_convert(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ailora_tools.output.package import Package
 
-    model, original = place("llama", tmp_path / "source")
+    model, original = write_model("llama", tmp_path / "source")
     stored: list[int] = []
     whole = Package.store
 
@@ -244,7 +234,7 @@ def test_mixed_methods_survive_an_interruption_and_convert(tmp_path: Path, monke
     monkeypatch.setattr(Package, "store", whole)
     initialize(tmp_path / "source", 3, method="q=minor-left,v=minor", output=tmp_path / "out", resume=True)
     assert verify(tmp_path / "out").holds
-    adapted = load(model, tmp_path / "out", tmp_path / "source", is_trainable=True)
+    adapted = load_start(model, tmp_path / "out", tmp_path / "source", is_trainable=True)
     with torch.no_grad():
         for name, value in adapted.named_parameters():
             value += 0.02 * ("lora_A" in name)
@@ -299,7 +289,7 @@ def test_names_of_methods_are_read_kindly_and_wrong_ones_named() -> None:
 
 
 def test_dora_holds_the_norms_of_the_original(tmp_path: Path) -> None:
-    model, _ = place("llama", tmp_path / "source")
+    model, _ = write_model("llama", tmp_path / "source")
     result = initialize(tmp_path / "source", 3, dora=True, method="pissa", output=tmp_path / "out")
     stored = load_file(result.adapter / "adapter_model.safetensors")
     weights = model.state_dict()
@@ -309,9 +299,9 @@ def test_dora_holds_the_norms_of_the_original(tmp_path: Path) -> None:
 
 
 def test_dora_trained_and_merged_is_what_peft_computes(tmp_path: Path) -> None:
-    model, _ = place("llama", tmp_path / "source")
+    model, _ = write_model("llama", tmp_path / "source")
     initialize(tmp_path / "source", 3, dora=True, output=tmp_path / "out")
-    adapted = load(model, tmp_path / "out", tmp_path / "source", is_trainable=True)
+    adapted = load_start(model, tmp_path / "out", tmp_path / "source", is_trainable=True)
     with torch.no_grad():
         for name, value in adapted.named_parameters():
             value *= 1.3 if "lora_" in name else 1.0
@@ -324,9 +314,9 @@ def test_dora_trained_and_merged_is_what_peft_computes(tmp_path: Path) -> None:
 
 def test_magnitudes_are_float32_and_verified(tmp_path: Path) -> None:
     """Adapters in 16 bits keep step 0; magnitudes of other rows are told, though every hash may fit."""
-    model, original = place("llama", tmp_path / "source")
+    model, original = write_model("llama", tmp_path / "source")
     result = initialize(tmp_path / "source", 3, dora=True, adapter_dtype="bfloat16", output=tmp_path / "out")
-    adapted = load(model, tmp_path / "out", tmp_path / "source")
+    adapted = load_start(model, tmp_path / "out", tmp_path / "source")
     assert float((output(adapted, FAMILIES["llama"].inputs()) - original).norm() / original.norm()) < 1e-5
     assert {check.name: check.holds for check in verify(tmp_path / "out").checks}["magnitudes"]
     file = result.adapter / "adapter_model.safetensors"

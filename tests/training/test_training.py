@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from kit.adapters import load_start, write_model
 from kit.checkpoints import write_checkpoint
 from kit.families import build
 from kit.real_models import minilm
 from peft import PeftModel
-from surgery.test_methods import load, place
 from torch import nn
 from transformers import AutoModel
 
@@ -22,10 +22,10 @@ LR = 1e-5
 
 
 def test_bias_is_what_peft_trains(tmp_path: Path) -> None:
-    model, _ = place("bert with a head", tmp_path / "source")
+    model, _ = write_model("bert with a head", tmp_path / "source")
     for bias in ("none", "all", "lora_only"):
         initialize(tmp_path / "source", 3, bias=bias, output=tmp_path / bias)
-        adapted = load(model, tmp_path / bias, tmp_path / "source", is_trainable=True)
+        adapted = load_start(model, tmp_path / bias, tmp_path / "source", is_trainable=True)
         trained = {name for name, value in adapted.named_parameters() if value.requires_grad and "lora_" not in name}
         biases = {name for name, _ in adapted.named_parameters() if name.endswith(".bias")}
         ours = {name for name in biases if ".query." in name or ".value." in name}
@@ -33,9 +33,9 @@ def test_bias_is_what_peft_trains(tmp_path: Path) -> None:
 
 
 def test_mica_trains_a_alone(tmp_path: Path) -> None:
-    model, _ = place("llama", tmp_path / "source")
+    model, _ = write_model("llama", tmp_path / "source")
     result = initialize(tmp_path / "source", 3, method="mica", output=tmp_path / "out")
-    adapted = load(model, tmp_path / "out", tmp_path / "source", is_trainable=True)
+    adapted = load_start(model, tmp_path / "out", tmp_path / "source", is_trainable=True)
     assert freeze_b(adapted, result.adapter) == len(result.manifest.modules)
     trained = [name for name, value in adapted.named_parameters() if value.requires_grad]
     assert trained and all(".lora_A." in name for name in trained)
@@ -132,7 +132,7 @@ def test_a_b_that_is_frozen_in_part_is_refused(tmp_path: Path) -> None:
 
 
 def test_bitfit_trains_the_biases_and_nothing_else(tmp_path: Path) -> None:
-    model, _ = place("bert with a head", tmp_path / "source")
+    model, _ = write_model("bert with a head", tmp_path / "source")
     found = bitfit(tmp_path / "source", tmp_path / "out")
     expected = {name for name, _ in model.named_parameters() if name.endswith(".bias")}
     assert set(found.biases) == expected and found.total == sum(value.numel() for value in model.parameters())

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 from kit.checkpoints import llama_tensors, tree, write_checkpoint
+from kit.interruption import Interrupting
 from safetensors.torch import load_file
 
 import ailora_tools.surgery.tensor
 from ailora_tools import initialize, verify
 from ailora_tools.checkpoint.index import open_checkpoint
 from ailora_tools.errors import NumericalError, OutputError
-from ailora_tools.progress import Silent
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
@@ -61,18 +61,6 @@ def test_two_processes_write_the_same_bytes(tmp_path: Path) -> None:
         subprocess.run([*command, "--rounding", "stochastic", "--overwrite"], check=True, capture_output=True)
         trees.append(tree(tmp_path / "out"))
     assert trees[0] == trees[1]
-
-
-class Interrupting(Silent):
-    """Presses Ctrl-C after a number of modules."""
-
-    def __init__(self, after: int) -> None:
-        self.left = after
-
-    def advance(self, label: str) -> None:
-        self.left -= 1
-        if self.left == 0:
-            raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("after", [1, 3, 8, 9])

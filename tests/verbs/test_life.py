@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from kit.adapters import ALL, load_with_offset, near, original, prepare, train
 from kit.checkpoints import tree
-from kit.families import FAMILIES, FUSED, build, output
+from kit.families import build, output
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from verbs.test_no_base import attach
 
 from ailora_tools import convert, initialize, merge, residualize
 from ailora_tools.adapters.peft import CONFIG, WEIGHTS
@@ -24,40 +24,6 @@ from ailora_tools.output.atomic import RECORD
 
 CASES = ["llama", "qwen2 with biases", "bert with a head", "t5, heads narrower than the model", "gpt2", "gpt-neox",
          "falcon, groups", "deepseek-v3, latent"]  # fmt: skip
-ALL = {**FAMILIES, **FUSED}
-
-
-def train(model: nn.Module, name: str, steps: int = 3) -> None:
-    """A few steps of AdamW towards another output."""
-    model.train()
-    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
-    for _ in range(steps):
-        with torch.enable_grad():
-            result = model(**ALL[name].inputs())
-            loss = next(value for value in result.values() if isinstance(value, Tensor)).float().square().mean()
-            loss.backward()
-        optimiser.step()
-        optimiser.zero_grad()
-    model.eval()
-
-
-def prepare(name: str, folder: Path, **options: Any) -> tuple[Path, Tensor]:
-    """A model, `init` on it, and a trained adapter in folder/trained; what the trained model puts out."""
-    build(name).save_pretrained(folder / "model")
-    made = initialize(folder / "model", 2, output=folder / "init", **options)
-    base = type(build(name)).from_pretrained(folder / "init").eval()
-    model = PeftModel.from_pretrained(base, made.adapter, is_trainable=True)
-    train(model, name)
-    model.save_pretrained(folder / "trained")
-    return folder / "trained", output(model, ALL[name].inputs())
-
-
-def near(found: Tensor, expected: Tensor, tolerance: float = 1e-5) -> bool:
-    return bool((found - expected).abs().max() <= tolerance * expected.abs().max())
-
-
-def original(name: str, folder: Path) -> nn.Module:
-    return type(build(name)).from_pretrained(folder / "model").eval()  # type: ignore[attr-defined,no-any-return]
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -108,7 +74,7 @@ def test_convert_under_other_options(options: dict[str, Any], tmp_path: Path) ->
         made = initialize(tmp_path / "model", 2, output=tmp_path / "init", **options)
         model: nn.Module = original("llama", tmp_path)
         if options.get("no_base"):
-            loaded = attach(model, made.folder)
+            loaded = load_with_offset(model, made.folder)
         else:
             loaded = PeftModel.from_pretrained(model, made.adapter, is_trainable=True)
         train(loaded, "llama")

@@ -7,42 +7,29 @@ from pathlib import Path
 
 import pytest
 import torch
+from kit.adapters import ALL, load_with_offset
 from kit.checkpoints import tree
-from kit.families import FAMILIES, FUSED, build, output
-from matrices.test_few_bits import FORMATS
-from matrices.test_few_bits import write as write_quantised
-from peft import PeftModel
+from kit.families import build, output
+from kit.few_bits import FORMATS, write_quantised
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from ailora_tools import analyze, initialize, verify
 from ailora_tools.adapters.peft import WEIGHTS
 from ailora_tools.output.adapter import FOLDER, OFFSET
 
 
-def attach(base: nn.Module, folder: Path) -> PeftModel:
-    """As the card says it."""
-    model = PeftModel.from_pretrained(base, folder / FOLDER, is_trainable=True)
-    model.load_adapter(folder / OFFSET, adapter_name="offset")
-    model.base_model.set_adapter(["default", "offset"])
-    for name, parameter in model.named_parameters():
-        if ".offset." in name:
-            parameter.requires_grad = False
-    return model.eval()
-
-
 @pytest.mark.parametrize(
     "name", ["llama", "bert with a head", "t5, heads narrower than the model", "gpt2", "gpt-neox", "falcon, groups"]
 )
 def test_the_two_adapters_cancel_and_only_one_trains(name: str, tmp_path: Path) -> None:
-    family, model = {**FAMILIES, **FUSED}[name], build(name)
+    family, model = ALL[name], build(name)
     model.save_pretrained(tmp_path / "model")
     before = tree(tmp_path / "model")
     made = initialize(tmp_path / "model", 2, no_base=True, output=tmp_path / "out")
     assert tree(tmp_path / "model") == before
     assert not list((tmp_path / "out").glob("*.safetensors")) and not (tmp_path / "out/config.json").exists()
     expected = output(model, family.inputs())
-    loaded = attach(model, made.folder)
+    loaded = load_with_offset(model, made.folder)
     assert (output(loaded, family.inputs()) - expected).abs().max() <= 1e-5 * expected.abs().max()
     trainable = [name for name, parameter in loaded.named_parameters() if parameter.requires_grad]
     assert trainable and all(".default." in name for name in trainable)

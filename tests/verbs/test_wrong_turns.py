@@ -16,13 +16,13 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
+from kit.adapters import near, original, prepare, train
 from kit.checkpoints import tree
 from kit.families import FAMILIES, build, output
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
-from verbs.test_life import near, original, prepare, train
 
 from ailora_tools import convert, initialize, merge, verify
 from ailora_tools.cli.group import main
