@@ -16,8 +16,8 @@ _HOME = tempfile.mkdtemp(prefix="hf-home-")
 os.environ |= {
     "HF_ENDPOINT": _SERVER.endpoint,
     "HF_HOME": _HOME,
-    "HF_HUB_DOWNLOAD_TIMEOUT": "1",
-    "HF_HUB_ETAG_TIMEOUT": "2",
+    "HF_HUB_DOWNLOAD_TIMEOUT": "60",
+    "HF_HUB_ETAG_TIMEOUT": "60",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "NO_PROXY": "127.0.0.1",
 }

@@ -359,12 +359,12 @@ def test_bombs_are_refused_fast_and_in_few_words(bomb: str, field: str) -> None:
     else:
         fields = {"dtype": '"U8"', "shape": "[1]", "data_offsets": "[0,1]"} | {field: "?"}
         text = '{"a":{' + ",".join(f'"{key}":{value}' for key, value in fields.items()) + "}}"
-    began = time.perf_counter()
+    began = time.thread_time()
     if (bomb, field) == ("long text", "value"):  # a long text is a legal value
         assert agree(file_of(text.replace("?", BOMBS[bomb])))
     else:
         assert not agree(file_of(text.replace("?", BOMBS[bomb]), 1))
-    assert time.perf_counter() - began < 3
+    assert time.thread_time() - began < 3
 
 
 def test_a_claim_alone_allocates_nothing() -> None:

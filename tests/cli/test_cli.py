@@ -8,13 +8,14 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner, Result
 from kit.checkpoints import llama_tensors, tree, write_checkpoint
+from kit.interruption import PAUSING
+from kit.waiting import SAFETY
 
 from ailora_tools.cli.group import main
 from ailora_tools.methods import METHODS, RULES
@@ -137,16 +138,16 @@ def test_markup_in_names_is_shown_as_it_is(tmp_path: Path) -> None:
     assert run("inspect", tmp_path / "[/bold]").exit_code == 1
 
 
-def test_an_interrupted_run_exits_130_and_says_how_to_go_on(tmp_path: Path) -> None:
-    model = write_checkpoint(tmp_path / "model", llama_tensors(layers=12, hidden=640, kv=640))
-    command = [sys.executable, "-m", "ailora_tools", "init", str(model), "--rank", "8", "-o", str(tmp_path / "out")]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    journal = tmp_path / "out.partial" / "journal.jsonl"
-    while child.poll() is None and not (journal.exists() and '"module"' in journal.read_text()):
-        time.sleep(0.005)
+def test_an_interrupted_run_exits_130_and_says_how_to_go_on(model: Path, tmp_path: Path) -> None:
+    arguments = ["init", str(model), "--rank", "8", "-o", str(tmp_path / "out")]
+    child = subprocess.Popen(
+        [sys.executable, "-c", PAUSING, *arguments],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert child.stdout is not None and child.stdout.readline() == "stored\n"
     child.send_signal(signal.SIGINT)
-    _, errors = child.communicate()
+    _, errors = child.communicate(timeout=SAFETY)
     assert child.returncode == 130 and "--resume" in errors and "Traceback" not in errors
-    assert journal.exists() and not (tmp_path / "out").exists()
-    assert subprocess.run([*command, "--resume"], capture_output=True).returncode == 0
+    assert (tmp_path / "out.partial" / "journal.jsonl").exists() and not (tmp_path / "out").exists()
+    assert process(*arguments, "--resume").returncode == 0
     assert run("verify", tmp_path / "out").exit_code == 0

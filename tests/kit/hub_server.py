@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from kit.waiting import Gate
+
 LARGE = (".safetensors", ".bin", ".gguf")  # what lies in the storage, behind a redirect
 
 
@@ -45,7 +47,7 @@ class Fault:
     headers: Mapping[str, str] = field(default_factory=dict)
     cut: int | None = None  # send so many bytes of the body, then close
     reset: bool = False  # close with a TCP reset
-    stall: float = 0.0  # wait in mid-body
+    gate: Gate | None = None  # wait in mid-body until it is opened
     ignore_range: bool = False
     shift: int = 0  # answer with a span that starts so many bytes later
     content_range: str | None = None
@@ -90,7 +92,7 @@ class HubServer:
         self.mood: Mood | None = None
         self.latency = 0.0
         self.bandwidth: float | None = None  # bytes a second, all connections together
-        self.address_age = 3600.0
+        self.addresses = 0  # signed addresses of another number are refused
         self.token = "hf_secret"
         self._lock = threading.Lock()
         self._free_at = 0.0
@@ -101,7 +103,11 @@ class HubServer:
     def reset(self) -> None:
         """No repositories, no log, good mood."""
         self.repos, self.log, self.sent, self.mood = {}, [], 0, None
-        self.latency, self.bandwidth, self.address_age = 0.0, None, 3600.0
+        self.latency, self.bandwidth = 0.0, None
+
+    def expire_addresses(self) -> None:
+        """The storage refuses every address that was given out so far."""
+        self.addresses += 1
 
     def count(self, host: str | None = None, method: str | None = None, file: str = "") -> int:
         """Requests in the log."""
@@ -214,14 +220,13 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {"X-Repo-Commit": repo.commit, "ETag": f'"{etag}"'}
         if not name.endswith(LARGE):
             return self._bytes(repo.files[name], {**headers, **fault.headers}, fault)
-        until = int(1000 * (time.time() + self.server.hub.address_age))
-        place = f"{self.server.hub.storage}/{found[1]}/{name}?until={until}&signature=secret"
+        place = f"{self.server.hub.storage}/{found[1]}/{name}?age={self.server.hub.addresses}&signature=secret"
         large = {"X-Linked-Size": str(size), "X-Linked-ETag": f'"{etag}"', "Location": place}
         return self._reply(302, b"", {**headers, **large, **fault.headers})
 
     def _storage(self, fault: Fault) -> None:
         url = urlsplit(self.path)
-        if int(parse_qs(url.query)["until"][0]) < 1000 * time.time():
+        if int(parse_qs(url.query)["age"][0]) != self.server.hub.addresses:
             return self._reply(403, b"Request has expired")
         parts = unquote(url.path).split("/", 3)
         repo = self.server.hub.repos["/".join(parts[1:3])]
@@ -252,7 +257,8 @@ class _Handler(BaseHTTPRequestHandler):
             part = body[low : min(low + (1 << 18), end)]
             self.server.hub.pace(len(part))
             self.wfile.write(part)
-        time.sleep(fault.stall)
+        if fault.gate is not None:
+            fault.gate.wait()
         if fault.reset:
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         if fault.reset or fault.cut is not None:

@@ -93,12 +93,18 @@ def test_every_figure_is_drawn_without_a_fault(browser: Any, reports: dict[str, 
     assert page.title() == title and page.faults == []
 
 
+IN_VIEW_IS_DRAWN = """() => [...document.querySelectorAll('.figure')].every(box => {
+    const {top, bottom} = box.getBoundingClientRect();
+    return !box.offsetParent || box.dataset.drawn || bottom <= 0 || top >= innerHeight;
+})"""
+
+
 def test_figures_are_drawn_by_scrolling_alone(browser: Any, reports: dict[str, Path]) -> None:
     page = Page(browser, reports["minilm"])
     height = page.evaluate("document.documentElement.scrollHeight")
     for at in range(0, height, 400):
         page.evaluate(f"window.scrollTo({{top: {at}, behavior: 'instant'}})")
-        page.wait_for_timeout(60)
+        page.wait_for_function(IN_VIEW_IS_DRAWN)
     assert page.evaluate("[...document.querySelectorAll('.figure')].every(box => box.dataset.drawn)")
 
 

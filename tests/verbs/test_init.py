@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
 import torch
 from kit.checkpoints import llama_tensors, tree, write_checkpoint
-from kit.interruption import Interrupting
+from kit.interruption import Interrupting, join_workers
 from safetensors.torch import load_file
 
 import ailora_tools.surgery.tensor
@@ -73,9 +72,7 @@ def test_a_resumed_run_gives_the_same_bytes_without_doing_work_twice(
     with pytest.raises(KeyboardInterrupt):
         initialize(src, 4, output=out, overwrite=True, progress=Interrupting(after))
     assert tree(out) == whole, "the old result stays until the new one is complete"
-    for thread in threading.enumerate():
-        if thread.name.startswith("work"):  # the interrupted run may still be at its last matrix
-            thread.join()
+    join_workers()
     done = []
     real = ailora_tools.surgery.tensor.decompose
     monkeypatch.setattr(
