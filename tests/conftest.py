@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from kit.hub_server import HubServer
 
 _SERVER = HubServer()
@@ -26,6 +27,24 @@ for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_CACHE"):
 
 
 import transformers  # noqa: E402, F401 - once it is loaded, `init` need not start a process to ask it for its modules
+
+
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Ids that tell what is tested: 64x24, bfloat16, rank 4, method=pissa alpha=6; the rest as pytest does it."""
+    match val:
+        case torch.dtype():
+            return str(val).removeprefix("torch.")
+        case Path():
+            return val.stem
+        case bool() | int() | float():
+            return f"{argname} {val}"
+        case (int(), int()):
+            return f"{val[0]}x{val[1]}"
+        case dict() if len(str(val)) < 100:
+            return " ".join(f"{key}={value}" for key, value in val.items()) or "nothing"
+        case tuple() | list() if val and all(isinstance(word, str) for word in val):
+            return " ".join(val)
+    return None
 
 
 @pytest.fixture

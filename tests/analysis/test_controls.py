@@ -44,6 +44,15 @@ def low_rank(name: str, W: Tensor, rank: int, relative: float) -> Tensor:
     return (W.float() + relative * W.float().norm() / D.norm() * D).to(W.dtype)
 
 
+def cast(name: str, W: Tensor) -> Tensor:
+    return W.bfloat16()
+
+
+def cast_and_widened(name: str, W: Tensor) -> Tensor:
+    """Numbers of bfloat16 stored in float32."""
+    return W.bfloat16().float()
+
+
 def planted(base: Path, out: Path, edit: Edit) -> Path:
     """A copy of `base` with `edit` applied to every W^Q and W^V."""
     shutil.copytree(base, out)
@@ -91,10 +100,9 @@ def test_rank_four(models: Path, tmp_path: Path) -> None:
 
 
 def test_a_cast_to_bfloat16(models: Path, tmp_path: Path) -> None:
-    for stored in ("bfloat16", "float32"):  # the second holds bfloat16 numbers in float32
-        edit: Edit = lambda _, W, wide=stored == "float32": W.bfloat16().float() if wide else W.bfloat16()  # noqa: E731
-        edited = planted(models / "base", tmp_path / stored, edit)
-        kinds, text, _ = compared(models / "base", edited, tmp_path / f"out-{stored}")
+    for edit in (cast, cast_and_widened):
+        edited = planted(models / "base", tmp_path / edit.__name__, edit)
+        kinds, text, _ = compared(models / "base", edited, tmp_path / f"out-{edit.__name__}")
         assert kinds == {"rounding"} and "no change beyond rounding" in text
 
 
@@ -157,9 +165,10 @@ def test_rank_eight_stored_in_bfloat16(tmp_path: Path) -> None:
 
 
 def test_a_change_of_q_alone_confirms_the_premise(models: Path, tmp_path: Path) -> None:
-    edited = planted(
-        models / "base", tmp_path / "t", lambda name, W: low_rank(name, W, 4, 0.05 if "query" in name else 0.01)
-    )
+    def edit(name: str, W: Tensor) -> Tensor:
+        return low_rank(name, W, 4, 0.05 if "query" in name else 0.01)
+
+    edited = planted(models / "base", tmp_path / "t", edit)
     _, text, _ = compared(models / "base", edited, tmp_path)
     assert (
         "W^Q changed more than W^V (AILoRA's assumption holds here)" in text and "Q higher in 12 of 12 layers" in text

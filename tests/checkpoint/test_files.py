@@ -42,7 +42,7 @@ def on_the_hub(folder: Path) -> Files:
 
 
 # A new implementation of the seam is one more row here.
-@pytest.fixture(params=[in_folder, as_single_file, in_memory, on_the_hub], ids=lambda make: make.__name__)
+@pytest.fixture(params=[in_folder, as_single_file, in_memory, on_the_hub])
 def files(request: pytest.FixtureRequest, tmp_path: Path, hub: HubServer) -> Files:
     make: Callable[[Path], Files] = request.param
     hub.repos["org/model"] = Repo(dict(CONTENTS))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 from kit.checkpoints import llama_tensors, tree, write_checkpoint
-from kit.hub_server import Asked, Fault, HubServer, Repo, in_storage
-from kit.interruption import Interrupting, join_workers
+from kit.hub_server import Asked, Fault, HubServer, Repo, always, anything, in_storage
+from kit.interruption import Interrupting, join_workers, press_ctrl_c, start
 from kit.real_models import minilm, smollm2
 from kit.waiting import SAFETY, Gate, until
 from safetensors.torch import save_file
@@ -68,7 +67,7 @@ def download(hub: HubServer, name: str = NAME) -> Path:
 # ---- the same numbers
 
 
-@pytest.mark.parametrize("make", [minilm, smollm2, llama], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("make", [minilm, smollm2, llama])
 def test_folder_cache_and_hub_give_the_same_numbers(hub: HubServer, make: Any, tmp_path: Path) -> None:
     here = make(tmp_path / "model")
     commit = upload(hub, here).commit
@@ -125,7 +124,7 @@ def test_a_tuned_checkpoint_and_an_adapter_may_be_on_the_hub(hub: HubServer, tmp
 # ---- few bytes, few requests
 
 
-@pytest.mark.parametrize("make", [minilm, smollm2], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("make", [minilm, smollm2])
 def test_analyze_reads_the_targets_and_little_else(hub: HubServer, make: Any, tmp_path: Path) -> None:
     upload(hub, make(tmp_path / "model"))
     result = analyze(NAME, output=tmp_path / "out")
@@ -362,7 +361,7 @@ def test_offline_reads_the_cache_and_says_what_is_missing(hub: HubServer, tmp_pa
 def test_a_hub_that_is_down_is_replaced_by_the_cache(hub: HubServer, tmp_path: Path) -> None:
     commit = upload(hub, llama(tmp_path / "model")).commit
     download(hub)
-    hub.mood = lambda asked: Fault(status=503)
+    hub.mood = always(anything, Fault(status=503))
     found = inspect_checkpoint(NAME)
     assert found.checkpoint.origin.revision == commit
     assert any("read from the local cache" in text and "503" in text for text in found.plan.notices)
@@ -421,10 +420,7 @@ def test_ctrl_c_does_not_wait_for_the_network(hub: HubServer, tmp_path: Path) ->
 
     hub.mood = hold
     command = [sys.executable, "-m", "ailora_tools", "init", NAME, "--rank", "4", "-o", str(tmp_path / "out")]
-    child = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "HF_HUB_DOWNLOAD_TIMEOUT": str(10 * SAFETY)},
-    )  # fmt: skip
+    child = start(command, HF_HUB_DOWNLOAD_TIMEOUT=str(10 * SAFETY))
 
     def waits_for_held_answers() -> bool:
         """Both layers that came are in the journal (torch is imported by then), the other two are held."""
@@ -432,8 +428,7 @@ def test_ctrl_c_does_not_wait_for_the_network(hub: HubServer, tmp_path: Path) ->
         return child.poll() is not None or (stored >= 4 and gate.holding == 2)
 
     until(waits_for_held_answers)
-    child.send_signal(signal.SIGINT)
-    _, errors = child.communicate(timeout=SAFETY)
+    errors = press_ctrl_c(child)
     assert gate.holding == 2, errors
     gate.open()
     assert child.returncode == 130 and "--resume" in errors and "Traceback" not in errors
@@ -461,7 +456,7 @@ def test_the_terminal_says_what_is_read(hub: HubServer, tmp_path: Path) -> None:
 
 def test_signatures_stay_out_of_messages(hub: HubServer, tmp_path: Path) -> None:
     upload(hub, llama(tmp_path / "model"))
-    hub.mood = lambda asked: Fault(status=500) if in_storage(asked) else None
+    hub.mood = always(in_storage, Fault(status=500))
     with pytest.raises(AiloraError) as caught:
         inspect_checkpoint(NAME)
     assert "signature" not in str(caught.value) and "status 500" in str(caught.value)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 from kit.checkpoints import llama_tensors, tree, write_checkpoint
-from kit.hub_server import Asked, Fault, HubServer, Mood, Repo, in_storage, once
+from kit.hub_server import Asked, Fault, HubServer, Repo, always, in_storage, once, sometimes
 from kit.waiting import Gate, until
 
 from ailora_tools import analyze, inspect_checkpoint
@@ -53,6 +53,10 @@ def retries(files: Files) -> int:
 
 def at_hub(asked: Asked) -> bool:
     return asked.host == "hub" and "/resolve/" in asked.path
+
+
+def behind_the_header(asked: Asked) -> bool:
+    return in_storage(asked) and not str(asked.span).startswith("bytes=0-")
 
 
 SURVIVED: dict[str, tuple[Callable[[Asked], bool], list[Fault]]] = {
@@ -130,10 +134,6 @@ def test_a_wait_that_is_too_long_is_told_not_slept(hub: HubServer, files: Files)
         files.read(FILE, 0, 10)
 
 
-def forever(match: Callable[[Asked], bool], fault: Fault) -> Mood:
-    return lambda asked: fault if match(asked) else None
-
-
 @pytest.mark.parametrize(
     ("match", "fault", "message"),
     [
@@ -151,7 +151,7 @@ def forever(match: Callable[[Asked], bool], fault: Fault) -> Mood:
 def test_given_up_with_a_reason(
     hub: HubServer, files: Files, match: Callable[[Asked], bool], fault: Fault, message: str
 ) -> None:
-    hub.mood = forever(match, fault)
+    hub.mood = always(match, fault)
     with pytest.raises(CheckpointError, match=message) as caught:
         files.read(FILE, 10, 20)
     assert caught.value.hint and "signature" not in str(caught.value)
@@ -169,7 +169,7 @@ CHANGED: dict[str, tuple[Callable[[Asked], bool], Fault, str]] = {
 def test_a_change_in_mid_run_is_an_error_and_never_a_mixture(case: str, hub: HubServer, files: Files) -> None:
     match, fault, message = CHANGED[case]
     assert files.read(FILE, 0, 10) == DATA[:10]
-    hub.mood = forever(match, fault)
+    hub.mood = always(match, fault)
     hub.expire_addresses()
     with pytest.raises(CheckpointError, match=message) as caught:
         files.read(FILE, 0, 10)
@@ -225,7 +225,7 @@ def test_a_renamed_repository_is_followed(hub: HubServer, files: Files) -> None:
 def test_reads_at_a_time_are_bounded(hub: HubServer) -> None:
     hub.repos[NAME] = Repo({FILE: DATA})
     files, gate = open_files(NAME, connections=3), Gate()
-    hub.mood = forever(in_storage, Fault(gate=gate))
+    hub.mood = always(in_storage, Fault(gate=gate))
     right = []
 
     def read(low: int) -> None:
@@ -246,11 +246,11 @@ def test_reads_at_a_time_are_bounded(hub: HubServer) -> None:
 def test_a_soak_of_random_faults_ends_with_the_right_bytes(hub: HubServer) -> None:
     hub.repos[NAME] = Repo({FILE: DATA})
     files, dice = open_files(NAME), random.Random(1)
-    kinds = [
+    hub.mood = sometimes(
+        in_storage, 0.1, 1,
         Fault(ignore_range=True), Fault(shift=3), Fault(cut=5), Fault(cut=50, reset=True), Fault(status=429),
         Fault(status=500), Fault(status=503), Fault(status=403), Fault(content_range="bytes 0-0/1"),
-    ]  # fmt: skip
-    hub.mood = lambda asked: dice.choice(kinds) if dice.random() < 0.1 and asked.method != "HEAD" else None
+    )  # fmt: skip
     for _ in range(500):
         start = dice.randrange(len(DATA))
         stop = min(len(DATA), start + dice.randrange(1, 20_000))
@@ -262,9 +262,8 @@ def test_a_whole_analysis_under_faults_is_the_one_without(hub: HubServer, tmp_pa
     folder = write_checkpoint(tmp_path / "model", llama_tensors(layers=6), shards=3)
     hub.repos[NAME] = Repo(tree(folder))
     good = analyze(NAME, output=tmp_path / "good").document
-    dice = random.Random(2)
-    kinds = [Fault(cut=100), Fault(status=503), Fault(shift=2), Fault(status=403), Fault(cut=9, reset=True)]
-    hub.mood = lambda asked: dice.choice(kinds) if in_storage(asked) and dice.random() < 0.2 else None
+    faults = [Fault(cut=100), Fault(status=503), Fault(shift=2), Fault(status=403), Fault(cut=9, reset=True)]
+    hub.mood = sometimes(in_storage, 0.2, 2, *faults)
     result = analyze(NAME, output=tmp_path / "bad")
     assert result.document["matrices"] == good["matrices"]
     assert result.traffic is not None and result.traffic.retries > 0
@@ -274,9 +273,7 @@ def test_a_lost_connection_leaves_what_can_be_resumed(hub: HubServer, tmp_path: 
     folder = write_checkpoint(tmp_path / "model", llama_tensors())
     hub.repos[NAME] = Repo(tree(folder))
     inspect_checkpoint(NAME)
-    hub.mood = forever(
-        lambda asked: in_storage(asked) and not str(asked.span).startswith("bytes=0-"), Fault(status=500)
-    )
+    hub.mood = always(behind_the_header, Fault(status=500))
     with pytest.raises(CheckpointError, match="status 500"):
         analyze(NAME, output=tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -289,8 +286,8 @@ def test_a_lost_connection_leaves_what_can_be_resumed(hub: HubServer, tmp_path: 
 def test_addresses_that_expire_under_many_readers_lock_nobody_out(hub: HubServer, connections: int) -> None:
     """More readers than connections, each of them refused every few requests."""
     hub.repos[NAME] = Repo({FILE: DATA})
-    files, dice, wrong = open_files(NAME, connections=connections), random.Random(3), []
-    hub.mood = lambda asked: Fault(status=403) if in_storage(asked) and dice.random() < 0.3 else None
+    files, wrong = open_files(NAME, connections=connections), []
+    hub.mood = sometimes(in_storage, 0.3, 3, Fault(status=403))
 
     def read(low: int) -> None:
         starts = range(low, low + 2000, 100)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +13,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 from kit.checkpoints import llama_tensors, tree, write_checkpoint
-from kit.interruption import PAUSING
-from kit.waiting import SAFETY
+from kit.interruption import PAUSING, press_ctrl_c, start
 
 from ailora_tools.cli.group import main
 from ailora_tools.methods import METHODS, RULES
@@ -140,13 +138,9 @@ def test_markup_in_names_is_shown_as_it_is(tmp_path: Path) -> None:
 
 def test_an_interrupted_run_exits_130_and_says_how_to_go_on(model: Path, tmp_path: Path) -> None:
     arguments = ["init", str(model), "--rank", "8", "-o", str(tmp_path / "out")]
-    child = subprocess.Popen(
-        [sys.executable, "-c", PAUSING, *arguments],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    child = start([sys.executable, "-c", PAUSING, *arguments])
     assert child.stdout is not None and child.stdout.readline() == "stored\n"
-    child.send_signal(signal.SIGINT)
-    _, errors = child.communicate(timeout=SAFETY)
+    errors = press_ctrl_c(child)
     assert child.returncode == 130 and "--resume" in errors and "Traceback" not in errors
     assert (tmp_path / "out.partial" / "journal.jsonl").exists() and not (tmp_path / "out").exists()
     assert process(*arguments, "--resume").returncode == 0

@@ -134,7 +134,7 @@ def test_batches_depend_on_the_seed_alone_and_hold_every_text_once() -> None:
 KEPT = sorted((ROOT / "reports" / "study").glob("*.jsonl"))
 
 
-@pytest.mark.parametrize("path", KEPT, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", KEPT)
 def test_the_tables_that_are_kept_are_those_of_the_lines_that_are_kept(path: Path) -> None:
     lines = [json.loads(text) for text in path.read_text().splitlines()]
     assert path.with_suffix(".md").read_text() == markdown(outcomes(lines), lines)

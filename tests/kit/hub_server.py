@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 import re
 import socket
 import struct
@@ -269,7 +270,35 @@ class _Handler(BaseHTTPRequestHandler):
 def once(match: Callable[[Asked], bool], *faults: Fault) -> Mood:
     """A mood for the first requests that match, one fault each."""
     waiting = list(faults)
-    return lambda asked: waiting.pop(0) if waiting and match(asked) else None
+
+    def mood(asked: Asked) -> Fault | None:
+        return waiting.pop(0) if waiting and match(asked) else None
+
+    return mood
+
+
+def always(match: Callable[[Asked], bool], fault: Fault) -> Mood:
+    """A mood that has the fault for every request that matches."""
+
+    def mood(asked: Asked) -> Fault | None:
+        return fault if match(asked) else None
+
+    return mood
+
+
+def sometimes(match: Callable[[Asked], bool], share: float, seed: int, *faults: Fault) -> Mood:
+    """A mood that has one of the faults for a random share of the requests that match."""
+    dice = random.Random(seed)
+
+    def mood(asked: Asked) -> Fault | None:
+        return dice.choice(faults) if match(asked) and dice.random() < share else None
+
+    return mood
+
+
+def anything(asked: Asked) -> bool:
+    """All requests."""
+    return True
 
 
 def in_storage(asked: Asked) -> bool:

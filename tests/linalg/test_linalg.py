@@ -100,7 +100,7 @@ def check_numbers(got: Components, W: Tensor, top: float, relative: float, absol
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", SMALL, ids=str)
+@pytest.mark.parametrize("shape", SMALL)
 @pytest.mark.parametrize("spectrum", SPECTRA)
 @pytest.mark.parametrize("rule", RULES)
 def test_agrees_with_lapack(rule: str, spectrum: str, shape: tuple[int, int], dtype: str) -> None:

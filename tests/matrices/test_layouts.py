@@ -149,8 +149,8 @@ def test_base_and_adapter_compute_what_the_original_does(name: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize("options", [{"rslora": True}, {"alpha": 7}, {"method": "pissa"}, {"roles": ("v",)},
-                                     {"roles": ("q", "k", "v", "o"), "method": "pissa"}, {"adapter_dtype": "bfloat16"}],
-                         ids=lambda options: ", ".join(options))  # fmt: skip
+                                     {"roles": ("q", "k", "v", "o"), "method": "pissa"},
+                                     {"adapter_dtype": "bfloat16"}])  # fmt: skip
 @pytest.mark.parametrize("name", ["gpt2", "falcon, groups", "deepseek-v3, latent"])
 def test_every_option_keeps_the_function(name: str, options: dict[str, object], tmp_path: Path) -> None:
     model = build(name)
@@ -254,7 +254,8 @@ def trained(
         model(**inputs, labels=inputs["input_ids"]).loss.backward()
         steps.step()
         steps.zero_grad()
-    assert all(handle.remove() is None for handle in handles)  # type: ignore[func-returns-value]
+    for handle in handles:
+        handle.remove()
     return before, dict(model.named_parameters()), make_plan(open_checkpoint(folder), roles=("q", "k", "v"))
 
 

@@ -40,7 +40,7 @@ def run(model: Any, inputs: dict[str, Tensor]) -> Tensor:
     return model.eval()(**inputs).sample
 
 
-@pytest.mark.parametrize("make", [unet, transformer], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("make", [unet, transformer])
 def test_base_and_adapter_compute_what_the_original_does(make: Any, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, inputs = make()

@@ -64,7 +64,7 @@ OPTIONS = [
 ]
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: ", ".join(f"{k} {v}" for k, v in options.items()))
+@pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("name", ["llama", "t5, heads narrower than the model"])
 def test_every_option_keeps_the_function(name: str, options: dict[str, object], tmp_path: Path) -> None:
     model, original = start(name, tmp_path / "source")

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from kit.checkpoints import llama_tensors, write_checkpoint
+from kit.interruption import Interrupting
 from kit.real_models import minilm
 from peft import PeftModel
 from transformers import AutoModel, LlamaConfig, LlamaForCausalLM
@@ -106,13 +107,11 @@ def test_no_file_and_no_json(tmp_path: Path) -> None:
     assert done.returncode == 2 and "--ranks FILE" in done.stderr
 
 
-def test_another_file_does_not_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_file_does_not_resume(tmp_path: Path) -> None:
     model = write_checkpoint(tmp_path / "model", llama_tensors())
     one, two = (ranks_file(tmp_path / f"{r}.json", rank=4, rank_pattern={Q0: r}) for r in (5, 6))
-    with monkeypatch.context() as patch:
-        patch.setattr("ailora_tools.verbs.initialize._describe", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
-        with pytest.raises(KeyboardInterrupt):
-            initialize(model, ranks=one, output=tmp_path / "out")
+    with pytest.raises(KeyboardInterrupt):
+        initialize(model, ranks=one, output=tmp_path / "out", progress=Interrupting(5))
     with pytest.raises(AiloraError, match="differs in rank_pattern"):
         initialize(model, ranks=two, output=tmp_path / "out", resume=True)
     initialize(model, ranks=one, output=tmp_path / "out", resume=True)

@@ -183,7 +183,7 @@ OPTIONS: list[dict[str, object]] = [
 ]
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: ", ".join(f"{k} {v}" for k, v in options.items()))
+@pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_step_zero_is_the_original(name: str, options: dict[str, object], tmp_path: Path) -> None:
     model, original = write_model(name, tmp_path / "source")

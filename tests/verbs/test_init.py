@@ -17,6 +17,7 @@ import ailora_tools.surgery.tensor
 from ailora_tools import initialize, verify
 from ailora_tools.checkpoint.index import open_checkpoint
 from ailora_tools.errors import NumericalError, OutputError
+from ailora_tools.surgery.decompose import Recipe, Surgery, decompose
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
@@ -74,10 +75,12 @@ def test_a_resumed_run_gives_the_same_bytes_without_doing_work_twice(
     assert tree(out) == whole, "the old result stays until the new one is complete"
     join_workers()
     done = []
-    real = ailora_tools.surgery.tensor.decompose
-    monkeypatch.setattr(
-        ailora_tools.surgery.tensor, "decompose", lambda W, recipe: done.append(recipe.name) or real(W, recipe)
-    )
+
+    def counted(W: torch.Tensor, recipe: Recipe) -> Surgery:
+        done.append(recipe.name)
+        return decompose(W, recipe)
+
+    monkeypatch.setattr(ailora_tools.surgery.tensor, "decompose", counted)
     assert tree(initialize(src, 4, output=out, overwrite=True, resume=True).folder) == whole
     assert len(done) == max(0, 8 - after)
     assert [path.name for path in tmp_path.iterdir() if "out" in path.name] == ["out"]

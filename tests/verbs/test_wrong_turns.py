@@ -1,9 +1,6 @@
 """What users of other tools ran into between init and serving, replayed with our folders.
 
-B: which base; C: conversion and resuming (threads of PEFT, LLaMA-Factory, PiSSA and Axolotl). Told apart elsewhere:
-wrong base in a merge and a stranger's init (test_life), twice residualised (test_life), other init tags (test_verify),
-conversion on every architecture (test_life), a truncated rank (test_life), resuming (test_trainers), keys of exports
-(test_export), a bfloat16 merge beside PEFT's (test_trainers).
+The numbers are those of threads in the trackers of PEFT, LLaMA-Factory, PiSSA, RWKV-PEFT and Axolotl.
 """
 
 from __future__ import annotations
@@ -35,7 +32,7 @@ def answers(model: torch.nn.Module) -> Tensor:
     return output(model.eval(), INPUTS())
 
 
-def test_b1_b4_the_original_is_untouched_and_can_be_had_back(tmp_path: Path) -> None:
+def test_the_original_is_untouched_and_can_be_had_back(tmp_path: Path) -> None:
     """PEFT 2184, 1626: a surgery in place that nothing undoes. Merging the untrained start gives the original."""
     build("llama").save_pretrained(tmp_path / "model")
     before = tree(tmp_path / "model")
@@ -46,7 +43,7 @@ def test_b1_b4_the_original_is_untouched_and_can_be_had_back(tmp_path: Path) -> 
     assert old.keys() == new.keys() and all(torch.allclose(old[name], new[name], atol=1e-7) for name in old)
 
 
-def test_b3_c7_two_adapters_on_one_base(tmp_path: Path) -> None:
+def test_converted_adapters_of_two_methods_share_the_original(tmp_path: Path) -> None:
     """PEFT 2270, PiSSA 46: two residualised adapters cannot share a base; converted they share the original."""
     expected = {}
     for method in ("ailora", "pissa"):
@@ -60,7 +57,7 @@ def test_b3_c7_two_adapters_on_one_base(tmp_path: Path) -> None:
         assert near(answers(model), found, 1e-5)
 
 
-def test_b5_the_card_says_which_folder_and_its_commands_run(tmp_path: Path) -> None:
+def test_the_card_says_which_folder_and_its_commands_run(tmp_path: Path) -> None:
     """LLaMA-Factory 5844, 6171, 5003: which folder is for inference?"""
     trained, expected = prepare("llama", tmp_path)
     card = (tmp_path / "init" / "README.md").read_text()
@@ -80,7 +77,7 @@ def test_b5_the_card_says_which_folder_and_its_commands_run(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("wrong", ["nowhere", "model", "init/ailora.json"])
-def test_b6_a_folder_without_an_adapter_is_named(wrong: str, tmp_path: Path) -> None:
+def test_a_folder_without_an_adapter_is_named(wrong: str, tmp_path: Path) -> None:
     """LLaMA-Factory 4992: "Adapter pissa_init does not exist" for a path with a slash behind it."""
     prepare("llama", tmp_path)
     with pytest.raises(CheckpointError, match=f"{wrong.split('/')[-1]}.*expected an adapter"):
@@ -89,7 +86,7 @@ def test_b6_a_folder_without_an_adapter_is_named(wrong: str, tmp_path: Path) -> 
     assert convert(f"{tmp_path}/trained/", f"{tmp_path}/init/", f"{tmp_path}/plain/").modules
 
 
-def test_b7_a_folder_that_was_moved_still_works(tmp_path: Path) -> None:
+def test_a_folder_that_was_moved_still_works(tmp_path: Path) -> None:
     """PEFT 2001, 1932: the path of the base in the adapter's config is no longer true."""
     trained, expected = prepare("llama", tmp_path)
     shutil.move(tmp_path / "init", tmp_path / "elsewhere")
@@ -101,7 +98,7 @@ def test_b7_a_folder_that_was_moved_still_works(tmp_path: Path) -> None:
     assert config["base_model_name_or_path"] == str(tmp_path / "model"), "the original, which was not moved"
 
 
-def test_b8_an_adapter_for_another_model_is_refused_by_shape(tmp_path: Path) -> None:
+def test_an_adapter_for_another_model_is_refused_by_shape(tmp_path: Path) -> None:
     """Axolotl 2277: a size mismatch deep inside a trainer."""
     trained, _ = prepare("llama", tmp_path)
     convert(trained, tmp_path / "init", tmp_path / "plain")
@@ -113,7 +110,7 @@ def test_b8_an_adapter_for_another_model_is_refused_by_shape(tmp_path: Path) -> 
     assert not (tmp_path / "merged").exists()
 
 
-def test_c5_training_goes_on_from_a_trained_adapter(tmp_path: Path) -> None:
+def test_training_goes_on_from_a_trained_adapter(tmp_path: Path) -> None:
     """RWKV-PEFT 54: the second run did not find the start. Ours stays in the folder of init, whoever trains on."""
     trained, _ = prepare("llama", tmp_path)
     base = type(build("llama")).from_pretrained(tmp_path / "init").eval()
@@ -124,7 +121,7 @@ def test_c5_training_goes_on_from_a_trained_adapter(tmp_path: Path) -> None:
     assert near(answers(PeftModel.from_pretrained(original("llama", tmp_path), plain)), answers(model))
 
 
-def test_c9_a_merge_tells_how_much_it_changed(tmp_path: Path) -> None:
+def test_a_merge_tells_how_much_it_changed(tmp_path: Path) -> None:
     """PEFT 1388, 1904: a merge whose precision nobody sees."""
     trained, _ = prepare("llama", tmp_path)
     done = merge(tmp_path / "init", trained, tmp_path / "merged")
