@@ -49,7 +49,7 @@ def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
 
 @pytest.fixture
 def hub() -> Iterator[HubServer]:
-    """The server, empty and in a good mood; the local cache of the client is emptied, too."""
+    """The server, empty and without faults; the local cache of the client is emptied, too."""
     _SERVER.reset()
     yield _SERVER
     _SERVER.reset()

@@ -361,7 +361,7 @@ def test_offline_reads_the_cache_and_says_what_is_missing(hub: HubServer, tmp_pa
 def test_a_hub_that_is_down_is_replaced_by_the_cache(hub: HubServer, tmp_path: Path) -> None:
     commit = upload(hub, llama(tmp_path / "model")).commit
     download(hub)
-    hub.mood = always(anything, Fault(status=503))
+    hub.fault_of = always(anything, Fault(status=503))
     found = inspect_checkpoint(NAME)
     assert found.checkpoint.origin.revision == commit
     assert any("read from the local cache" in text and "503" in text for text in found.plan.notices)
@@ -418,7 +418,7 @@ def test_ctrl_c_does_not_wait_for_the_network(hub: HubServer, tmp_path: Path) ->
         start = str(asked.span).removeprefix("bytes=").split("-")[0]
         return Fault(cut=100, gate=gate) if in_storage(asked) and start in late else None
 
-    hub.mood = hold
+    hub.fault_of = hold
     command = [sys.executable, "-m", "ailora_tools", "init", NAME, "--rank", "4", "-o", str(tmp_path / "out")]
     child = start(command, HF_HUB_DOWNLOAD_TIMEOUT=str(10 * SAFETY))
 
@@ -432,7 +432,7 @@ def test_ctrl_c_does_not_wait_for_the_network(hub: HubServer, tmp_path: Path) ->
     assert gate.holding == 2, errors
     gate.open()
     assert child.returncode == 130 and "--resume" in errors and "Traceback" not in errors
-    hub.mood = None
+    hub.fault_of = None
     assert cli("init", NAME, "--rank", 4, "-o", tmp_path / "out", "--resume").returncode == 0
     assert verify(tmp_path / "out", source=NAME).holds
 
@@ -456,7 +456,7 @@ def test_the_terminal_says_what_is_read(hub: HubServer, tmp_path: Path) -> None:
 
 def test_signatures_stay_out_of_messages(hub: HubServer, tmp_path: Path) -> None:
     upload(hub, llama(tmp_path / "model"))
-    hub.mood = always(in_storage, Fault(status=500))
+    hub.fault_of = always(in_storage, Fault(status=500))
     with pytest.raises(AiloraError) as caught:
         inspect_checkpoint(NAME)
     assert "signature" not in str(caught.value) and "status 500" in str(caught.value)

@@ -1,4 +1,4 @@
-"""A Hub in its bad moods: every fault is survived or told, and a wrong byte never comes through."""
+"""A Hub that fails: every fault is survived or told, and a wrong byte never comes through."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ SURVIVED: dict[str, tuple[Callable[[Asked], bool], list[Fault]]] = {
 @pytest.mark.parametrize("case", SURVIVED)
 def test_survived(case: str, hub: HubServer, files: Files) -> None:
     match, faults = SURVIVED[case]
-    hub.mood = once(match, *faults)
+    hub.fault_of = once(match, *faults)
     assert files.read(FILE, 1000, 201_000) == DATA[1000:201_000]
     assert retries(files) == len(faults)
 
@@ -99,7 +99,7 @@ def test_a_stall_is_survived(hub: HubServer, files: Files, monkeypatch: pytest.M
         monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 60)
         return Fault(cut=70_000, gate=gate)
 
-    hub.mood = stall
+    hub.fault_of = stall
     monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 1)
     assert files.read(FILE, 1000, 201_000) == DATA[1000:201_000]
     assert gate.holding == 1 and retries(files) == 1
@@ -107,7 +107,7 @@ def test_a_stall_is_survived(hub: HubServer, files: Files, monkeypatch: pytest.M
 
 
 def test_what_arrived_is_not_asked_for_again(hub: HubServer, files: Files) -> None:
-    hub.mood = once(in_storage, Fault(cut=65_536, reset=False))
+    hub.fault_of = once(in_storage, Fault(cut=65_536, reset=False))
     assert files.read(FILE, 0, 200_000) == DATA[:200_000]
     assert [asked.span for asked in hub.log if in_storage(asked)] == ["bytes=0-199999", "bytes=65536-199999"]
 
@@ -122,14 +122,14 @@ def test_an_expired_address_is_resolved_anew_and_a_good_one_kept(hub: HubServer,
 
 
 def test_retry_after_is_obeyed(hub: HubServer, files: Files) -> None:
-    hub.mood = once(in_storage, Fault(status=429, headers={"Retry-After": "1"}))
+    hub.fault_of = once(in_storage, Fault(status=429, headers={"Retry-After": "1"}))
     before = time.monotonic()
     assert files.read(FILE, 0, 10) == DATA[:10]
     assert time.monotonic() - before >= 1
 
 
 def test_a_wait_that_is_too_long_is_told_not_slept(hub: HubServer, files: Files) -> None:
-    hub.mood = once(in_storage, Fault(status=429, headers={"Retry-After": "7200"}))
+    hub.fault_of = once(in_storage, Fault(status=429, headers={"Retry-After": "7200"}))
     with pytest.raises(CheckpointError, match=r"status 429; the server asks to wait 7200 s\.\nRun the same .*--resume"):
         files.read(FILE, 0, 10)
 
@@ -151,7 +151,7 @@ def test_a_wait_that_is_too_long_is_told_not_slept(hub: HubServer, files: Files)
 def test_given_up_with_a_reason(
     hub: HubServer, files: Files, match: Callable[[Asked], bool], fault: Fault, message: str
 ) -> None:
-    hub.mood = always(match, fault)
+    hub.fault_of = always(match, fault)
     with pytest.raises(CheckpointError, match=message) as caught:
         files.read(FILE, 10, 20)
     assert caught.value.hint and "signature" not in str(caught.value)
@@ -169,7 +169,7 @@ CHANGED: dict[str, tuple[Callable[[Asked], bool], Fault, str]] = {
 def test_a_change_in_mid_run_is_an_error_and_never_a_mixture(case: str, hub: HubServer, files: Files) -> None:
     match, fault, message = CHANGED[case]
     assert files.read(FILE, 0, 10) == DATA[:10]
-    hub.mood = always(match, fault)
+    hub.fault_of = always(match, fault)
     hub.expire_addresses()
     with pytest.raises(CheckpointError, match=message) as caught:
         files.read(FILE, 0, 10)
@@ -191,7 +191,7 @@ def test_redirects_to_other_hosts_carry_no_token(hub: HubServer, files: Files, m
         first = in_storage(asked) and "moved" not in asked.path
         return Fault(status=307, headers={"Location": f"{elsewhere}{asked.path}&moved=1"}) if first else None
 
-    hub.mood = onward
+    hub.fault_of = onward
     assert files.read(FILE, 3, 99) == DATA[3:99]
     assert hub.count("storage") == 2
     assert {asked.token for asked in hub.log if in_storage(asked)} == {None}
@@ -204,7 +204,7 @@ def test_redirect_loops_end(hub: HubServer, files: Files, host: str) -> None:
         here = asked.host == host and FILE in asked.path
         return Fault(status=302, headers={"Location": asked.path}) if here else None
 
-    hub.mood = loop
+    hub.fault_of = loop
     with pytest.raises(CheckpointError, match=r"(redirected more than 5 times|Exceeded 20 redirects|TooManyRedirects)"):
         files.read(FILE, 0, 10)
 
@@ -217,7 +217,7 @@ def test_a_renamed_repository_is_followed(hub: HubServer, files: Files) -> None:
         old = at_hub(asked) and f"/{NAME}/" in asked.path
         return Fault(status=307, headers={"Location": asked.path.replace(NAME, "org/new")}) if old else None
 
-    hub.mood = renamed
+    hub.fault_of = renamed
     assert files.read(FILE, 0, 10) == DATA[:10]
     assert files.read("config.json", 0, 17) == b'{"small": "file"}'
 
@@ -225,7 +225,7 @@ def test_a_renamed_repository_is_followed(hub: HubServer, files: Files) -> None:
 def test_reads_at_a_time_are_bounded(hub: HubServer) -> None:
     hub.repos[NAME] = Repo({FILE: DATA})
     files, gate = open_files(NAME, connections=3), Gate()
-    hub.mood = always(in_storage, Fault(gate=gate))
+    hub.fault_of = always(in_storage, Fault(gate=gate))
     right = []
 
     def read(low: int) -> None:
@@ -246,7 +246,7 @@ def test_reads_at_a_time_are_bounded(hub: HubServer) -> None:
 def test_a_soak_of_random_faults_ends_with_the_right_bytes(hub: HubServer) -> None:
     hub.repos[NAME] = Repo({FILE: DATA})
     files, dice = open_files(NAME), random.Random(1)
-    hub.mood = sometimes(
+    hub.fault_of = sometimes(
         in_storage, 0.1, 1,
         Fault(ignore_range=True), Fault(shift=3), Fault(cut=5), Fault(cut=50, reset=True), Fault(status=429),
         Fault(status=500), Fault(status=503), Fault(status=403), Fault(content_range="bytes 0-0/1"),
@@ -263,7 +263,7 @@ def test_a_whole_analysis_under_faults_is_the_one_without(hub: HubServer, tmp_pa
     hub.repos[NAME] = Repo(tree(folder))
     good = analyze(NAME, output=tmp_path / "good").document
     faults = [Fault(cut=100), Fault(status=503), Fault(shift=2), Fault(status=403), Fault(cut=9, reset=True)]
-    hub.mood = sometimes(in_storage, 0.2, 2, *faults)
+    hub.fault_of = sometimes(in_storage, 0.2, 2, *faults)
     result = analyze(NAME, output=tmp_path / "bad")
     assert result.document["matrices"] == good["matrices"]
     assert result.traffic is not None and result.traffic.retries > 0
@@ -273,12 +273,12 @@ def test_a_lost_connection_leaves_what_can_be_resumed(hub: HubServer, tmp_path: 
     folder = write_checkpoint(tmp_path / "model", llama_tensors())
     hub.repos[NAME] = Repo(tree(folder))
     inspect_checkpoint(NAME)
-    hub.mood = always(behind_the_header, Fault(status=500))
+    hub.fault_of = always(behind_the_header, Fault(status=500))
     with pytest.raises(CheckpointError, match="status 500"):
         analyze(NAME, output=tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert (tmp_path / "out.partial").exists(), "what has come can be resumed, as the message says"
-    hub.mood = None
+    hub.fault_of = None
     assert analyze(NAME, output=tmp_path / "out", resume=True).document["matrices"]
 
 
@@ -287,7 +287,7 @@ def test_addresses_that_expire_under_many_readers_lock_nobody_out(hub: HubServer
     """More readers than connections, each of them refused every few requests."""
     hub.repos[NAME] = Repo({FILE: DATA})
     files, wrong = open_files(NAME, connections=connections), []
-    hub.mood = sometimes(in_storage, 0.3, 3, Fault(status=403))
+    hub.fault_of = sometimes(in_storage, 0.3, 3, Fault(status=403))
 
     def read(low: int) -> None:
         starts = range(low, low + 2000, 100)

@@ -331,7 +331,7 @@ _CLASSES = (
 
 
 def classes_of(model_type: str) -> list[str]:
-    """The classes that transformers' auto classes choose for it, the body first; those of its towers left out."""
+    """The classes that transformers' auto classes choose for a model type, the body first, without its towers'."""
     found: dict[str, None] = {}
     for mapping in _CLASSES:
         names = getattr(modeling_auto, f"{mapping}_MAPPING_NAMES").get(model_type, ())

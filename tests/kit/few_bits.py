@@ -22,8 +22,8 @@ HIDDEN, KV = 128, 64
 
 @dataclass(frozen=True)
 class Stored:
-    """What stands after the module's name -> tensor, and what its library makes of them; `error` bounds its own
-    rounding relative to the largest entry."""
+    """One quantised matrix: `pieces` by the end of their names, the matrix that the library makes of them, and
+    what config.json says. `error` bounds the library's own rounding, relative to the largest entry."""
 
     pieces: dict[str, Tensor]
     expected: Tensor
@@ -77,7 +77,7 @@ def _compressed(bits: int, group: int | None, symmetric: bool, packed: bool = Tr
 
 
 def _pack(q: Tensor, bits: int) -> Tensor:
-    """Along the columns, lowest bits first, by loops."""
+    """Several numbers in each 32-bit word, the first in the lowest bits; in plain loops."""
     per, words = 32 // bits, []
     for row in q.tolist():
         line = []
@@ -89,7 +89,7 @@ def _pack(q: Tensor, bits: int) -> Tensor:
 
 
 def _gptq(bits: int, desc_act: bool, version: str) -> Callable[[Tensor], Stored]:
-    """By loops from the paper's definition and GPTQModel's packing: no library reads it without its kernels."""
+    """In plain loops from the paper and GPTQModel's packing: the libraries need kernels of their own to read it."""
 
     def store(W: Tensor) -> Stored:
         generator = torch.Generator().manual_seed(3)
@@ -116,7 +116,7 @@ def _gptq(bits: int, desc_act: bool, version: str) -> Callable[[Tensor], Stored]
 
 
 def _awq(W: Tensor) -> Stored:
-    """Random words: every pattern of bits is a matrix."""
+    """Random words, since every pattern of bits is a matrix."""
     generator = torch.Generator().manual_seed(4)
     rows, columns = W.shape
     words = {".qweight": (columns, rows // 8), ".qzeros": (columns // 32, rows // 8)}
@@ -160,7 +160,8 @@ FORMATS: dict[str, Callable[[Tensor], Stored]] = {
 
 
 def write_quantised(folder: Path, form: str) -> tuple[Path, dict[str, Tensor], dict[str, Tensor], float]:
-    """A checkpoint whose four projections are quantised; what they stand for; the original; the library's rounding."""
+    """Write a checkpoint with quantised q, k, v and o. Returns its folder, the matrices that the library reads from it,
+    the original tensors, and the bound on the library's rounding."""
     plain = llama_tensors(layers=2, hidden=HIDDEN, kv=KV, dtype=torch.float32)
     tensors, expected, settings, error = dict(plain), {}, {}, 0.0
     for name in plain:

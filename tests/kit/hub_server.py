@@ -1,6 +1,6 @@
-"""A Hub on the loopback: what the real client asks, redirects to a second port as the storage, and bad moods on demand.
+"""A Hub on the loopback: what the real client asks, redirects to a second port as the storage, and faults on demand.
 
-Only the standard library. `log` holds every request as it arrived; a `mood` looks at each one before it is answered
+Only the standard library. `log` holds every request as it arrived; `fault_of` looks at each one before it is answered
 and may return a Fault.
 """
 
@@ -14,8 +14,8 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -55,7 +55,7 @@ class Fault:
     body: bytes | None = None
 
 
-Mood = Callable[[Asked], Fault | None]
+FaultOf = Callable[[Asked], Fault | None]
 
 
 @dataclass
@@ -90,7 +90,7 @@ class HubServer:
         self.repos: dict[str, Repo] = {}
         self.log: list[Asked] = []
         self.sent = 0
-        self.mood: Mood | None = None
+        self.fault_of: FaultOf | None = None
         self.latency = 0.0
         self.bandwidth: float | None = None  # bytes a second, all connections together
         self.addresses = 0  # signed addresses of another number are refused
@@ -102,8 +102,8 @@ class HubServer:
         self.storage = f"http://127.0.0.1:{self._servers['storage'].server_port}"
 
     def reset(self) -> None:
-        """No repositories, no log, good mood."""
-        self.repos, self.log, self.sent, self.mood = {}, [], 0, None
+        """No repositories, no log, no faults."""
+        self.repos, self.log, self.sent, self.fault_of = {}, [], 0, None
         self.latency, self.bandwidth = 0.0, None
 
     def expire_addresses(self) -> None:
@@ -120,7 +120,7 @@ class HubServer:
     def note(self, asked: Asked) -> Fault | None:
         with self._lock:
             self.log.append(asked)
-            return self.mood(asked) if self.mood else None
+            return self.fault_of(asked) if self.fault_of else None
 
     def pace(self, nbytes: int) -> None:
         """Sleep as the cap on the bandwidth asks, and count."""
@@ -267,33 +267,33 @@ class _Handler(BaseHTTPRequestHandler):
             self.connection.close()
 
 
-def once(match: Callable[[Asked], bool], *faults: Fault) -> Mood:
-    """A mood for the first requests that match, one fault each."""
+def once(match: Callable[[Asked], bool], *faults: Fault) -> FaultOf:
+    """The first requests that match go wrong, one fault each."""
     waiting = list(faults)
 
-    def mood(asked: Asked) -> Fault | None:
+    def fault_of(asked: Asked) -> Fault | None:
         return waiting.pop(0) if waiting and match(asked) else None
 
-    return mood
+    return fault_of
 
 
-def always(match: Callable[[Asked], bool], fault: Fault) -> Mood:
-    """A mood that has the fault for every request that matches."""
+def always(match: Callable[[Asked], bool], fault: Fault) -> FaultOf:
+    """Every request that matches goes wrong in this way."""
 
-    def mood(asked: Asked) -> Fault | None:
+    def fault_of(asked: Asked) -> Fault | None:
         return fault if match(asked) else None
 
-    return mood
+    return fault_of
 
 
-def sometimes(match: Callable[[Asked], bool], share: float, seed: int, *faults: Fault) -> Mood:
-    """A mood that has one of the faults for a random share of the requests that match."""
+def sometimes(match: Callable[[Asked], bool], share: float, seed: int, *faults: Fault) -> FaultOf:
+    """A random share of the requests that match goes wrong, each by one of the faults."""
     dice = random.Random(seed)
 
-    def mood(asked: Asked) -> Fault | None:
+    def fault_of(asked: Asked) -> Fault | None:
         return dice.choice(faults) if match(asked) and dice.random() < share else None
 
-    return mood
+    return fault_of
 
 
 def anything(asked: Asked) -> bool:
@@ -304,11 +304,3 @@ def anything(asked: Asked) -> bool:
 def in_storage(asked: Asked) -> bool:
     """Requests for bytes behind the redirect."""
     return asked.host == "storage"
-
-
-@contextmanager
-def serving(hub: HubServer, name: str, files: Mapping[str, bytes], **options: object) -> Iterator[Repo]:
-    """A repository for a while."""
-    hub.repos[name] = Repo(dict(files), **options)  # type: ignore[arg-type]
-    yield hub.repos[name]
-    del hub.repos[name]

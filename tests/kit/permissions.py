@@ -1,4 +1,4 @@
-"""Reading without the right to."""
+"""Acting without the right to read."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def without_privileges() -> Iterator[None]:
-    """Permissions do not bind root: act as nobody for a while."""
+    """Act as the user `nobody` for a while, because permissions do not bind root."""
     was = os.geteuid()
     if was == 0:
         os.seteuid(65534)

@@ -36,7 +36,7 @@ def geometric(condition: float) -> Spectrum:
 
 
 def quarter_circle(k: int) -> Tensor:
-    """About what square Gaussian noise has: the quarter-circle density's quantiles, down to O(1 / k)."""
+    """About those of square Gaussian noise: quantiles of the quarter-circle law, the least about 1 / k."""
     return 2 * torch.cos((index(k) - 0.5) / k * torch.pi / 2)
 
 
@@ -49,12 +49,12 @@ def spikes(k: int) -> Tensor:
 
 
 def clustered(k: int) -> Tensor:
-    """Pairs of values that agree to 1e-9: a cut through a pair has no gap, one between pairs has."""
+    """Pairs of values that agree to 1e-9: there is a gap between two pairs, and none within a pair."""
     return 0.9 ** ((index(k) - 1) // 2) * (1 - 1e-9 * (index(k) % 2 == 0))
 
 
 def separated(k: int) -> Tensor:
-    """Eight equal values, a bulk, and eight equal ones: both cuts at rank 8 are wide, the vectors within are free."""
+    """Eight equal values, a bulk, eight equal ones: wide gaps at rank 8, arbitrary vectors among equals."""
     S = torch.full((k,), 1.0, dtype=torch.float64)
     S[:8] = 4
     S[8:][-8:] = 0.25
@@ -62,7 +62,7 @@ def separated(k: int) -> Tensor:
 
 
 def deficient(k: int) -> Tensor:
-    """Rank k // 3, with zeros beyond."""
+    """Rank k // 3: the other values are zero."""
     S = index(k) ** -0.5
     S[max(1, k // 3) :] = 0
     return S
@@ -86,5 +86,5 @@ SPECTRA: dict[str, Spectrum] = {
 
 
 def worst_cosine(U1: Tensor, U2: Tensor) -> float:
-    """Of the principal angles between the spans of U1 and U2 (n, r), both orthonormal (Bjoerck and Golub, 1973)."""
+    """The least cosine of a principal angle between the spans of U1 and U2 (n, r), both orthonormal."""
     return float(torch.linalg.svdvals(U1.T @ U2)[-1])
