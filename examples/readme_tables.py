@@ -13,19 +13,19 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
-from families import FAMILIES, FUSED, build  # noqa: E402
-from peers import PEERS  # noqa: E402
+from kit.families import FAMILIES, FUSED, build  # noqa: E402
+from kit.peers import PEERS  # noqa: E402
 
 from ailora_tools.methods import METHODS, RULES  # noqa: E402
 from ailora_tools.targets.architectures import ARCHITECTURES  # noqa: E402
 from ailora_tools.targets.rows import Architecture  # noqa: E402
 
 STOP = "<!-- end -->"
-ELSEWHERE = {"timm", "blip_vision_model"}  # proven in tests/test_vision.py
+ELSEWHERE = {"timm", "blip_vision_model"}  # proven in tests/models/test_vision.py
 
 
 def proven_types() -> set[str]:
-    """The model types whose classes tests/families.py builds, towers of multimodal models included."""
+    """The model types whose classes tests/kit/families.py builds, towers of multimodal models included."""
     configs = [build(name).config for name in (*FAMILIES, *FUSED)]
     return {config.model_type for config in configs} | ELSEWHERE
 
@@ -50,7 +50,7 @@ def table() -> str:
 
 
 def method_table() -> str:
-    """One line a method; every one is proven by its formula (tests/test_methods.py), some by PEFT's own init too."""
+    """One line a method; every one is proven by its formula (tests/surgery/), some by PEFT's own init too."""
     own = ", PEFT's own init"
     head = ["| method | W^Q | W^V | residual | needs data | paper | proven by |", "| --- " * 7 + "|"]
     rows = [

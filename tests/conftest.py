@@ -9,15 +9,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hub_server import HubServer
+import torch
+from kit.hub_server import HubServer
 
 _SERVER = HubServer()
 _HOME = tempfile.mkdtemp(prefix="hf-home-")
 os.environ |= {
     "HF_ENDPOINT": _SERVER.endpoint,
     "HF_HOME": _HOME,
-    "HF_HUB_DOWNLOAD_TIMEOUT": "1",
-    "HF_HUB_ETAG_TIMEOUT": "2",
+    "HF_HUB_DOWNLOAD_TIMEOUT": "60",
+    "HF_HUB_ETAG_TIMEOUT": "60",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "NO_PROXY": "127.0.0.1",
 }
@@ -28,9 +29,27 @@ for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_CACHE"):
 import transformers  # noqa: E402, F401 - once it is loaded, `init` need not start a process to ask it for its modules
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Ids that tell what is tested: 64x24, bfloat16, rank 4, method=pissa alpha=6; the rest as pytest does it."""
+    match val:
+        case torch.dtype():
+            return str(val).removeprefix("torch.")
+        case Path():
+            return val.stem
+        case bool() | int() | float():
+            return f"{argname} {val}"
+        case (int(), int()):
+            return f"{val[0]}x{val[1]}"
+        case dict() if len(str(val)) < 100:
+            return " ".join(f"{key}={value}" for key, value in val.items()) or "nothing"
+        case tuple() | list() if val and all(isinstance(word, str) for word in val):
+            return " ".join(val)
+    return None
+
+
 @pytest.fixture
 def hub() -> Iterator[HubServer]:
-    """The server, empty and in a good mood; the local cache of the client is emptied, too."""
+    """The server, empty and without faults; the local cache of the client is emptied, too."""
     _SERVER.reset()
     yield _SERVER
     _SERVER.reset()

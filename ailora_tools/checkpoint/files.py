@@ -1,7 +1,7 @@
 """The one seam for input: list the files of a checkpoint, ask a size, read a byte span.
 
 Disk, Hub and the in-memory double of the tests all speak this protocol and share one contract test
-(`tests/test_files.py`).
+(`tests/checkpoint/test_files.py`).
 """
 
 from __future__ import annotations

