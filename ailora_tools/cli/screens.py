@@ -12,8 +12,8 @@ from rich.text import Text
 
 from ..errors import AiloraError, listed
 from ..metrics.definitions import BY_KEY
-from ..report.words import matrix, number, ranges
-from .terminal import durations, err, notices, out, size
+from ..report.words import matrix, number, ranges, size
+from .terminal import durations, err, notices, out
 from .terminal import progress as progress
 
 if TYPE_CHECKING:

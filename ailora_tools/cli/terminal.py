@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.text import Text
 
+from ..report.words import size
+
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
     from rich.progress import ProgressColumn, Task, TaskID
@@ -25,13 +27,6 @@ def _console(stderr: bool) -> Console:
 
 
 out, err = _console(stderr=False), _console(stderr=True)
-_SIZES = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
-
-
-def size(nbytes: float) -> str:
-    """1_234_567_890 -> '1.23 GB' (GB = 10^9 bytes)."""
-    unit, name = next(((unit, name) for unit, name in _SIZES if nbytes >= unit), (1, "bytes"))
-    return f"{nbytes / unit:.3g} {name}" if unit > 1 else f"{int(nbytes)} bytes"
 
 
 def durations(nbytes: int) -> str:

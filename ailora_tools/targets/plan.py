@@ -12,6 +12,7 @@ from ..checkpoint.index import Checkpoint
 from ..errors import OptionError, TargetError, listed
 from ..matrices.layouts import LATENT
 from ..matrices.quantisation import MAINS, Quantised, find_quantised, logical_name, quantization_config
+from ..methods import ROLES
 from .architectures import BY_MODEL_TYPE, FUSED, UNREACHABLE
 from .matching import Match, match_leaves, match_table, match_template
 from .module_names import installed_transformers_major, module_path
@@ -63,7 +64,7 @@ def make_plan(
         _target(match, module, file, info, checkpoint.config, few_bits.get(info.name))
         for match, module, file, info in found
     ]
-    ordered = sorted(targets, key=lambda target: (target.file, target.start, "qkvo".index(target.role)))
+    ordered = sorted(targets, key=lambda target: (target.file, target.start, ROLES.index(target.role)))
     notices += _about_layouts(matches)
     family = row.family if row else "Recognised by names"
     return Plan(
