@@ -1,6 +1,6 @@
 """`python -m ailora_tools`."""
 
-from .cli.group import main
+from .cli import main
 
 if __name__ == "__main__":
     main()

@@ -10,14 +10,13 @@ from typing import Any
 
 from ..checkpoint.index import Checkpoint
 from ..errors import NumericalError
+from ..methods import ROLES
 from ..metrics.heads import Heads
 from ..output.analysis import ANALYSIS_FORMAT, ANALYSIS_VERSION
 from ..output.manifest import fingerprint
 from ..report.findings import find
 from ..targets.projections import Plan, Target
 from .tuned import Tuned
-
-_ROLE_ORDER = "qkvo"
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class AnalysisJob:
 
 def write_up(job: AnalysisJob, rows: dict[str, Any], notices: list[str], seconds: float) -> dict[str, Any]:
     """Matrices in natural order, and what was found in them."""
-    ordered = sorted(job.plan.targets, key=lambda target: (target.stack, target.layer, _ROLE_ORDER.index(target.role)))
+    ordered = sorted(job.plan.targets, key=lambda target: (target.stack, target.layer, ROLES.index(target.role)))
     matrices = [{**_place(target), **rows[target.label]} for target in ordered if "skipped" not in rows[target.label]]
     skipped = [
         {**_place(target), "reason": rows[target.label]["skipped"]}

@@ -27,11 +27,8 @@ DTYPE_BITS: Mapping[str, int] = {
 }  # fmt: skip
 
 FLOATS = ("F64", "F32", "F16", "BF16")  # dtypes of a weight that arithmetic can be done on as it is stored
-FACTOR_DTYPES: Mapping[str, str] = {
-    "float32": "F32",
-    "bfloat16": "BF16",
-    "float16": "F16",
-}  # torch's name -> the file's
+FACTOR_DTYPES: Mapping[str, str] = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # torch's name -> ours
+BASE_DTYPES = ("keep", "float32")  # what a changed tensor of a base may be stored as: as it was, or wider
 
 LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 100_000_000  # the limit of the reference implementation

@@ -1,54 +1,24 @@
-"""What the commands share: groups of options, and errors as one message with an exit code."""
+"""The options that several commands have, each declared once with its group."""
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable
-from functools import wraps
-from typing import Any, TypeVar
+from pathlib import Path
 
 import click
 from click.core import ParameterSource
 
-from ..errors import AiloraError, OptionError
-from ..methods import BITFIT, METHODS, ROLES, RULES, find_method
-from . import screens as console
+from ..checkpoint.header import BASE_DTYPES, FACTOR_DTYPES
+from ..methods import ROLES
+from .command import MESSAGES, Function, option
 
-Command = TypeVar("Command", bound=Callable[..., Any])
-_INTERRUPTED = 130
+MATRICES = "Matrices to work on"
+READING = "Reading the model"
+OUTPUT = "Output"
+RUN = "Run"
+FOLDER = click.Path(path_type=Path)
 
-
-def _roles(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str, ...]:
-    roles = tuple(value.split(","))
-    if len(set(roles)) < len(roles) or not set(roles) <= set(ROLES):
-        raise click.BadParameter(f"{value!r} is not a list such as q,v (roles: {', '.join(ROLES)})", ctx, param)
-    return roles
-
-
-def method_name(ctx: click.Context, param: click.Parameter, value: str) -> str:
-    """A known method or a composition; roles are looked at later."""
-    try:
-        return BITFIT if value.strip().lower() == BITFIT else find_method(value)[0].name
-    except OptionError as error:
-        raise click.BadParameter(f"{error.problem} {error.hint}", ctx, param) from None
-
-
-def _options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
-    def decorate(command: Command) -> Command:
-        for option in reversed(decorators):
-            command = option(command)
-        return command
-
-    return decorate
-
-
-def method_help() -> str:
-    """The methods and the rules, a line each, from their tables."""
-    rows = [*((row.name, row.summary) for row in METHODS.values()), (BITFIT, "no adapter: the list of biases to train")]
-    lines = ["\b", "Methods:", *(f"  {name:<19} {text}" for name, text in rows), "", "\b"]
-    lines += ["Rules, for compositions such as --method q=principal,v=minor:"]
-    return "\n".join([*lines, *(f"  {row.name:<19} {row.summary}" for row in RULES.values())])
+Decorator = Callable[[Function], Function]
 
 
 def given(*names: str) -> list[str]:
@@ -58,61 +28,91 @@ def given(*names: str) -> list[str]:
     return [written[name] for name in names if context.get_parameter_source(name) is not ParameterSource.DEFAULT]
 
 
-def base_dtype_option(what: str) -> Callable[[Command], Command]:
-    """--base-dtype, with what it is the storage of."""
-    choice = click.Choice(["keep", "float32"])
-    return click.option("--base-dtype", type=choice, default="keep", show_default=True, help=what)
+def _roles(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str, ...]:
+    roles = tuple(value.split(","))
+    if len(set(roles)) < len(roles) or not set(roles) <= set(ROLES):
+        raise click.BadParameter(f"{value!r} is not a list such as q,v (roles: {', '.join(ROLES)})", ctx, param)
+    return roles
 
 
-def factor_dtype_option(name: str) -> Callable[[Command], Command]:
-    """The dtype of an adapter, under the name that the command has for it."""
-    choice = click.Choice(["float32", "bfloat16", "float16"])
-    return click.option(name, type=choice, default="float32", show_default=True, help="Storage of A and B.")
+def _together(*decorators: Decorator) -> Decorator:
+    def decorate(command: Function) -> Function:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return decorate
 
 
-device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
-target_options = _options(
-    click.option(
-        "--roles",
-        callback=_roles,
-        default="q,v",
-        metavar="LIST",
-        show_default=True,
-        help="Which projections: q, k, v, o.",
-    ),
-    click.option("--layers", metavar="LIST", help="Only these layers, such as 0-3,8."),
-    click.option("--q-tensor", metavar="NAME", help="Name of W^Q, such as blocks.{layer}.attn.wq.weight."),
-    click.option("--v-tensor", metavar="NAME", help="Name of W^V, likewise."),
-)
-source_options = _options(
-    click.option("--revision", metavar="REV", help="Branch, tag or commit of a model on the Hub."),
-    click.option("--subfolder", metavar="DIR", help="Folder of MODEL that holds the weights, such as transformer."),
-    click.option("--connections", type=int, default=8, show_default=True, help="Reads at a time from the Hub."),
-    click.option(
-        "--download", is_flag=True, help="Fetch whole files into the Hugging Face cache, instead of reading parts."
-    ),
-)
-output_options = _options(
-    click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else."),
-    click.option("--quiet", is_flag=True, help="No progress and no notices."),
-)
+def matrix_options(command: Function) -> Function:
+    """Which projections: --roles, --layers, --q-tensor, --v-tensor."""
+    return _together(
+        option("--roles", group=MATRICES, metavar="LIST", default="q,v", show_default=True, callback=_roles,
+               help="Projections to work on: one or more of q, k, v and o."),
+        option("--layers", group=MATRICES, metavar="LIST",
+               help="Numbers of the layers to work on, such as 0-3,8.  [default: all]"),
+        option("--q-tensor", group=MATRICES, metavar="NAME",
+               help="Name of the tensors that hold W^Q, such as blocks.{layer}.attn.wq.weight, if they are not found "
+                    "by themselves."),
+        option("--v-tensor", group=MATRICES, metavar="NAME",
+               help="Name of the tensors that hold W^V, such as blocks.{layer}.attn.wv.weight, if they are not found "
+                    "by themselves."),
+    )(command)  # fmt: skip
 
 
-def guarded(verb: Command) -> Command:
-    """Turn the library's errors into one message and an exit code; a defect still shows its traceback."""
+def reading_options(model: str) -> Decorator:
+    """How `model`, as the command names it, is read: --revision, --subfolder, --connections, --download."""
+    return _together(
+        option("--revision", group=READING, metavar="REV",
+               help=f"Branch, tag or commit of {model} on the Hub.  [default: main]"),
+        option("--subfolder", group=READING, metavar="DIR",
+               help=f"Folder inside {model} that holds the weights, such as transformer."),
+        option("--connections", group=READING, type=int, default=8, show_default=True,
+               help="Number of reads from the Hub at the same time."),
+        option("--download", group=READING, is_flag=True,
+               help="Download whole files into the Hugging Face cache, instead of reading only the parts needed."),
+    )  # fmt: skip
 
-    @wraps(verb)
-    def run(*args: Any, **kwargs: Any) -> None:
-        try:
-            verb(*args, **kwargs)
-        except AiloraError as error:
-            console.show_error(error)
-            sys.exit(error.exit_code)
-        except KeyboardInterrupt:
-            console.show_interrupted("resume" in kwargs)
-            # Reads that still wait for the network would hold up a regular exit; everything to keep is on disk.
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(_INTERRUPTED)
 
-    return run  # type: ignore[return-value]
+def output_option(metavar: str, text: str, *, required: bool = False) -> Decorator:
+    """-o, with what it is called and what it is."""
+    return option("-o", "--output", group=OUTPUT, type=FOLDER, metavar=metavar, required=required, help=text)
+
+
+def overwrite_option(text: str) -> Decorator:
+    """--overwrite, with what it replaces."""
+    return option("--overwrite", group=OUTPUT, is_flag=True, help=text)
+
+
+def device_option(command: Function) -> Function:
+    """--device."""
+    text = "Device to compute on: auto, cpu, cuda, cuda:N or mps."
+    return option("--device", group=RUN, metavar="NAME", default="auto", show_default=True, help=text)(command)
+
+
+def resume_option(command: Function) -> Function:
+    """--resume."""
+    text = "Continue an interrupted run of the same command."
+    return option("--resume", group=RUN, is_flag=True, help=text)(command)
+
+
+def message_options(command: Function) -> Function:
+    """What is printed: --json, --quiet."""
+    return _together(
+        option("--json", "as_json", group=MESSAGES, is_flag=True, help="Print one JSON document and nothing else."),
+        option("--quiet", group=MESSAGES, is_flag=True, help="Show no progress and no notices."),
+    )(command)
+
+
+def base_dtype_option(group: str, what: str) -> Decorator:
+    """--base-dtype, with what is stored in it."""
+    text = f"Number type in which {what}; keep: that of the model."
+    choice = click.Choice(BASE_DTYPES)
+    return option("--base-dtype", group=group, type=choice, default="keep", show_default=True, help=text)
+
+
+def factor_dtype_option(name: str, group: str) -> Decorator:
+    """The number type of an adapter, under the name that the command has for it."""
+    text = "Number type in which A and B are stored."
+    choice = click.Choice(list(FACTOR_DTYPES))
+    return option(name, group=group, type=choice, default="float32", show_default=True, help=text)

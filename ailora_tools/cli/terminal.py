@@ -1,4 +1,4 @@
-"""The terminal: two consoles, sizes and times in words, and the progress bar. `console` puts screens on it."""
+"""The terminal: its two consoles, how long a transfer takes, notices, and the progress bar."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.markup import escape
 from rich.text import Text
+
+from ..report.words import size
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -25,13 +27,6 @@ def _console(stderr: bool) -> Console:
 
 
 out, err = _console(stderr=False), _console(stderr=True)
-_SIZES = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
-
-
-def size(nbytes: float) -> str:
-    """1_234_567_890 -> '1.23 GB' (GB = 10^9 bytes)."""
-    unit, name = next(((unit, name) for unit, name in _SIZES if nbytes >= unit), (1, "bytes"))
-    return f"{nbytes / unit:.3g} {name}" if unit > 1 else f"{int(nbytes)} bytes"
 
 
 def durations(nbytes: int) -> str:
@@ -51,16 +46,17 @@ def _seconds(seconds: float) -> str:
 
 
 @contextmanager
-def progress(*, quiet: bool, verbose_notices: bool) -> Iterator[_Progress]:
-    """A bar on stderr while a verb runs; only notices where stderr is not a terminal."""
+def progress(as_json: bool, quiet: bool) -> Iterator[_Progress]:
+    """A bar on stderr while a verb runs, and its notices: no bar with --json or where stderr is not a terminal, neither
+    with --quiet."""
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
     meter = _Meter()
     columns = (TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
                meter.column(), TextColumn("[dim]{task.fields[label]}"))  # fmt: skip
-    with Bar(*columns, console=err, transient=True, disable=quiet or not err.is_terminal) as bar:
-        yield _Progress(bar, verbose_notices, meter)
+    with Bar(*columns, console=err, transient=True, disable=as_json or quiet or not err.is_terminal) as bar:
+        yield _Progress(bar, not quiet, meter)
 
 
 class _Meter:
@@ -97,8 +93,8 @@ class _Meter:
 class _Progress:
     """`progress.Progress` drawn by rich."""
 
-    def __init__(self, bar: Bar, verbose: bool, meter: _Meter) -> None:
-        self._bar, self._verbose, self._meter = bar, verbose, meter
+    def __init__(self, bar: Bar, told: bool, meter: _Meter) -> None:
+        self._bar, self._told, self._meter = bar, told, meter
         self._task: TaskID | None = None
 
     def start(self, stage: str, total: int, done: int) -> None:
@@ -115,7 +111,7 @@ class _Progress:
         self.notice(f"reading {size(nbytes)} of {size(total)} over the network: {durations(nbytes)}")
 
     def notice(self, text: str) -> None:
-        if self._verbose:
+        if self._told:
             notices([text])
 
 

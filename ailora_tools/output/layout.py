@@ -10,7 +10,6 @@ from pathlib import Path
 from ..checkpoint.header import DTYPE_BITS, Header, StoredTensor, build_header, tensor_bytes
 from ..checkpoint.index import Checkpoint
 
-BASE_DTYPES = ("keep", "float32")
 Copy = tuple[int, int, int]  # source start, source stop, output start
 
 

@@ -6,14 +6,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import mean, median
 from typing import Any
 
+from ..methods import ROLES
 from ..metrics.paired import Comparison, compare
+from .rows import Placement, Row, change_metric, of_role, pairs, roles
 from .words import matrix, number, percent, ranges, spread
 
-Row = Mapping[str, Any]
 Finding = dict[str, Any]
 _ROUNDING = 1.2  # times the rms of rounding: a change no larger cannot be told from it
 _LEFT = 1.5
 _LOW_RANK = 0.9  # share of the change's energy above its noise edge
+_CAVEAT = " Alone this view misleads where the two differ in shape or in ‖W‖."
 _EVEN = 0.25  # relative distance to chance that every tenth of the spectrum of a change without structure keeps
 
 KINDS = {
@@ -28,10 +30,10 @@ KINDS = {
 
 def kind(row: Row, at: int) -> str:
     """Which of `KINDS` the change of one matrix is, from its numbers."""
-    found, place = row["changes"][at]["metrics"], row["changes"][at]["placement"]
+    found = row.changes[at].metrics
     if not found["changed"]:
         return "identical"
-    size = (row["shape"][0] * row["shape"][1]) ** 0.5
+    size = (row.shape[0] * row.shape[1]) ** 0.5
     rounding = found["rounding_rms"] * size
     norm = found["delta_norm"] / found["relative_change"] if found["relative_change"] else 0.0
     rest = (found["rescaled_change"] or 0.0) * norm
@@ -40,26 +42,25 @@ def kind(row: Row, at: int) -> str:
     if found["delta_rms"] <= _ROUNDING * found["rounding_rms"]:
         return "rounding"
     if not found["delta_above"]:
-        return "noise" if _even(place) else "structured"
+        return "noise" if _even(row.changes[at].placement) else "structured"
     return "low rank" if found["delta_above_energy"] >= _LOW_RANK else "structured"
 
 
-def _even(place: Mapping[str, Any]) -> bool:
-    deciles = place["deciles"]
-    return all(
+def _even(placement: Placement | None) -> bool:
+    """Whether every tenth of the spectrum takes about its chance of the change."""
+    return placement is not None and all(
         abs(share - chance) <= _EVEN * chance
         for side in ("output", "input")
-        for share, chance in zip(deciles[side], deciles[f"chance_{side}"], strict=True)
+        for share, chance in zip(placement.deciles[side], placement.deciles[f"chance_{side}"], strict=True)
     )
 
 
-def change_findings(rows: Sequence[Row], at: int, tuned: Mapping[str, Any], rank: int) -> list[Finding]:
-    """All findings about fine-tune number `at`."""
-    name = tuned["name"]
-    kinds = {row["label"]: kind(row, at) for row in rows}
-    real = [row for row in rows if kinds[row["label"]] in ("low rank", "structured", "noise")]
+def change_findings(rows: Sequence[Row], at: int, name: str) -> list[Finding]:
+    """All findings about fine-tune number `at`, which is called `name`."""
+    kinds = {row.label: kind(row, at) for row in rows}
+    real = [row for row in rows if kinds[row.label] in ("low rank", "structured", "noise")]
     found = [*_against(rows, real, at, name), *_kinds(rows, at, name, kinds)]
-    if any(kinds[row["label"]] in ("low rank", "structured") for row in rows):
+    if any(kinds[row.label] in ("low rank", "structured") for row in rows):
         found += [*_rank(rows, at, name, kinds), *_placement(rows, at, name), *_intruders(rows, at, name)]
     if real:
         found += _depth(rows, at, name)
@@ -69,7 +70,7 @@ def change_findings(rows: Sequence[Row], at: int, tuned: Mapping[str, Any], rank
 def _kinds(rows: Sequence[Row], at: int, name: str, kinds: Mapping[str, str]) -> Iterator[Finding]:
     """What the change is at all, by the number of matrices."""
     for which, meaning in KINDS.items():
-        members = [row for row in rows if kinds[row["label"]] == which]
+        members = [row for row in rows if kinds[row.label] == which]
         if members:
             count = f"all {len(rows)}" if len(members) == len(rows) else f"{len(members)} of {len(rows)}"
             where = "" if len(members) == len(rows) else f" ({_where(members)})"
@@ -84,11 +85,11 @@ def _kinds(rows: Sequence[Row], at: int, name: str, kinds: Mapping[str, str]) ->
 
 
 def _evidence(rows: Sequence[Row], at: int, which: str) -> str:
-    found = [row["changes"][at]["metrics"] for row in rows]
+    found = [row.changes[at].metrics for row in rows]
     relative = [value["relative_change"] or 0.0 for value in found]
     above = [value["delta_above"] for value in found]
     if which == "identical":
-        return f"0 of {sum(row['shape'][0] * row['shape'][1] for row in rows):,} elements differ"
+        return f"0 of {sum(row.shape[0] * row.shape[1] for row in rows):,} elements differ"
     if which == "rescaled":
         rest = spread([value["rescaled_change"] for value in found])
         return f"the constant is {spread([value['scale'] for value in found])}, what is left is {rest} of ‖W‖"
@@ -107,11 +108,11 @@ def _against(rows: Sequence[Row], real: Sequence[Row], at: int, name: str) -> It
     if not real:
         return
     for key, label in (("relative_change", "‖ΔW‖/‖W‖"), ("delta_norm", "‖ΔW‖ un-normalised, as in the paper,")):
-        pairs = _pairs(rows, at, key)
-        if not pairs:
+        both = pairs(rows, change_metric(at, key))
+        if not both:
             return
-        found = compare(list(pairs.values()))
-        more = [place[1] for place, (q, v) in pairs.items() if q > v]
+        found = compare(list(both.values()))
+        more = [layer for (_, layer), (q, v) in both.items() if q > v]
         yield {
             "id": f"premise:{key}",
             "text": f"{name}: {_premise(found, key)}: {label} is {number(found.mean_first)} for W^Q against "
@@ -121,9 +122,6 @@ def _against(rows: Sequence[Row], real: Sequence[Row], at: int, name: str) -> It
             + (_CAVEAT if key == "delta_norm" else ""),
             "numbers": found.to_json(),
         }
-
-
-_CAVEAT = " Alone this view misleads where the two differ in shape or in ‖W‖."
 
 
 def _premise(found: Comparison, key: str) -> str:
@@ -140,23 +138,10 @@ def _layers(more: Sequence[int], found: Comparison) -> str:
     return f" ({ranges(set(more))})" if 0 < len(more) < found.layers else ""
 
 
-def _pairs(rows: Sequence[Row], at: int, key: str) -> dict[tuple[str, int], tuple[float, float]]:
-    places: dict[tuple[str, int], dict[str, float]] = {}
-    for row in rows:
-        value = row["changes"][at]["metrics"][key]
-        if value is not None:
-            places.setdefault((row["stack"], row["layer"]), {})[row["role"]] = value
-    return {place: (pair["q"], pair["v"]) for place, pair in places.items() if {"q", "v"} <= set(pair)}
-
-
 def _rank(rows: Sequence[Row], at: int, name: str, kinds: Mapping[str, str]) -> Iterator[Finding]:
     """How many directions the change has, beside the edge they must beat."""
-    for role in _roles(rows):
-        of = [
-            row["changes"][at]["metrics"]
-            for row in rows
-            if row["role"] == role and kinds[row["label"]] in ("low rank", "structured")
-        ]
+    for role in roles(rows, ROLES):
+        of = [row.changes[at].metrics for row in of_role(rows, role) if kinds[row.label] in ("low rank", "structured")]
         if of:
             yield {
                 "id": f"rank:{role}",
@@ -172,12 +157,10 @@ def _placement(rows: Sequence[Row], at: int, name: str) -> Iterator[Finding]:
     parts = []
     numbers: dict[str, float] = {}
     for role, tenth, index in (("q", "strongest", 0), ("v", "strongest", 0), ("v", "weakest", -1)):
-        places = [row["changes"][at]["placement"] for row in rows if row["role"] == role]
-        known = [place["deciles"] for place in places if place]
+        known = [place for row in of_role(rows, role) if (place := row.changes[at].placement)]
         if not known:
             return
-        share = median((deciles["output"][index] + deciles["input"][index]) / 2 for deciles in known)
-        chance = median((deciles["chance_output"][index] + deciles["chance_input"][index]) / 2 for deciles in known)
+        share, chance = (median(place.share(index) for place in known), median(place.chance(index) for place in known))
         numbers[f"{role}_{tenth}"] = share
         parts.append(f"the {tenth} tenth of {matrix(role)} takes {percent(share)} of its change ({percent(chance)})")
     yield {
@@ -189,8 +172,8 @@ def _placement(rows: Sequence[Row], at: int, name: str) -> Iterator[Finding]:
 
 
 def _intruders(rows: Sequence[Row], at: int, name: str) -> Iterator[Finding]:
-    places = [row["changes"][at]["placement"] for row in rows]
-    counts = [(place["intruders"], place["intruders_of"]) for place in places if place and "intruders" in place]
+    places = [row.changes[at].placement for row in rows]
+    counts = [place.intruders for place in places if place and place.intruders]
     if counts:
         new, of = (sum(values) for values in zip(*counts, strict=True))
         yield {
@@ -206,8 +189,8 @@ def _depth(rows: Sequence[Row], at: int, name: str) -> Iterator[Finding]:
     """The profile over depth, in thirds, and the layers that did not change."""
     layers: dict[int, list[float]] = {}
     for row in rows:
-        layers.setdefault(row["layer"], []).append(row["changes"][at]["metrics"]["relative_change"] or 0.0)
-    if len({row["stack"] for row in rows}) > 1 or len(layers) < 3:
+        layers.setdefault(row.layer, []).append(row.changes[at].metrics["relative_change"] or 0.0)
+    if len({row.stack for row in rows}) > 1 or len(layers) < 3:
         return
     profile = [mean(layers[layer]) for layer in sorted(layers)]
     cut = [round(len(profile) * part / 3) for part in range(4)]
@@ -237,12 +220,8 @@ def _shape(thirds: Sequence[float], greatest: int) -> str:
 def _where(rows: Sequence[Row]) -> str:
     """'q 0-3, v 1' for the matrices of one kind."""
     parts = []
-    for role in _roles(rows):
-        for stack in sorted({row["stack"] for row in rows if row["role"] == role}):
-            numbers = {row["layer"] for row in rows if (row["role"], row["stack"]) == (role, stack)}
+    for role in roles(rows, ROLES):
+        for stack in sorted({row.stack for row in of_role(rows, role)}):
+            numbers = {row.layer for row in of_role(rows, role) if row.stack == stack}
             parts.append(" ".join(part for part in (role, stack, ranges(numbers)) if part))
     return "; ".join(parts)
-
-
-def _roles(rows: Sequence[Row]) -> list[str]:
-    return [role for role in "qkvo" if any(row["role"] == role for row in rows)]

@@ -7,22 +7,17 @@ colours are safe for colour-blind readers (Okabe and Ito; Cividis) and the page 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
 
+from .rows import AILORA, PARTS, Row, change_metric, of_role, pairs, roles
 from .words import matrix, typeset
 
-Row = Mapping[str, Any]
 Figure = dict[str, Any]
 COLOURS = {"q": "#2f83c5", "v": "#d9700d", "k": "#009e73", "o": "#b8609a"}
 _POINTS = 160  # of a spectrum that are drawn: more cannot be seen
 _DEPTH = ("#4c6ef5", "#7a63d6", "#b05cb3", "#dd6079", "#e8833a", "#d9a520")  # seen on white and on black
-
-
-def roles(rows: Sequence[Row]) -> list[str]:
-    """The roles that were analysed, q and v first."""
-    return [role for role in "qvko" if any(row["role"] == role for row in rows)]
 
 
 def line_name(role: str, stack: str = "") -> str:
@@ -32,11 +27,11 @@ def line_name(role: str, stack: str = "") -> str:
 
 def spectra(rows: Sequence[Row], role: str) -> Figure:
     """All singular values of every layer of one role, with the median noise edge."""
-    edge = median(row["metrics"]["noise_edge"] for row in _of(rows, role))
+    edge = median(row.metrics["noise_edge"] for row in of_role(rows, role))
     title = f"singular value of {matrix(role)}"
     lines = [
-        _line(row, rows, _thin(_resolved(row)), f"{typeset(row['label'])}<br>index %{{x}}<br>s = %{{y:.4g}}")
-        for row in _of(rows, role)
+        _line(row, rows, _thin(_resolved(row)), f"{typeset(row.label)}<br>index %{{x}}<br>s = %{{y:.4g}}")
+        for row in of_role(rows, role)
     ]
     figure = _with_depth(lines, rows, layout_for("index (1 = largest)", title, log_y=True))
     return _with_level(figure, edge, "noise edge (median)")
@@ -45,41 +40,40 @@ def spectra(rows: Sequence[Row], role: str) -> Figure:
 def change_spectra(rows: Sequence[Row], role: str, at: int) -> Figure:
     """Singular values of the change over its own noise edge: what lies above 1 is structure."""
     lines = []
-    for row in _of(rows, role):
-        edge = row["changes"][at]["metrics"]["delta_edge"]
+    for row in of_role(rows, role):
+        edge = row.changes[at].metrics["delta_edge"]
         if edge:
-            values = [value / edge for value in row["changes"][at]["delta_singular_values"]]
+            values = [value / edge for value in row.changes[at].singular_values]
             shown = [value for value in values if value > 1e-6]
-            lines.append(_line(row, rows, _thin(shown), f"{typeset(row['label'])}<br>index %{{x}}<br>%{{y:.3g}} edges"))
+            lines.append(_line(row, rows, _thin(shown), f"{typeset(row.label)}<br>index %{{x}}<br>%{{y:.3g}} edges"))
     layout = layout_for("index (1 = largest)", f"singular value of Δ{matrix(role)} / its noise edge", log_y=True)
     return _with_level(_with_depth(lines, rows, layout), 1.0, "noise edge")
 
 
-def energy(rows: Sequence[Row], role: str, part: str) -> Figure:
-    """Share of the energy that the top (or bottom) r directions hold, against r; the page marks a rank."""
-    what = {"top": "principal", "bottom": "minor"}[part]
+def energy(rows: Sequence[Row], role: str) -> Figure:
+    """Share of the energy in the r directions that AILoRA gives to the role, against r; the page marks a rank."""
     lines = []
-    for row in _of(rows, role):
-        points = list(zip(row["cuts"]["ranks"], row["cuts"][f"{part}_energy"], strict=True))
+    for row in of_role(rows, role):
+        points = list(zip(row.cuts.ranks, row.held, strict=True))
         points = [(rank, short(share)) for rank, share in points if share > 0]
-        lines.append(_line(row, rows, points, f"{typeset(row['label'])}<br>rank %{{x}}<br>%{{y:.3%}} of the energy"))
-    layout = layout_for("rank r", f"energy of the {what} r of {matrix(role)}", log_y=part == "bottom")
+        lines.append(_line(row, rows, points, f"{typeset(row.label)}<br>rank %{{x}}<br>%{{y:.3%}} of the energy"))
+    layout = layout_for("rank r", f"energy of the {AILORA[role]} r of {matrix(role)}", log_y=PARTS[role] == "bottom")
     layout["xaxis"] |= {"type": "log", "dtick": "D1" if _longest(rows) < 30 else 1}
-    if part == "top":
+    if PARTS[role] == "top":
         layout["yaxis"]["tickformat"] = ".0%"
     return _with_depth(lines, rows, layout)
 
 
 def _longest(rows: Sequence[Row]) -> int:
-    return max(int(min(row["shape"])) for row in rows)
+    return max(int(min(row.shape)) for row in rows)
 
 
 def elements(rows: Sequence[Row], role: str, at: int | None = None) -> Figure:
     """Distribution of the elements per layer: 5 to 95 %, quartiles, median; dashed after tuning."""
-    chosen = _single(_of(rows, role))
-    layers = [row["layer"] for row in chosen]
-    levels = chosen[0]["elements"]["quantile_levels"]
-    quantile = {level: [row["elements"]["quantiles"][i] for row in chosen] for i, level in enumerate(levels)}
+    chosen = _single(of_role(rows, role))
+    layers = [row.layer for row in chosen]
+    levels = chosen[0].quantile_levels
+    quantile = {level: [row.quantiles[i] for row in chosen] for i, level in enumerate(levels)}
     colour = COLOURS[role]
     data = [
         *_band(layers, quantile[0.05], quantile[0.95], colour, 0.18, "5 to 95 %"),
@@ -89,7 +83,7 @@ def elements(rows: Sequence[Row], role: str, at: int | None = None) -> Figure:
     if at is not None:
         for level, name in ((0.05, "after: 5, 25, 75, 95 %"), (0.25, ""), (0.75, ""), (0.95, "")):
             i = levels.index(level)
-            after = [row["changes"][at]["elements_after"]["quantiles"][i] for row in chosen]
+            after = [row.changes[at].quantiles[i] for row in chosen]
             style = {"dash": "dot", "width": 1.5, "color": colour}
             data.append(series(layers, after, colour, name) | {"line": style, "showlegend": bool(name)})
     return {"data": data, "layout": layout_for("layer", f"element of {matrix(role)}", legend=True)}
@@ -99,28 +93,23 @@ def by_layer(rows: Sequence[Row], value: Callable[[Row], float | None], title: s
     """One number per layer, a line for each role and stack."""
     data = []
     for role in roles(rows):
-        for stack in sorted({row["stack"] for row in _of(rows, role)}):
-            chosen = [row for row in _of(rows, role) if row["stack"] == stack]
+        for stack in sorted({row.stack for row in of_role(rows, role)}):
+            chosen = [row for row in of_role(rows, role) if row.stack == stack]
             name = line_name(role, stack)
             known = [value(row) for row in chosen]
-            data.append(series([row["layer"] for row in chosen], known, COLOURS[role], name, role))
+            data.append(series([row.layer for row in chosen], known, COLOURS[role], name, role))
     return {"data": data, "layout": layout_for("layer", title, log_y=log, legend=True, zero=not log)}
 
 
 def q_against_v(rows: Sequence[Row], at: int) -> Figure:
     """A point per layer: above the diagonal Q changed more, below it V did."""
-    places: dict[tuple[str, int], dict[str, float]] = {}
-    for row in rows:
-        value = row["changes"][at]["metrics"]["relative_change"]
-        if value is not None:
-            places.setdefault((row["stack"], row["layer"]), {})[row["role"]] = value
-    pairs = {place: pair for place, pair in places.items() if {"q", "v"} <= set(pair)}
-    most = 1.08 * max((value for pair in pairs.values() for value in pair.values()), default=1.0) or 1.0
-    names = [typeset(" ".join(part for part in (stack, str(layer)) if part)) for stack, layer in pairs]
+    both = pairs(rows, change_metric(at, "relative_change"))
+    most = 1.08 * max((value for pair in both.values() for value in pair), default=1.0) or 1.0
+    names = [typeset(" ".join(part for part in (stack, str(layer)) if part)) for stack, layer in both]
     points = {
-        "type": "scatter", "mode": "markers+text", "x": [short(pair["v"]) for pair in pairs.values()],
-        "y": [short(pair["q"]) for pair in pairs.values()], "text": names, "textposition": "top center",
-        "marker": {"size": 9, "color": [layer for _, layer in pairs], "colorscale": _scale(),
+        "type": "scatter", "mode": "markers+text", "x": [short(v) for _, v in both.values()],
+        "y": [short(q) for q, _ in both.values()], "text": names, "textposition": "top center",
+        "marker": {"size": 9, "color": [layer for _, layer in both], "colorscale": _scale(),
                    "line": {"width": 1, "color": "#888"}, "colorbar": _depth_bar()},
         "hovertemplate": "layer %{text}<br>V %{x:.4g}<br>Q %{y:.4g}<extra></extra>", "showlegend": False,
     }  # fmt: skip
@@ -138,13 +127,11 @@ def deciles(rows: Sequence[Row], at: int) -> Figure:
     """Where in the spectrum of the original the change sits: medians over the layers, with chance."""
     data: list[dict[str, Any]] = []
     names = [f"{10 * part}-{10 * part + 10}" for part in range(10)]
-    chance: list[float] = []
     for role in roles(rows):
-        places = [row["changes"][at]["placement"] for row in _of(rows, role)]
-        known = [place["deciles"] for place in places if place]
+        known = [place for row in of_role(rows, role) if (place := row.changes[at].placement)]
         if known:
-            shares = [_decile(known, part, "") for part in range(10)]
-            chance = [_decile(known, part, "chance_") for part in range(10)]
+            shares = [short(median(place.share(tenth) for place in known)) for tenth in range(10)]
+            chance = [short(median(place.chance(tenth) for place in known)) for tenth in range(10)]
             data.append({
                 "type": "bar", "x": names, "y": shares, "name": line_name(role), "marker": {"color": COLOURS[role]},
                 "hovertemplate": "%{x} %<br>%{y:.3%} of the change<extra>" + line_name(role) + "</extra>",
@@ -158,17 +145,13 @@ def deciles(rows: Sequence[Row], at: int) -> Figure:
     return {"data": data, "layout": layout | {"barmode": "group"}}
 
 
-def _decile(known: Sequence[Mapping[str, Any]], part: int, prefix: str) -> float:
-    return short(median((d[f"{prefix}output"][part] + d[f"{prefix}input"][part]) / 2 for d in known))
-
-
 def heads(rows: Sequence[Row], role: str, key: str, label: str) -> Figure:
     """A map layer x head of one number."""
-    chosen = _single([row for row in _of(rows, role) if row["heads"]])
-    z = [[short(head[key]) for head in row["heads"]] for row in chosen]
+    chosen = _single([row for row in of_role(rows, role) if row.heads])
+    z = [[short(head[key]) for head in row.heads] for row in chosen]
     count = max(map(len, z))
     data = {
-        "type": "heatmap", "x": list(range(count)), "y": [str(row["layer"]) for row in chosen], "z": z,
+        "type": "heatmap", "x": list(range(count)), "y": [str(row.layer) for row in chosen], "z": z,
         "colorscale": "Cividis", "xgap": 1, "ygap": 1, "colorbar": {"thickness": 12, "outlinewidth": 0},
         "hovertemplate": f"layer %{{y}}, head %{{x}}<br>{label} %{{z:.4g}}<extra></extra>",
     }  # fmt: skip
@@ -178,19 +161,15 @@ def heads(rows: Sequence[Row], role: str, key: str, label: str) -> Figure:
     return {"data": [data], "layout": layout}
 
 
-def _of(rows: Sequence[Row], role: str) -> list[Row]:
-    return [row for row in rows if row["role"] == role]
-
-
 def _single(rows: Sequence[Row]) -> list[Row]:
     """The rows of the first stack: bands over layers need one row a layer."""
-    first = min(row["stack"] for row in rows)
-    return [row for row in rows if row["stack"] == first]
+    first = min(row.stack for row in rows)
+    return [row for row in rows if row.stack == first]
 
 
 def _resolved(row: Row) -> list[float]:
-    floor = row["spectrum"]["floor"]
-    return [value for value in row["spectrum"]["singular_values"] if value >= floor and value > 0]
+    floor = row.floor
+    return [value for value in row.singular_values if value >= floor and value > 0]
 
 
 def _thin(values: Sequence[float]) -> list[tuple[int, float]]:
@@ -206,15 +185,15 @@ def _thin(values: Sequence[float]) -> list[tuple[int, float]]:
 def _line(row: Row, rows: Sequence[Row], points: Sequence[tuple[int, float]], hover: str) -> dict[str, Any]:
     return {
         "type": "scatter", "mode": "lines", "x": [x for x, _ in points], "y": [y for _, y in points],
-        "line": {"width": 1.3, "color": _depth_colour(row, rows)}, "showlegend": False, "name": typeset(row["label"]),
+        "line": {"width": 1.3, "color": _depth_colour(row, rows)}, "showlegend": False, "name": typeset(row.label),
         "hovertemplate": f"{hover}<extra></extra>",
     }  # fmt: skip
 
 
 def _depth_colour(row: Row, rows: Sequence[Row]) -> str:
     """Blue for the first layer, over violet and red to yellow for the last."""
-    layers = [other["layer"] for other in rows]
-    share = (row["layer"] - min(layers)) / max(1, max(layers) - min(layers))
+    layers = [other.layer for other in rows]
+    share = (row.layer - min(layers)) / max(1, max(layers) - min(layers))
     place = share * (len(_DEPTH) - 1)
     low = min(int(place), len(_DEPTH) - 2)
     ends = [[int(_DEPTH[at][i : i + 2], 16) for i in (1, 3, 5)] for at in (low, low + 1)]
@@ -224,7 +203,7 @@ def _depth_colour(row: Row, rows: Sequence[Row]) -> str:
 
 def _with_depth(lines: list[dict[str, Any]], rows: Sequence[Row], layout: dict[str, Any]) -> Figure:
     """A colour bar for the layers, carried by a point that is not drawn."""
-    layers = [row["layer"] for row in rows]
+    layers = [row.layer for row in rows]
     key = {
         "type": "scatter", "mode": "markers", "x": [None], "y": [None], "showlegend": False, "hoverinfo": "skip",
         "marker": {"color": [0], "cmin": min(layers), "cmax": max(max(layers), min(layers) + 1),

@@ -6,25 +6,25 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import median
 from typing import Any
 
+from ..methods import ROLES, SURVIVAL_WANTED
 from ..metrics.motion import lr_scales
 from ..metrics.noise import noise_effective_rank_share
 from ..metrics.paired import Comparison, compare
 from .changes import change_findings
-from .motions import motion_at, place
+from .motions import motion_at
+from .rows import PARTS, Row, of_role, pairs, read_rows, roles
 from .words import matrix, number, spread
 
-Row = Mapping[str, Any]
 Finding = dict[str, Any]
-SURVIVES = 0.9
 _FIRST = ("kind:", "premise:relative_change")
 _STANDS_OUT = 3.5  # modified z score (Iglewicz and Hoaglin, How to Detect and Handle Outliers, 1993)
 
 
 def find(document: Mapping[str, Any]) -> list[Finding]:
     """The findings of an analysis document, most telling first: {"id", "text", "numbers"}."""
-    rows, rank = document["matrices"], document["settings"]["rank"]
+    rows, rank = read_rows(document), document["settings"]["rank"]
     found = [*_skipped(document)]
-    changes = [change_findings(rows, at, tuned, rank) for at, tuned in enumerate(document["against"])]
+    changes = [change_findings(rows, at, tuned["name"]) for at, tuned in enumerate(document["against"])]
     # What each fine-tune did at all comes before the details of any of them.
     for first in (True, False):
         found += [finding for each in changes for finding in each if finding["id"].startswith(_FIRST) == first]
@@ -46,12 +46,8 @@ def find(document: Mapping[str, Any]) -> list[Finding]:
 
 def paired(rows: Sequence[Row], value: Callable[[Row], float | None]) -> Comparison | None:
     """Q against V over the layers (and stacks) that have both; None if there are none."""
-    places: dict[tuple[str, int], dict[str, float]] = {}
-    for row in rows:
-        if (known := value(row)) is not None:
-            places.setdefault((row["stack"], row["layer"]), {})[row["role"]] = known
-    pairs = [(pair["q"], pair["v"]) for pair in places.values() if {"q", "v"} <= set(pair)]
-    return compare(pairs) if pairs else None
+    both = list(pairs(rows, value).values())
+    return compare(both) if both else None
 
 
 def certainty(found: Comparison, more: str = "higher", less: str = "lower") -> str:
@@ -77,7 +73,7 @@ def _skipped(document: Mapping[str, Any]) -> Iterator[Finding]:
 
 def _difference(rows: Sequence[Row], key: str, verb: str, what: str, label: str) -> Iterator[Finding]:
     """Does Q differ from V in one metric, over the layers?"""
-    found = paired(rows, lambda row: row["metrics"][key])
+    found = paired(rows, lambda row: row.metrics[key])
     if found is None:
         return
     medians = f"{number(found.first)} against {number(found.second)} (medians; {certainty(found)})"
@@ -92,7 +88,7 @@ def _difference(rows: Sequence[Row], key: str, verb: str, what: str, label: str)
 
 def _by_shape(rows: Sequence[Row]) -> str:
     """Wide matrices look flatter than square ones: what the shapes alone would give, where they differ."""
-    shapes = [{tuple(row["shape"]) for row in rows if row["role"] == role} for role in "qv"]
+    shapes = [{row.shape for row in of_role(rows, role)} for role in "qv"]
     if shapes[0] == shapes[1]:
         return ""
     noise = [spread([noise_effective_rank_share(shape) for shape in of]) for of in shapes]
@@ -101,7 +97,7 @@ def _by_shape(rows: Sequence[Row]) -> str:
 
 def _moved(rows: Sequence[Row], rank: int) -> Iterator[Finding]:
     """How much AILoRA would move at this rank."""
-    parts = {"q": _at_rank(rows, "q", "top_energy", rank), "v": _at_rank(rows, "v", "bottom_energy", rank)}
+    parts = {role: [row.held[row.cuts.at(rank)] for row in of_role(rows, role)] for role in PARTS}
     if all(parts.values()):
         yield {
             "id": "moved",
@@ -129,12 +125,12 @@ def _motion(rows: Sequence[Row], rank: int) -> Iterator[Finding]:
 
 def _energy(rows: Sequence[Row]) -> Iterator[Finding]:
     """Which rank holds 90 % of the energy."""
-    for role in _roles(rows):
-        of = [row for row in rows if row["role"] == role]
-        needed = {share: [row["metrics"][f"rank_{share}"] for row in of] for share in (50, 90, 99)}
+    for role in roles(rows, ROLES):
+        of = of_role(rows, role)
+        needed = {share: [row.metrics[f"rank_{share}"] for row in of] for share in (50, 90, 99)}
         known = {share: [value for value in values if value is not None] for share, values in needed.items()}
         if all(known.values()):
-            sides = spread([float(min(row["shape"])) for row in of])
+            sides = spread([float(min(row.shape)) for row in of])
             yield {
                 "id": f"energy:{role}",
                 "text": f"Of {matrix(role)}, 50 % of the energy needs rank {spread(known[50])}, 90 % rank "
@@ -145,13 +141,13 @@ def _energy(rows: Sequence[Row]) -> Iterator[Finding]:
 
 def _survival(rows: Sequence[Row], rank: int) -> Iterator[Finding]:
     """Would the minor components of V survive storage in bfloat16?"""
-    values = _at_rank(rows, "v", "bottom_survival", rank)
+    values = [row.cuts.bottom_survival[row.cuts.at(rank)] for row in of_role(rows, "v")]
     if values:
-        lost = sum(value < SURVIVES for value in values)
+        lost = sum(value < SURVIVAL_WANTED for value in values)
         verdict = (
-            f"{lost} of {len(values)} would keep less than {SURVIVES}: `init` rounds those stochastically"
+            f"{lost} of {len(values)} would keep less than {SURVIVAL_WANTED}: `init` rounds those stochastically"
             if lost
-            else f"all {len(values)} would keep at least {SURVIVES}"
+            else f"all {len(values)} would keep at least {SURVIVAL_WANTED}"
         )
         yield {
             "id": "survival",
@@ -163,7 +159,7 @@ def _survival(rows: Sequence[Row], rank: int) -> Iterator[Finding]:
 
 def _outstanding(rows: Sequence[Row]) -> Iterator[Finding]:
     """Layers far from the others of their role, by a robust score."""
-    scores = [score for role in _roles(rows) for score in _scores([row for row in rows if row["role"] == role])]
+    scores = [score for role in roles(rows, ROLES) for score in _scores(of_role(rows, role))]
     if scores:
         far = sorted((score for score in scores if abs(score[0]) > _STANDS_OUT), key=lambda score: -abs(score[0]))
         names = ", ".join(f"{label} ({number(value)}, score {number(score)})" for score, label, value in far[:5])
@@ -180,9 +176,9 @@ def _outstanding(rows: Sequence[Row]) -> Iterator[Finding]:
 
 def _scores(rows: Sequence[Row]) -> list[tuple[float, str, float]]:
     known = [
-        (row["metrics"]["effective_rank_share"], row["label"])
+        (row.metrics["effective_rank_share"], row.label)
         for row in rows
-        if row["metrics"]["effective_rank_share"] is not None
+        if row.metrics["effective_rank_share"] is not None
     ]
     if len(known) < 4:
         return []
@@ -194,19 +190,10 @@ def _scores(rows: Sequence[Row]) -> list[tuple[float, str, float]]:
 
 
 def _premise(rows: Sequence[Row]) -> Finding:
-    layers = {(row["stack"], row["layer"]) for row in rows}
+    layers = {row.place for row in rows}
     return {
         "id": "premise",
         "text": f"Whether fine-tuning changes W^Q more than W^V, as AILoRA assumes, cannot be seen in 1 checkpoint: "
         f"give a fine-tuned one with --against to compare all {len(layers)} layers.",
         "numbers": {"checkpoints": 1, "layers": len(layers)},
     }
-
-
-def _at_rank(rows: Sequence[Row], role: str, key: str, rank: int) -> list[float]:
-    """Values of `cuts` at the largest stated rank up to `rank`."""
-    return [row["cuts"][key][place(row, rank)] for row in rows if row["role"] == role]
-
-
-def _roles(rows: Sequence[Row]) -> list[str]:
-    return [role for role in "qkvo" if any(row["role"] == role for row in rows)]

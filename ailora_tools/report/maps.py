@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+from ..methods import Q_AND_V_FIRST
 from ..metrics.definitions import DEFINITIONS, Definition
 from .figures import layout_for, line_name, short
+from .rows import Row
 from .words import number
-
-Row = Mapping[str, Any]
 
 
 def overview(rows: Sequence[Row], at: int | None = None) -> dict[str, Any]:
     """A map layer x role, with one set of values per metric for the menu; `at` adds those of a change."""
-    lines = sorted({(row["stack"], row["role"]) for row in rows}, key=lambda line: (line[0], "qvko".index(line[1])))
-    layers = sorted({row["layer"] for row in rows})
-    where = {(row["stack"], row["role"], row["layer"]): row for row in rows}
+    lines = sorted({(row.stack, row.role) for row in rows}, key=lambda line: (line[0], Q_AND_V_FIRST.index(line[1])))
+    layers = sorted({row.layer for row in rows})
+    where = {(row.stack, row.role, row.layer): row for row in rows}
     names = [line_name(role, stack) for stack, role in lines]
 
     def values(of: Definition) -> list[list[float | None]]:
@@ -39,8 +39,8 @@ def overview(rows: Sequence[Row], at: int | None = None) -> dict[str, Any]:
 
 def _metric(row: Row, of: Definition, at: int | None) -> float | None:
     if of.of == "change":
-        return None if at is None else row["changes"][at]["metrics"][of.key]
-    return row["metrics"][of.key]  # type: ignore[no-any-return]
+        return None if at is None else row.changes[at].metrics[of.key]
+    return row.metrics[of.key]  # type: ignore[no-any-return]
 
 
 def _map(of: Definition, values: list[list[float | None]]) -> dict[str, Any]:

@@ -9,16 +9,16 @@ import numpy as np
 
 from ..metrics.motion import lr_scales, motions, role_motion
 from .figures import COLOURS, by_layer, layout_for, line_name, series
+from .rows import PARTS, Row
 from .words import number
 
-Row = Mapping[str, Any]
 Figure = dict[str, Any]
-PARTS = {"q": "top", "v": "bottom"}  # what AILoRA gives to the adapter of each role
+_TITLE = "‖ΔW‖ / (‖W‖ · learning rate)"
 
 
 def by_rank(rows: Sequence[Row]) -> list[dict[str, float]]:
     """Motion of each role (root mean square over its matrices) at every rank that all matrices have."""
-    known = [(row["role"], _motions(row)) for row in rows if row["role"] in PARTS]
+    known = [(row.role, _motions(row)) for row in rows if row.role in PARTS]
     ranks = min((len(found) for _, found in known), default=0)
     return [role_motion((role, found[at]) for role, found in known) for at in range(ranks)]
 
@@ -36,19 +36,19 @@ def motion_texts(motion: Mapping[str, float]) -> dict[str, str]:
 
 def motion_at(rows: Sequence[Row], rank: int) -> dict[str, float]:
     """Motion of each role at the largest stated rank up to `rank`."""
-    of = [row for row in rows if row["role"] in PARTS]
-    return role_motion((row["role"], _motions(row)[place(row, rank)]) for row in of)
+    of = [row for row in rows if row.role in PARTS]
+    return role_motion((row.role, _motions(row)[row.cuts.at(rank)]) for row in of)
 
 
 def motion_by_layer(rows: Sequence[Row], rank: int) -> Figure:
     """Motion of each matrix at the largest stated rank up to `rank`."""
-    of = [row for row in rows if row["role"] in PARTS]
-    return by_layer(of, lambda row: _motions(row)[place(row, rank)], _TITLE)
+    of = [row for row in rows if row.role in PARTS]
+    return by_layer(of, lambda row: _motions(row)[row.cuts.at(rank)], _TITLE)
 
 
 def motion_by_rank(rows: Sequence[Row]) -> Figure:
     """Motion of each role against the rank."""
-    ranks = min((row["cuts"]["ranks"] for row in rows if row["role"] in PARTS), key=len)
+    ranks = min((row.cuts.ranks for row in rows if row.role in PARTS), key=len)
     found = by_rank(rows)
     data = [
         series(ranks, [motion[role] or None for motion in found], COLOURS[role], line_name(role), role, "rank")
@@ -59,14 +59,6 @@ def motion_by_rank(rows: Sequence[Row]) -> Figure:
     return {"data": data, "layout": layout}
 
 
-_TITLE = "‖ΔW‖ / (‖W‖ · learning rate)"
-
-
-def place(row: Row, rank: int) -> int:
-    """Index in `cuts` of the largest stated rank up to `rank`."""
-    return max(at for at, value in enumerate(row["cuts"]["ranks"]) if value <= rank)
-
-
 def _motions(row: Row) -> list[float]:
-    S = np.asarray(row["spectrum"]["singular_values"])
-    return list(motions(S, row["cuts"]["ranks"], (row["shape"][0], row["shape"][1]))[PARTS[row["role"]]])
+    S = np.asarray(row.singular_values)
+    return list(motions(S, row.cuts.ranks, row.shape)[PARTS[row.role]])

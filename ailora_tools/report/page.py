@@ -17,9 +17,9 @@ from typing import Any
 from ..output.analysis import metrics_csv
 from . import sections
 from .body import Parts
-from .figures import roles
 from .motions import by_rank, motion_texts
-from .words import matrix, number, percent, spread, typeset
+from .rows import PARTS, Row, of_role, read_rows, roles
+from .words import matrix, number, percent, size, spread, typeset
 
 _EMBEDDED = 1_500_000  # bytes of the document that the page carries whole; beyond, spectra are thinned
 _KEPT = 64  # values of a thinned spectrum
@@ -28,16 +28,17 @@ _LISTS = ("singular_values", "delta_singular_values", "singular_values_after")
 
 def render(document: Mapping[str, Any]) -> str:
     """The report as HTML text."""
+    rows = read_rows(document)
     frame = Frame(
         title=f"{document['model']['name']}: spectra of W^Q and W^V",
         kind="Spectra of attention weights",
         heading=_heading(document),
-        facts=_facts(document),
+        facts=_facts(document, rows),
         footer=_footer(document),
         slug=re.sub(r"[^\w.-]+", "-", document["model"]["name"]) or "analysis",
     )
     downloads = {"document": embedded(document), "csv": metrics_csv(document)}
-    return framed(sections.build(document), frame, downloads | {"ranks": _held(document["matrices"])})
+    return framed(sections.build(document, rows), frame, downloads | {"ranks": _held(rows)})
 
 
 @dataclass(frozen=True)
@@ -79,19 +80,19 @@ def _heading(document: Mapping[str, Any]) -> str:
     return escape(document["model"]["name"]) + against
 
 
-def _facts(document: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _facts(document: Mapping[str, Any], rows: Sequence[Row]) -> list[tuple[str, str]]:
     """Name and value of what the header states, as plain text."""
-    model, rows = document["model"], document["matrices"]
-    tuned = "".join(f", {_size(other['bytes_read'])} of {other['name']}" for other in document["against"])
+    model = document["model"]
+    tuned = "".join(f", {size(other['bytes_read'])} of {other['name']}" for other in document["against"])
     kind = model["family"] + (f" ({model['model_type']})" if model["model_type"] else "")
-    matrices = ", ".join(f"{sum(row['role'] == role for row in rows)} × {matrix(role)}" for role in roles(rows))
+    matrices = ", ".join(f"{len(of_role(rows, role))} × {matrix(role)}" for role in roles(rows))
     found = [
         ("model", kind),
         ("revision", model["revision"] or "local files"),
         ("analysed", matrices),
-        ("shapes", ", ".join(sorted({" × ".join(map(str, row["shape"])) for row in rows}))),
-        ("stored as", ", ".join(sorted({row["dtype"] for row in rows}))),
-        ("read", f"{_size(model['bytes_read'])} of {_size(model['bytes_total'])}" + tuned),
+        ("shapes", ", ".join(sorted({" × ".join(map(str, row.shape)) for row in rows}))),
+        ("stored as", ", ".join(sorted({row.dtype for row in rows}))),
+        ("read", f"{size(model['bytes_read'])} of {size(model['bytes_total'])}" + tuned),
         ("took", f"{number(document['seconds'])} s"),
         ("made", document["created"].replace("T", " ").replace("Z", " UTC")),
     ]
@@ -106,11 +107,6 @@ def _footer(document: Mapping[str, Any]) -> str:
     places = [document["model"]["location"], *(other["location"] for other in document["against"])]
     settings = ", ".join(f"{key} {value}" for key, value in document["settings"].items() if value not in (None, False))
     return f"<p>{escape(tool)}</p><p>{escape('; '.join(places))}</p><p>{escape(settings)}</p>"
-
-
-def _size(nbytes: float) -> str:
-    unit, name = next(((unit, name) for unit, name in ((1e9, "GB"), (1e6, "MB")) if nbytes >= unit), (1e3, "kB"))
-    return f"{nbytes / unit:.3g} {name}"
 
 
 def embedded(document: Mapping[str, Any]) -> dict[str, Any]:
@@ -132,23 +128,23 @@ def _every(values: Sequence[float]) -> list[float]:
     return [values[at] for at in places]
 
 
-def _held(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _held(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """What the slider tells at each rank that all matrices have."""
-    common = min((row["cuts"]["ranks"] for row in rows), key=len)
+    common = min((row.cuts.ranks for row in rows), key=len)
     motion = by_rank(rows) or [{}] * len(common)
     texts = [{**_texts(rows, at, rank), **motion_texts(motion[at])} for at, rank in enumerate(common)]
     return [{"rank": rank, "texts": texts[at]} for at, rank in enumerate(common) if rank < common[-1]]
 
 
-def _texts(rows: Sequence[Mapping[str, Any]], at: int, rank: int) -> dict[str, str]:
-    parameters = sum(rank * sum(row["shape"]) for row in rows if row["role"] in "qv")
+def _texts(rows: Sequence[Row], at: int, rank: int) -> dict[str, str]:
+    parameters = sum(rank * sum(row.shape) for row in rows if row.role in PARTS)
     texts = {"parameters": f"{parameters:,}"}
-    for role, key in (("q", "top_energy"), ("v", "bottom_energy")):
-        values = [row["cuts"][key][at] for row in rows if row["role"] == role]
+    for role in PARTS:
+        values = [row.held[at] for row in of_role(rows, role)]
         if values:
             texts[role] = percent(median(values))
             texts[f"{role}-range"] = f"{percent(min(values))} to {percent(max(values))} over {len(values)} layers"
-    survival = [row["cuts"]["bottom_survival"][at] for row in rows if row["role"] == "v"]
+    survival = [row.cuts.bottom_survival[at] for row in of_role(rows, "v")]
     if survival:
         texts["survival"] = number(median(survival))
         texts["survival-range"] = f"of it survives nearest rounding to bfloat16 ({spread(survival)})"

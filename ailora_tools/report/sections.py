@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -10,6 +10,7 @@ from ..metrics.definitions import BY_KEY, DEFINITIONS
 from . import figures, maps
 from .body import Parts
 from .motions import motion_by_layer, motion_by_rank
+from .rows import AILORA, Row, change_metric, roles
 from .words import matrix, number, typeset
 
 Document = Mapping[str, Any]
@@ -26,15 +27,22 @@ _CHANGE_COLUMNS = (
     "rounding_above",
     "delta_rank_90",
 )
+_HELP = (
+    "<details><summary>How to read this page</summary><p>A matrix stretches some input directions more than others; "
+    "its singular values are these factors, largest first. A steep curve means few directions matter, a flat one that "
+    "all do. The noise edge is what a matrix of random numbers with the same bulk and shape would reach: only values "
+    "above it are structure. Where Q and V are compared, layers are paired and a sign test says how likely such an "
+    "uneven split would be by chance (p below 0.05 counts as a difference; with many metrics some will be so by "
+    "chance). No figure smooths or drops layers; hover, or tap, for the numbers.</p></details>"
+)
 
 
-def build(document: Document) -> Parts:
-    """All sections of one document."""
+def build(document: Document, rows: Sequence[Row]) -> Parts:
+    """All sections of one document, whose matrices are `rows`."""
     parts = Parts()
-    rows = document["matrices"]
     _findings(parts, document)
     if document["against"]:
-        _changes(parts, document)
+        _changes(parts, rows, document["against"])
     parts.section(
         "overview", "Layers at a glance",
         "One cell a matrix, in the order of the model. Colours run from the 2nd to the 98th percentile, so that one "
@@ -43,10 +51,11 @@ def build(document: Document) -> Parts:
     )  # fmt: skip
     _spectra(parts, rows)
     _energy(parts, rows, document["settings"]["rank"])
-    _elements(parts, document)
+    _elements(parts, rows, document["against"])
     _heads(parts, rows)
-    _ranks(parts, document)
-    _table(parts, document)
+    if document.get("ranks"):
+        _ranks(parts, rows, document["ranks"])
+    _table(parts, rows, document)
     _terms(parts)
     return parts
 
@@ -72,24 +81,14 @@ def _findings(parts: Parts, document: Document) -> None:
     )  # fmt: skip
 
 
-_HELP = (
-    "<details><summary>How to read this page</summary><p>A matrix stretches some input directions more than others; "
-    "its singular values are these factors, largest first. A steep curve means few directions matter, a flat one that "
-    "all do. The noise edge is what a matrix of random numbers with the same bulk and shape would reach: only values "
-    "above it are structure. Where Q and V are compared, layers are paired and a sign test says how likely such an "
-    "uneven split would be by chance (p below 0.05 counts as a difference; with many metrics some will be so by "
-    "chance). No figure smooths or drops layers; hover, or tap, for the numbers.</p></details>"
-)
-
-
-def _spectra(parts: Parts, rows: Sequence[Mapping[str, Any]]) -> None:
+def _spectra(parts: Parts, rows: Sequence[Row]) -> None:
     cards = [
         parts.card(f"spectra-{role}", f"All singular values of {matrix(role)}",
                    "One line a layer, from blue for the first to yellow for the last.", figures.spectra(rows, role))
-        for role in figures.roles(rows)
+        for role in roles(rows)
     ]  # fmt: skip
-    floor = max(row["spectrum"]["floor"] / row["spectrum"]["singular_values"][0] for row in rows if _some(row))
-    hidden = sum(value < row["spectrum"]["floor"] for row in rows for value in row["spectrum"]["singular_values"])
+    floor = max(row.floor / row.singular_values[0] for row in rows if _some(row))
+    hidden = sum(value < row.floor for row in rows for value in row.singular_values)
     parts.section(
         "spectra", "Spectra",
         f"Every value is known to one part in a million down to the resolvable floor, {floor:.0e} of the largest or "
@@ -98,19 +97,19 @@ def _spectra(parts: Parts, rows: Sequence[Mapping[str, Any]]) -> None:
     )  # fmt: skip
 
 
-def _some(row: Mapping[str, Any]) -> bool:
-    return bool(row["spectrum"]["singular_values"][0])
+def _some(row: Row) -> bool:
+    return bool(row.singular_values[0])
 
 
-def _energy(parts: Parts, rows: Sequence[Mapping[str, Any]], rank: int) -> None:
-    there = [(role, part) for role, part in (("q", "top"), ("v", "bottom")) if role in figures.roles(rows)]
+def _energy(parts: Parts, rows: Sequence[Row], rank: int) -> None:
+    there = [role for role in roles(rows) if role in AILORA]
     if not there:
         return
     cards = [
-        parts.card(f"energy-{role}", f"{'Principal' if part == 'top' else 'Minor'} components of {matrix(role)}",
+        parts.card(f"energy-{role}", f"{AILORA[role].capitalize()} components of {matrix(role)}",
                    "Share of the squared norm that an adapter of rank r would take over.",
-                   figures.energy(rows, role, part), ' data-energy="yes"')
-        for role, part in there
+                   figures.energy(rows, role), ' data-energy="yes"')
+        for role in there
     ]  # fmt: skip
     cards += [
         parts.card("motion-layers", f"First step of the adapters, rank {rank}",
@@ -123,13 +122,13 @@ def _energy(parts: Parts, rows: Sequence[Mapping[str, Any]], rank: int) -> None:
         "energy", "Energy against rank",
         "Move the slider: what would the adapters of AILoRA hold at that rank, and how fast would they move? With the "
         "roots of the singular values on both sides, an adapter moves in proportion to them.",
-        f'{_slider(rows)}<div class="held">{_boxes(dict(there))}</div><div class="grid">{"".join(cards)}</div>',
+        f'{_slider(rows)}<div class="held">{_boxes(there)}</div><div class="grid">{"".join(cards)}</div>',
     )  # fmt: skip
 
 
-def _slider(rows: Sequence[Mapping[str, Any]]) -> str:
+def _slider(rows: Sequence[Row]) -> str:
     """Over the ranks that all matrices have, at 8 if there is room."""
-    common = min((row["cuts"]["ranks"] for row in rows), key=len)
+    common = min((row.cuts.ranks for row in rows), key=len)
     start = max(at for at, rank in enumerate(common) if rank <= 8 and (rank < common[-1] or at == 0))
     return (
         f'<div class="slider"><label for="rank">Rank</label><input id="rank" type="range" min="0" '
@@ -138,14 +137,10 @@ def _slider(rows: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _boxes(there: Mapping[str, str]) -> str:
+def _boxes(there: Sequence[str]) -> str:
     """What page.js fills in for the rank of the slider; `there`: the roles that were analysed."""
-    told = [
-        (role, f"{what} {typeset(matrix(role))} holds (median)")
-        for role, what in (("q", "principal"), ("v", "minor"))
-        if role in there
-    ]
-    if {"q", "v"} <= there.keys():
+    told = [(role, f"{AILORA[role]} {typeset(matrix(role))} holds (median)") for role in there]
+    if {"q", "v"} <= set(there):
         told.append(("motion", "first step of Adam, Q : V"))
     if "v" in there:
         told.append(("survival", f"predicted survival of minor {typeset(matrix('v'))}"))
@@ -159,24 +154,23 @@ def _boxes(there: Mapping[str, str]) -> str:
     )
 
 
-def _elements(parts: Parts, document: Document) -> None:
-    rows = document["matrices"]
-    at = 0 if document["against"] else None
+def _elements(parts: Parts, rows: Sequence[Row], tuned: Sequence[Mapping[str, Any]]) -> None:
+    at = 0 if tuned else None
     cards = [
         parts.card(f"elements-{role}", f"Elements of {matrix(role)}", "Quantiles per layer; a view of the paper.",
                    figures.elements(rows, role, at))
-        for role in figures.roles(rows)
+        for role in roles(rows)
     ]  # fmt: skip
-    tuned = f" Dotted: after tuning ({escape(document['against'][0]['name'])})." if document["against"] else ""
+    dotted = f" Dotted: after tuning ({escape(tuned[0]['name'])})." if tuned else ""
     parts.section(
         "elements", "Distribution of the elements",
-        f"The paper reads task dependence from how widely the elements of W^Q and W^V spread.{tuned}",
+        f"The paper reads task dependence from how widely the elements of W^Q and W^V spread.{dotted}",
         f'<div class="grid">{"".join(cards)}</div>',
     )  # fmt: skip
 
 
-def _heads(parts: Parts, rows: Sequence[Mapping[str, Any]]) -> None:
-    there = [role for role in figures.roles(rows) if any(row["role"] == role and row["heads"] for row in rows)]
+def _heads(parts: Parts, rows: Sequence[Row]) -> None:
+    there = [role for role in roles(rows) if any(row.role == role and row.heads for row in rows)]
     cards = [
         parts.card(f"heads-{role}-{key}", f"{label}, {matrix(role)}", "One cell a head.",
                    figures.heads(rows, role, key, label))
@@ -192,8 +186,7 @@ def _heads(parts: Parts, rows: Sequence[Mapping[str, Any]]) -> None:
         )  # fmt: skip
 
 
-def _changes(parts: Parts, document: Document) -> None:
-    rows, tuned = document["matrices"], document["against"]
+def _changes(parts: Parts, rows: Sequence[Row], tuned: Sequence[Mapping[str, Any]]) -> None:
     menu = ""
     if len(tuned) > 1:
         options = "".join(f'<option value="{at}">{escape(other["name"])}</option>' for at, other in enumerate(tuned))
@@ -208,19 +201,12 @@ def _changes(parts: Parts, document: Document) -> None:
     )  # fmt: skip
 
 
-def _change(parts: Parts, rows: Sequence[Mapping[str, Any]], at: int) -> str:
-    def metric(key: str) -> Any:
-        return lambda row: row["changes"][at]["metrics"][key]
+def _change(parts: Parts, rows: Sequence[Row], at: int) -> str:
+    def metric(key: str) -> Callable[[Row], float | None]:
+        return change_metric(at, key)
 
-    def overlap(part: str) -> Any:
-        def value(row: Mapping[str, Any]) -> float | None:
-            place = row["changes"][at]["placement"] or {}
-            known = [
-                place[f"{part}_{side}_overlap"] for side in ("output", "input") if f"{part}_{side}_overlap" in place
-            ]
-            return sum(known) / len(known) if known else None
-
-        return value
+    def overlap(part: str) -> Callable[[Row], float | None]:
+        return lambda row: place.overlap(part) if (place := row.changes[at].placement) else None
 
     cards = [
         parts.card(f"relative-{at}", "Relative change", "‖ΔW‖_F / ‖W‖_F: comparable between Q and V.",
@@ -236,7 +222,7 @@ def _change(parts: Parts, rows: Sequence[Mapping[str, Any]], at: int) -> str:
         *(
             parts.card(f"delta-{role}-{at}", f"Spectrum of Δ{matrix(role)}",
                        "Over its own noise edge: above 1 is structure.", figures.change_spectra(rows, role, at))
-            for role in figures.roles(rows)
+            for role in roles(rows)
         ),
         parts.card(f"deciles-{at}", "Where in the original's spectrum",
                    "Share of the change in the directions of each tenth; dashed: by chance.",
@@ -254,13 +240,9 @@ def _change(parts: Parts, rows: Sequence[Mapping[str, Any]], at: int) -> str:
     )
 
 
-def _ranks(parts: Parts, document: Document) -> None:
-    ranks = document.get("ranks")
-    if not ranks:
-        return
+def _ranks(parts: Parts, rows: Sequence[Row], ranks: Mapping[str, Any]) -> None:
     pattern = ranks["rank_pattern"]
-    by_module = {row["module"]: float(pattern[row["module"]]) for row in document["matrices"]}
-    figure = figures.by_layer(document["matrices"], lambda row: by_module[row["module"]], "suggested rank")
+    figure = figures.by_layer(rows, lambda row: float(pattern[row.module]), "suggested rank")
     parts.section(
         "ranks", "Suggested ranks",
         f"{escape(ranks['rule'][0].upper() + ranks['rule'][1:])} Basis here: the {escape(ranks['basis'])}; "
@@ -270,8 +252,8 @@ def _ranks(parts: Parts, document: Document) -> None:
     )  # fmt: skip
 
 
-def _table(parts: Parts, document: Document) -> None:
-    rows, tuned = document["matrices"], document["against"]
+def _table(parts: Parts, rows: Sequence[Row], document: Document) -> None:
+    tuned = document["against"]
     heads = ['<th scope="col"><button type="button">matrix</button></th>']
     heads += [_head(key, "") for key in _COLUMNS]
     for other in tuned:
@@ -292,17 +274,17 @@ def _head(key: str, suffix: str) -> str:
     return f'<th scope="col"><button type="button" title="{title}">{escape(row.label + suffix)}</button></th>'
 
 
-def _row(at: int, row: Mapping[str, Any], tuned: int) -> str:
-    values = [row["metrics"][key] for key in _COLUMNS]
-    values += [row["changes"][i]["metrics"][key] for i in range(tuned) for key in _CHANGE_COLUMNS]
+def _row(at: int, row: Row, tuned: int) -> str:
+    values = [row.metrics[key] for key in _COLUMNS]
+    values += [row.changes[i].metrics[key] for i in range(tuned) for key in _CHANGE_COLUMNS]
     cells = "".join(
         f'<td data-value="{"" if value is None else value}">{"–" if value is None else number(value)}</td>'
         for value in values
     )
-    line = figures.line_name(row["role"], row["stack"])
-    name = f'<span class="{row["role"]}">{line}</span> {row["layer"]}'
+    line = figures.line_name(row.role, row.stack)
+    name = f'<span class="{row.role}">{line}</span> {row.layer}'
     return (
-        f'<tr data-at="{escape(line)}|{row["layer"]}"><td data-value="{at}" title="{escape(row["tensor"])}">{name}</td>'
+        f'<tr data-at="{escape(line)}|{row.layer}"><td data-value="{at}" title="{escape(row.tensor)}">{name}</td>'
         f"{cells}</tr>"
     )
 

@@ -8,6 +8,8 @@ from html import escape
 from itertools import groupby
 from statistics import median
 
+_SIZES = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+
 
 def number(value: float) -> str:
     """Three significant digits; whole numbers whole; small and large ones with an exponent."""
@@ -17,6 +19,12 @@ def number(value: float) -> str:
         text = f"{value:.3g}"
         return f"{value:.0f}" if "e" in text else text
     return f"{value:.2e}"
+
+
+def size(nbytes: float) -> str:
+    """1_234_567_890 -> '1.23 GB' (GB = 10^9 bytes)."""
+    unit, name = next(((unit, name) for unit, name in _SIZES if nbytes >= unit), (1, "bytes"))
+    return f"{nbytes / unit:.3g} {name}" if unit > 1 else f"{int(nbytes)} bytes"
 
 
 def percent(share: float) -> str:

@@ -19,8 +19,8 @@ from ..errors import NumericalError
 from ..linalg.components import product
 from ..linalg.rounding import can_be_stochastic, round_stochastic
 from ..linalg.starts import STARTS, Start
+from ..methods import SURVIVAL_WANTED
 
-SURVIVAL_WANTED = 0.9  # `--rounding auto` turns to stochastic rounding below this
 _CHUNK_ELEMENTS = 1 << 21  # residual arithmetic goes by row blocks of this many elements
 
 

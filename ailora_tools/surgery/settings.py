@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from ..checkpoint.header import FACTOR_DTYPES
+from ..checkpoint.header import BASE_DTYPES, FACTOR_DTYPES
 from ..errors import OptionError, listed
 from ..matrices.quantisation import BARE
 from ..methods import RULES, Method
-from ..output.layout import BASE_DTYPES
 from ..targets.projections import Plan
 from ..targets.selection import Selection
 

@@ -7,10 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from ..matrices.layouts import Layout
+from ..methods import ROLES
 from .architectures import LEAF_LAYOUTS, LEAF_PAIRS
 from .rows import Architecture
-
-_ROLE_ORDER = ("q", "k", "v", "o")
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ def match_table(row: Architecture, base: str, names: Iterable[str], roles: Seque
 def match_leaves(names: Sequence[str], roles: Sequence[str]) -> list[Match]:
     """For a model that no row describes: the first set of leaf names that is there for every role."""
     for leaves in LEAF_PAIRS:
-        found = [match for role in roles for match in _by_leaf(names, role, leaves[_ROLE_ORDER.index(role)])]
+        found = [match for role in roles for match in _by_leaf(names, role, leaves[ROLES.index(role)])]
         if {match.role for match in found} == set(roles):
             return _labelled(found)
     return []

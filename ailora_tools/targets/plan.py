@@ -11,6 +11,7 @@ from ..checkpoint.header import FLOATS, StoredTensor
 from ..checkpoint.index import Checkpoint
 from ..errors import OptionError, TargetError, listed
 from ..matrices.quantisation import MAINS, Quantised, find_quantised, logical_name, quantization_config
+from ..methods import ROLES
 from .architectures import BY_MODEL_TYPE, UNREACHABLE
 from .matching import Match, match_leaves, match_table, match_template
 from .module_names import installed_transformers_major, module_path
@@ -51,7 +52,7 @@ def make_plan(
     few_bits = {name: held for name in names if (held := find_quantised(checkpoint, name))}
     _require_usable(found, few_bits, quantised, quantization_config(config).get("quant_method"))
     targets = [_target(one, config, few_bits.get(one.stored.name)) for one in found]
-    targets.sort(key=lambda target: (target.stored.file, target.stored.start, "qkvo".index(target.role)))
+    targets.sort(key=lambda target: (target.stored.file, target.stored.start, ROLES.index(target.role)))
     notices += [*about_few_bits(few_bits), *about_layouts(matches), *incomplete(matches, selection.roles)]
     family = row.family if row else "Recognised by names"
     return Plan(kind, family, tuple(targets), (*checkpoint.files.notices, *notices))

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from ..adapters.folder import Adapter, open_adapter
 from ..adapters.places import Place, find_places
-from ..checkpoint.header import StoredTensor
+from ..checkpoint.header import BASE_DTYPES, StoredTensor
 from ..checkpoint.index import Checkpoint, open_checkpoint
 from ..checkpoint.source import SourceOptions
 from ..errors import AiloraError, OptionError, TargetError
 from ..output.atomic import making, require_outside, require_space
 from ..output.base import BaseWriter, companions, copy_file
-from ..output.layout import BASE_DTYPES, lay_out, restate_total, widened
+from ..output.layout import lay_out, restate_total, widened
 from ..output.manifest import Manifest, read_manifest
 from ..output.names import MANIFEST, RESULT
 from ..output.spans import write_json

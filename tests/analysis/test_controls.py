@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ailora_tools import analyze
 from ailora_tools.report.changes import kind
+from ailora_tools.report.rows import read_rows
 
 TARGET = re.compile(r"\.(query|value|q_proj|v_proj)\.weight$")
 Edit = Callable[[str, Tensor], Tensor]
@@ -65,7 +66,7 @@ def planted(base: Path, out: Path, edit: Edit) -> Path:
 def compared(base: Path, tuned: Path, tmp_path: Path) -> tuple[set[str], str, dict[str, Any]]:
     """The kinds of change, all sentences, and the document."""
     document = analyze(base, against=[tuned], output=tmp_path / "report").document
-    kinds = {kind(row, 0) for row in document["matrices"]}
+    kinds = {kind(row, 0) for row in read_rows(document)}
     return kinds, " ".join(finding["text"] for finding in document["findings"]), document
 
 

@@ -411,7 +411,7 @@ def test_ctrl_c_does_not_wait_for_the_network(hub: HubServer, tmp_path: Path) ->
     """By the order of events: the process has ended while the server still holds the answers that it waits for."""
     model = write_checkpoint(tmp_path / "model", llama_tensors(layers=4, hidden=256, kv=128))
     upload(hub, model)
-    late = {str(target.start) for target in inspect_checkpoint(model).plan.targets if target.layer >= 2}
+    late = {str(target.stored.start) for target in inspect_checkpoint(model).plan.targets if target.layer >= 2}
     gate, journal = Gate(), tmp_path / "out.partial" / "journal.jsonl"
 
     def hold(asked: Asked) -> Fault | None:

@@ -43,7 +43,7 @@ def test_help_explains_every_option_and_ends_with_an_example_that_parses(verb: s
         if isinstance(parameter, click.Option):
             assert parameter.help and parameter.opts[-1] in text
     examples = re.findall(rf"^  +ailora-tools ({verb} .*)$", text, re.MULTILINE)
-    assert examples
+    assert examples and text.rstrip().endswith(examples[-1]) and "\nOptions:" not in text
     for example in examples:
         command.make_context(verb, shlex.split(example)[1:])
 

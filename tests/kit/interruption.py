@@ -16,16 +16,16 @@ from kit.waiting import SAFETY
 PAUSING = """
 import sys
 from ailora_tools.cli import main
-from ailora_tools.output.package import Package
+from ailora_tools.output.init_folder import InitFolder
 
-store = Package.store
+store = InitFolder.store
 
 def store_and_pause(self, *module):
     store(self, *module)
     print("stored", flush=True)
     sys.stdin.readline()
 
-Package.store = store_and_pause
+InitFolder.store = store_and_pause
 main()
 """
 

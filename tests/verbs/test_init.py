@@ -17,7 +17,7 @@ import ailora_tools.surgery.tensor
 from ailora_tools import initialize, verify
 from ailora_tools.checkpoint.index import open_checkpoint
 from ailora_tools.errors import NumericalError, OutputError
-from ailora_tools.surgery.decompose import Recipe, Surgery, decompose
+from ailora_tools.surgery.decompose import Decomposition, Recipe, decompose
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
@@ -78,7 +78,7 @@ def test_a_resumed_run_gives_the_same_bytes_without_doing_work_twice(
     join_workers()
     done = []
 
-    def counted(W: torch.Tensor, recipe: Recipe) -> Surgery:
+    def counted(W: torch.Tensor, recipe: Recipe) -> Decomposition:
         done.append(recipe.name)
         return decompose(W, recipe)
 

@@ -1,0 +1,79 @@
+"""What all commands share: help with groups of options and examples, errors as one message and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import click
+
+from ..errors import AiloraError
+from .screens import show_error, show_interrupted
+
+Function = Callable[..., Any]
+Rows = Sequence[tuple[str, str]]  # what stands on the left and on the right of a list in a help screen
+
+MESSAGES = "Messages"  # the group of what is printed, --help included
+_INTERRUPTED = 130  # 128 + SIGINT, as shells count
+_LEFT = 24  # columns for the names of options; longer ones get a line of their own
+
+
+class Option(click.Option):
+    """An option that help screens show under the heading `group`."""
+
+    def __init__(self, *args: Any, group: str, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.group = group
+
+
+def option(*names: str, group: str, **settings: Any) -> Callable[[Function], Function]:
+    """`click.option`, under the heading `group`."""
+    return click.option(*names, cls=Option, group=group, **settings)
+
+
+class Command(click.Command):
+    """A verb. `lists` (heading -> rows) and `examples` (without the name of the program) end its help."""
+
+    def __init__(
+        self, *args: Any, examples: Sequence[str], lists: Mapping[str, Rows] | None = None, **settings: Any
+    ) -> None:
+        super().__init__(*args, **settings)
+        self.examples, self.lists = examples, lists or {}
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The groups in the order in which their first options are declared."""
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            if isinstance(parameter, click.Option) and (record := parameter.get_help_record(ctx)):
+                name, text = record
+                groups.setdefault(getattr(parameter, "group", MESSAGES), []).append((name.ljust(_LEFT), text))
+        for heading, rows in (*groups.items(), *self.lists.items()):
+            with formatter.section(heading):
+                formatter.write_dl(rows, col_max=_LEFT)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The examples, each in one line that can be copied."""
+        write_examples(formatter, self.examples)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the verb; a defect still shows its traceback."""
+        try:
+            return super().invoke(ctx)
+        except AiloraError as error:
+            show_error(error)
+            sys.exit(error.exit_code)
+        except KeyboardInterrupt:
+            show_interrupted("resume" in ctx.params)
+            # Reads that still wait for the network would hold up a regular exit; everything to keep is on disk.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(_INTERRUPTED)
+
+
+def write_examples(formatter: click.HelpFormatter, examples: Sequence[str]) -> None:
+    """The last section of a help screen."""
+    with formatter.section("Examples"):
+        for line in examples:
+            formatter.write(f"{'':{formatter.current_indent}}ailora-tools {line}\n")

@@ -1,0 +1,218 @@
+"""`ailora-tools init`: its options and its screens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.table import Table
+
+from ..errors import OptionError
+from ..methods import BITFIT, METHODS, RULES, find_method
+from ..report.words import matrix, size
+from .command import Command, option
+from .options import (
+    RUN,
+    base_dtype_option,
+    device_option,
+    factor_dtype_option,
+    given,
+    matrix_options,
+    message_options,
+    output_option,
+    overwrite_option,
+    reading_options,
+    resume_option,
+)
+from .screens import decimals, print_block, print_facts, print_json, print_targets, show_traffic, span, table
+from .terminal import out, progress
+
+if TYPE_CHECKING:
+    from ..output.manifest import ModuleRecord
+    from ..verbs.bitfit import BiasList
+    from ..verbs.initialize import Initialization
+
+_ADAPTER = "Adapter"
+_BASE = "Residual base"
+_METHODS = [*((row.name, row.summary) for row in METHODS.values()), (BITFIT, "no adapter: the list of biases to train")]
+_LISTS = {
+    "Methods": _METHODS,
+    "Rules, for a --method such as q=principal,v=minor": [(row.name, row.summary) for row in RULES.values()],
+}
+_EXAMPLES = (
+    "init Qwen/Qwen2.5-0.5B --rank 8",
+    "init path/to/model --rank 8",
+    "init path/to/model --rank 16 --method pissa -o model-pissa",
+)
+_BITFIT_OPTIONS = ("output", "overwrite", "dry_run", "revision", "subfolder", "download", "connections")
+_NUMBERS: dict[str, Callable[[list[ModuleRecord]], str]] = {
+    "starts from": lambda group: group[0].rule,
+    "matrices": lambda group: str(len(group)),
+    "rank": lambda group: span(record.rank for record in group),
+    "singular values moved": lambda group: decimals(value for record in group for value in record.singular_values),
+    "gap at the cut": lambda group: decimals(record.gap for record in group),
+    "survival in the base": lambda group: decimals(record.survival for record in group),
+    "reconstruction error": lambda group: decimals(record.reconstruction_error for record in group),
+    "first step / lr": lambda group: decimals(record.motion for record in group),
+    "dead components": lambda group: str(sum(record.dead for record in group)),
+    "rounding": lambda group: ", ".join(sorted({record.rounding for record in group})),
+}
+
+
+def _method(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    """A known method or a composition; roles are looked at later."""
+    try:
+        return BITFIT if value.strip().lower() == BITFIT else find_method(value)[0].name
+    except OptionError as error:
+        raise click.BadParameter(f"{error.problem} {error.hint}", ctx, param) from None
+
+
+def _major(ctx: click.Context, param: click.Parameter, value: str) -> int | None:
+    return None if value == "auto" else int(value)
+
+
+@click.command(cls=Command, examples=_EXAMPLES, lists=_LISTS)
+@click.argument("model", type=str, default=".")
+@option("-r", "--rank", group=_ADAPTER, type=int, help="Rank of every adapter.")
+@option(
+    "--ranks",
+    group=_ADAPTER,
+    metavar="FILE",
+    help="File with a rank and an alpha for each module: the ranks.json that `analyze` wrote.",
+)
+@option(
+    "--method",
+    group=_ADAPTER,
+    metavar="NAME",
+    callback=_method,
+    default="ailora",
+    show_default=True,
+    help="What the adapters start from: one of the methods below, or a rule for each role.",
+)
+@option(
+    "--alpha",
+    group=_ADAPTER,
+    type=int,
+    help="lora_alpha of the adapters.  [default: the rank, so that the scaling is 1]",
+)
+@option(
+    "--rslora",
+    group=_ADAPTER,
+    is_flag=True,
+    help="Scale the adapters by alpha / sqrt(rank) instead of alpha / rank (rsLoRA).",
+)
+@option(
+    "--dora",
+    group=_ADAPTER,
+    is_flag=True,
+    help="Train magnitudes too (DoRA); they start as the norms of the rows of the original matrices.",
+)
+@option(
+    "--bias",
+    group=_ADAPTER,
+    type=click.Choice(["none", "all", "lora_only"]),
+    default="none",
+    show_default=True,
+    help="Which biases PEFT trains besides A and B.",
+)
+@factor_dtype_option("--adapter-dtype", _ADAPTER)
+@option(
+    "--transformers-major",
+    group=_ADAPTER,
+    type=click.Choice(["auto", "4", "5"]),
+    default="auto",
+    show_default=True,
+    callback=_major,
+    help="transformers version whose module names are used; auto: the installed one.",
+)
+@base_dtype_option(_BASE, "the changed matrices are stored")
+@option(
+    "--rounding",
+    group=_BASE,
+    type=click.Choice(["auto", "nearest", "stochastic"]),
+    default="auto",
+    show_default=True,
+    help="How changed matrices are rounded to 16 bits; auto: to nearest, or stochastically where rounding to "
+    "nearest would undo the surgery.",
+)
+@option(
+    "--no-base",
+    group=_BASE,
+    is_flag=True,
+    help="Write no base, but a second, frozen adapter for use with the original: for a quantised MODEL, or to "
+    "save disk space.",
+)
+@matrix_options
+@reading_options("MODEL")
+@output_option("DIR", "Folder to write.  [default: <model>-<method>-r<rank>]")
+@overwrite_option("Replace DIR if ailora-tools wrote it.")
+@device_option
+@option("--seed", group=RUN, type=int, default=0, show_default=True, help="Seed of all random numbers.")
+@resume_option
+@option("--dry-run", group=RUN, is_flag=True, help="Check everything and say what would be written, but write nothing.")
+@message_options
+def init(model: str, as_json: bool, quiet: bool, **options: Any) -> None:
+    """Write the adapter and the residual base of MODEL.
+
+    MODEL is a folder, one .safetensors file, or a Hub id; default: the current folder. DIR becomes a
+    complete checkpoint, with the adapter in DIR/ailora_init for PEFT. The source is never changed.
+    """
+    if options["method"] == BITFIT:
+        _list_biases(model, as_json, quiet, options)
+        return
+    if not given("roles"):
+        options["roles"] = None  # those of the method
+    if options["rank"] is None and options["ranks"] is None:
+        raise click.UsageError("Missing option '-r' / '--rank' (or --ranks FILE).")
+    from ..verbs.initialize import initialize
+
+    with progress(as_json, quiet) as bar:
+        result = initialize(model, progress=bar, **options)
+    print_json(result.to_json()) if as_json else _show(result)
+    show_traffic(result.operation.checkpoint.files.traffic, quiet)
+
+
+def _list_biases(model: str, as_json: bool, quiet: bool, options: dict[str, Any]) -> None:
+    """BitFit has no adapter, and so none of the options that an adapter has."""
+    from ..verbs.bitfit import bitfit
+
+    if idle := given(*(name for name in options if name not in (*_BITFIT_OPTIONS, "method"))):
+        raise click.UsageError(f"--method bitfit has no adapter, and so no {', '.join(idle)}.")
+    found = bitfit(model, **{name: options[name] for name in _BITFIT_OPTIONS})
+    print_json(found.to_json()) if as_json else _show_biases(found, options["dry_run"], quiet)
+
+
+def _show(result: Initialization) -> None:
+    """What was moved and how well it holds, role by role; then what to do next."""
+    operation, manifest = result.operation, result.manifest
+    if manifest is None:
+        print_targets(operation.plan.targets)
+        out.print(f"Dry run: {size(operation.nbytes)} would be written to {result.folder}.", soft_wrap=True)
+        return
+    print_block(_numbers(manifest.modules))
+    one = f"PeftModel.from_pretrained(base, {str(result.adapter)!r}, is_trainable=True)"
+    print_facts({
+        "base": result.folder if manifest.base else operation.checkpoint.location,
+        "adapter": result.adapter,
+        **({"frozen": result.offset} if manifest.offset else {}),
+        "check it": f"ailora-tools verify {result.folder}",
+        "load it": f"both adapters, as {result.folder / 'README.md'} shows" if manifest.offset else one,
+    })  # fmt: skip
+
+
+def _numbers(records: Sequence[ModuleRecord]) -> Table:
+    """One column a role, one row a number; ranges run over all layers."""
+    roles = sorted({record.role for record in records}, key=lambda role: (role != "q", role))
+    made = table("", *map(matrix, roles))
+    groups = [[record for record in records if record.role == role] for role in roles]
+    for name, tell in _NUMBERS.items():
+        made.add_row(name, *(tell(group) for group in groups))
+    return made
+
+
+def _show_biases(found: BiasList, dry_run: bool, quiet: bool) -> None:
+    """How many there are, and where the list is."""
+    if not quiet:
+        where = "nothing written (dry run)" if dry_run else found.folder
+        out.print(f"{len(found.biases)} biases, {found.count:,} of {found.total:,} parameters: {where}", soft_wrap=True)

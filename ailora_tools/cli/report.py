@@ -1,0 +1,28 @@
+"""`ailora-tools report`: its options; its screen is the path of the page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from .command import Command
+from .options import FOLDER, message_options, output_option
+from .screens import print_json
+
+_EXAMPLES = ("report reports/model/analysis.json",)
+
+
+@click.command(cls=Command, examples=_EXAMPLES)
+@click.argument("analysis", metavar="ANALYSIS.json", type=FOLDER)
+@output_option("FILE", "File to write.  [default: report.html beside ANALYSIS.json]")
+@message_options
+def report(analysis: Path, output: Path | None, as_json: bool, quiet: bool) -> None:
+    """Write report.html again from what `analyze` measured."""
+    from ..verbs.report import render_report
+
+    written = render_report(analysis, output)
+    if as_json:
+        print_json({"report": str(written)})
+    elif not quiet:
+        click.echo(written)
