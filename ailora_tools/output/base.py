@@ -6,10 +6,7 @@ Untouched bytes never pass through Python where the system can copy them by itse
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
-import os
 import threading
 from collections import deque
 from collections.abc import Container, Iterable, Iterator, Mapping
@@ -22,10 +19,9 @@ from ..checkpoint.ahead import read_ahead
 from ..checkpoint.files import Files
 from ..checkpoint.header import DTYPE_BITS, Header, build_header, tensor_bytes
 from ..checkpoint.index import OTHER_WEIGHTS, Checkpoint
-from .spans import blocks, create, read_span, sha256_file, sync_file, write_span
+from .platform import copy_range, share_extents
+from .spans import blocks, create, read_span, sha256_file, sync_file, write_json, write_span
 
-_FICLONE = 0x40049409  # linux/fs.h: share all extents of one file with another (btrfs, xfs, bcachefs)
-_CANNOT = {errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EBADF}
 _STEP = 16 << 20
 _SYNC_EVERY = 256 << 20  # bytes between two marks from which an interrupted copy can go on
 Copy = tuple[int, int, int]  # source start, source stop, output start
@@ -102,7 +98,7 @@ def restate_total(tree: Path, checkpoint: Checkpoint, dtypes: Mapping[str, str])
     index = json.loads(path.read_text(encoding="utf-8"))
     total = sum(tensor_bytes(dtypes.get(name, info.dtype), info.shape) for name, info in entries.items())
     index["metadata"] = {**index.get("metadata", {}), "total_size": total}
-    path.write_text(json.dumps(index, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(path, index)
 
 
 class BaseWriter:
@@ -215,17 +211,13 @@ def copy_spans(files: Files, name: str, copies: Iterable[Copy], path: Path) -> I
     rest = deque(
         (low, high, to + low - start) for start, stop, to in copies for low, high in blocks(start, stop, _STEP)
     )
-    while source is not None and rest and _kernel_copy(source, *rest[0], path):
+    while source is not None and rest and copy_range(source, *rest[0], path):
         start, stop, _ = rest.popleft()
         yield stop - start
     spans = ((name, start, stop) for start, stop, _ in rest)
     for (start, stop, to), data in zip(rest, read_ahead(files, spans), strict=True):
         write_span(path, to, data)
         yield stop - start
-
-
-def _steps(start: int, stop: int, to: int) -> Iterator[Copy]:
-    return ((low, high, to + low - start) for low, high in blocks(start, stop, _STEP))
 
 
 def rest_of(copies: Iterable[Copy], done: int) -> Iterator[Copy]:
@@ -237,32 +229,6 @@ def rest_of(copies: Iterable[Copy], done: int) -> Iterator[Copy]:
             yield start + skip, stop, to + skip
 
 
-def _kernel_copy(source: Path, start: int, stop: int, to: int, path: Path) -> bool:
-    """`copy_file_range`, which lets NFS and reflink file systems copy without moving bytes; False if it cannot."""
-    read, write = os.open(source, os.O_RDONLY), os.open(path, os.O_WRONLY)
-    try:
-        while start < stop:
-            count = os.copy_file_range(read, write, stop - start, start, to)
-            if count == 0:
-                return False
-            start, to = start + count, to + count
-        return True
-    except OSError as error:
-        if error.errno in _CANNOT:
-            return False
-        raise
-    finally:
-        os.close(read)
-        os.close(write)
-
-
 def _clone(files: Files, name: str, path: Path) -> bool:
     held = files.local_path(name)
-    if held is None:
-        return False
-    with open(held, "rb") as source, open(path, "r+b") as target:
-        try:
-            fcntl.ioctl(target.fileno(), _FICLONE, source.fileno())
-            return True
-        except OSError:
-            return False
+    return held is not None and share_extents(held, path)

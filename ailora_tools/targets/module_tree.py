@@ -115,7 +115,7 @@ def look(question: Mapping[str, Any]) -> dict[str, Any]:
 
 def _ask(question: Mapping[str, Any]) -> subprocess.Popen[str]:
     code = (
-        "import json, os, sys; os.nice(10); from ailora_tools.targets.module_tree import look; "
+        "import json, os, sys; hasattr(os, 'nice') and os.nice(10); from ailora_tools.targets.module_tree import look; "
         "print(json.dumps(look(json.load(sys.stdin))))"
     )
     process = subprocess.Popen(
