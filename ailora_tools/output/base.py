@@ -104,23 +104,25 @@ def restate_total(tree: Path, checkpoint: Checkpoint, dtypes: Mapping[str, str])
 class BaseWriter:
     """Writes the shards of the residual base into `tree`, copying in the background.
 
-    `copied` tells for each shard how many of its bytes to copy are on disk from an earlier run. Use as a context
-    manager: leaving it stops the background work.
+    `copied` tells for each shard how many of its bytes to copy are on disk from an earlier run. Entering the context
+    makes the files and starts the copies; leaving it stops the background work.
     """
 
     def __init__(self, files: Files, layouts: Mapping[str, ShardLayout], tree: Path, copied: Mapping[str, int]) -> None:
         self._files, self._layouts, self._tree = files, layouts, tree
+        self._copied = dict(copied)
+        self._missing = {shard: set(layout.spans) for shard, layout in layouts.items()}
+        self._copies: dict[str, Future[None]] = {}
+        self._hashes: dict[str, Future[str]] = {}
         self._stop = threading.Event()
         self._copier, self._hasher = ThreadPoolExecutor(1, "copy"), ThreadPoolExecutor(1, "hash")
-        self._missing = {shard: set(layout.spans) for shard, layout in layouts.items()}
-        self._hashes: dict[str, Future[str]] = {}
-        self._copied = {shard: self._prepare(shard, copied.get(shard, 0)) for shard in layouts}
-        self._copies = {shard: self._copier.submit(self._copy, shard) for shard in layouts}
+
+    def __enter__(self) -> BaseWriter:
+        self._copied = {shard: self._prepare(shard, self._copied.get(shard, 0)) for shard in self._layouts}
+        self._copies = {shard: self._copier.submit(self._copy, shard) for shard in self._layouts}
         for shard, missing in self._missing.items():
             if not missing:
                 self._finish(shard)
-
-    def __enter__(self) -> BaseWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
