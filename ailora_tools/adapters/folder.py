@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..checkpoint.files import Files, LocalFiles
 from ..checkpoint.header import Header, TensorInfo
 from ..checkpoint.index import read_header, read_json
-from ..errors import CheckpointError, NumericalError, TargetError, listed
+from ..errors import CheckpointError, TargetError, listed
 from .peft import CONFIG, PREFIX, WEIGHTS, pattern_value
 
 if TYPE_CHECKING:
@@ -63,16 +63,11 @@ class Adapter:
 
     def load(self, info: TensorInfo) -> Tensor:
         """One tensor of the file, as stored; NumericalError if it holds NaN or infinity."""
-        import torch
-
         from ..checkpoint.stream import load_matrix
+        from ..linalg.finite import require_finite
 
         tensor = load_matrix(self.files, WEIGHTS, info)
-        if not torch.isfinite(tensor).all():
-            raise NumericalError(
-                f"{self.location}: {info.name} holds values that are NaN or infinite.",
-                "Its training diverged: use an earlier checkpoint.",
-            )
+        require_finite(tensor, f"{self.location}: {info.name}", "Its training diverged: use an earlier checkpoint.")
         return tensor
 
 
