@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 from .files import Files
 
 READ_AHEAD = 96 << 20
-_WASTE = 0.02  # of what is wanted may lie between two spans that are read as one
+_WASTE = 0.02  # spans are read as one if the bytes between them are at most this share of the bytes wanted
 _LONGEST_RUN = 64 << 20
 
 

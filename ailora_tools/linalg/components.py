@@ -31,6 +31,7 @@ class Components:
     route: str
 
 
+TALL = 1.6  # beyond this aspect ratio a QR before the SVD is cheaper (Chan, ACM TOMS 8(1), 1982)
 SMALLEST_GAP = 1e-3  # relative gaps below this are not worth iterating for
 _LARGEST_SINE = 4e-3  # the cosine is then above 1 - 1e-5
 _ROUNDING = 1e-14  # about 50 eps
@@ -77,10 +78,14 @@ def transposed(found: Components) -> Components:
 
 
 def _signed(found: Components) -> Components:
-    """The largest entry of every left vector is positive."""
-    peak = found.U.gather(0, found.U.abs().argmax(0, keepdim=True)).squeeze(0)
-    sign = torch.where(peak < 0, -1.0, 1.0).to(found.U.dtype)
+    sign = signs(found.U)
     return replace(found, U=found.U * sign, Vh=found.Vh * sign[:, None])
+
+
+def signs(U: Tensor) -> Tensor:
+    """(r,) of 1 and -1 for the left vectors U (m, r): times these, the largest entry of each is positive."""
+    peak = U.gather(0, U.abs().argmax(0, keepdim=True)).squeeze(0)
+    return torch.where(peak < 0, -1.0, 1.0).to(U.dtype)
 
 
 def relative_gap(above: float, below: float) -> float:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .components import Components, assemble, believable, gram, relative_gap, transposed, triplets
+from .components import TALL, Components, assemble, believable, gram, relative_gap, transposed, triplets
 
-_TALL = 1.6  # beyond this aspect ratio a QR first is cheaper (Chan, ACM TOMS 8(1), 1982)
 # A Gram matrix resolves squares: a singular value is known to eps * (s_1 / s)^2, relative. Below this ratio
 # to s_1 that leaves less than five digits.
 RESOLVED = 1e-6
@@ -19,7 +18,7 @@ def svd(W: Tensor, part: slice) -> Components:
     if W.shape[1] > W.shape[0]:
         return transposed(svd(W.T, part))
     X = W.double()
-    if W.shape[0] > _TALL * W.shape[1]:
+    if W.shape[0] > TALL * W.shape[1]:
         Q, R = torch.linalg.qr(X)
         P, S, Vh = torch.linalg.svd(R)
         U, route = Q @ P, "qr-svd"

@@ -15,7 +15,8 @@ class Recombination:
     """error: norm(W - (W_base + s B A)) / norm(W), None without W.
 
     moved: how often the adapter's part s B A is in the base: 0 in a residual, 1 in the original, -1 where the residual
-    was taken twice. It is <W_base, s B A> / <s B A, s B A>, from which `overlap`, that of the original, is counted.
+    was taken twice. It is <W_base, s B A> / <s B A, s B A> - overlap + 1, where `overlap` is the same quotient of the
+    original W.
     """
 
     error: float | None

@@ -45,8 +45,8 @@ class Operation:
 
     @cached_property
     def modules(self) -> tuple[AdapterModule, ...]:
-        """One adapter a module. A fused module has the ranks and the alphas of its projections together, which keeps
-        the scaling alpha / r of each; with rsLoRA both sides of `scaling` see the sums."""
+        """One adapter a module. A fused module has the sums of the ranks and of the alphas of its projections, which
+        keeps the scaling alpha / r of each; rsLoRA's alpha / sqrt(r) is that of the sums, in `scaling` as in PEFT."""
         return tuple(self._adapter(unit) for unit in self.plan.units)
 
     def _adapter(self, unit: Unit) -> AdapterModule:
@@ -183,7 +183,7 @@ class Operation:
     def adapter_config(self, short: bool) -> dict[str, Any]:
         """PEFT's adapter_config.json; the base it names is the residual one, or the source if that is untouched.
 
-        short: whether last names suffice in target_modules, as far as the file tells; else full paths.
+        short: write last names such as q_proj into target_modules, where they match no other module; else full paths.
         """
         paths = sorted(unit.module for unit in self.plan.units)
         origin = self.checkpoint.origin

@@ -28,7 +28,10 @@ class Verdict:
 
 
 class ModuleCheck:
-    """A question under way. `modules` are the planned paths, `targets` PEFT's target_modules for them."""
+    """Asks whether the class has the planned modules, in a process of its own where the answer takes time.
+
+    `modules` are the planned paths, `targets` PEFT's target_modules for them, `location` the checkpoint in messages.
+    """
 
     def __init__(
         self, config: Mapping[str, Any], modules: Sequence[str], targets: Sequence[str], location: str
@@ -46,12 +49,12 @@ class ModuleCheck:
 
     @classmethod
     def skipped(cls, reason: str) -> ModuleCheck:
-        """A question that is not asked, for a reason that the user is told."""
+        """A check that is left out, for a reason that the user is told."""
         return cls._answered({"unknown": reason})
 
     @classmethod
     def proven(cls) -> ModuleCheck:
-        """A question that the tests have answered."""
+        """A check that is not needed: the tests have shown that the modules are there."""
         return cls._answered({"missing": [], "extra": []})
 
     @classmethod
@@ -75,7 +78,7 @@ class ModuleCheck:
         return Verdict(exact=not answer["extra"])
 
     def cancel(self) -> None:
-        """Stop asking."""
+        """End the process that looks for the answer, which is no longer wanted."""
         if self._process is not None and self._process.poll() is None:
             self._process.kill()
             self._process.wait()

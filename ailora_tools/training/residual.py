@@ -29,7 +29,7 @@ _NEAR = 0.25  # rounding moves `moved` by far less than this from 0 or 1
 
 @dataclass(frozen=True)
 class Residualized:
-    """What was taken out of which model; `undo` puts the very bits of the original back."""
+    """What was taken out of which model; `undo` restores the original weights bit for bit."""
 
     weights: tuple[Tensor, ...]
     originals: tuple[Tensor, ...]
