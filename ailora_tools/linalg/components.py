@@ -54,11 +54,11 @@ def triplets(W: Tensor, V: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return Q @ P, S, Zh @ V.T  # (m, r), (r,), (r, n)
 
 
-def assemble(W: Tensor, U: Tensor, S: Tensor, Vh: Tensor, gap: float, sigma_max: float, route: str) -> Components:
+def assemble(W: Tensor, *, U: Tensor, S: Tensor, Vh: Tensor, gap: float, sigma_max: float, route: str) -> Components:
     """Measure the residuals of W^T u = s v and fix the signs; W v = s u holds to rounding by construction."""
     worst = float((product(W.T, U) - Vh.T * S).norm(dim=0).max())
     error = worst / sigma_max if sigma_max > 0 else worst
-    return _signed(Components(U, S, Vh, gap, sigma_max, error, route))
+    return _signed(Components(U=U, S=S, Vh=Vh, gap=gap, sigma_max=sigma_max, error=error, route=route))
 
 
 def believable(found: Components, above: float, below: float) -> bool:

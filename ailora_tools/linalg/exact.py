@@ -26,7 +26,7 @@ def svd(W: Tensor, part: slice) -> Components:
         U, S, Vh = torch.linalg.svd(X, full_matrices=False)
         route = "svd"
     gap = relative_gap(*cut(S, part))
-    return assemble(W, U[:, part], S[part], Vh[part], gap, float(S[0]), route)
+    return assemble(W, U=U[:, part], S=S[part], Vh=Vh[part], gap=gap, sigma_max=float(S[0]), route=route)
 
 
 def gram_eigh(W: Tensor, part: slice) -> Components | None:
@@ -44,7 +44,8 @@ def gram_eigh(W: Tensor, part: slice) -> Components | None:
         return None
     U, S, Vh = triplets(W, vectors.flip(1)[:, part])
     above, below = cut(S_all, part)
-    found = assemble(W, U, S, Vh, relative_gap(above, below), float(S_all[0]), "gram-eigh")
+    gap = relative_gap(above, below)
+    found = assemble(W, U=U, S=S, Vh=Vh, gap=gap, sigma_max=float(S_all[0]), route="gram-eigh")
     return found if believable(found, above, below) else None
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -138,9 +138,7 @@ def _angles(base: Anatomy, change: Difference, rank: int) -> dict[str, Any]:
 
 
 def _first(found: Components, rank: int) -> Components:
-    return Components(
-        found.U[:, :rank], found.S[:rank], found.Vh[:rank], found.gap, found.sigma_max, found.error, found.route
-    )
+    return replace(found, U=found.U[:, :rank], S=found.S[:rank], Vh=found.Vh[:rank])
 
 
 def _rounding(base: Tensor, tuned: Tensor) -> float:
