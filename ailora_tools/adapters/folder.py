@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..checkpoint.files import Files, LocalFiles
 from ..checkpoint.header import FLOATS, Header, StoredTensor
 from ..checkpoint.index import read_header, read_json
-from ..errors import CheckpointError, NumericalError, TargetError, listed
+from ..errors import CheckpointError, TargetError, listed
 from .peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PREFIX, pattern_value
 
 if TYPE_CHECKING:
@@ -62,16 +62,11 @@ class Adapter:
 
     def load(self, stored: StoredTensor) -> Tensor:
         """One tensor of the file, as stored; NumericalError if it holds NaN or infinity."""
-        import torch
-
         from ..checkpoint.stream import load_matrix
+        from ..linalg.finite import require_finite
 
         tensor = load_matrix(self.files, stored)
-        if not torch.isfinite(tensor).all():
-            raise NumericalError(
-                f"{self.location}: {stored.name} holds values that are NaN or infinite.",
-                "Its training diverged: use an earlier checkpoint.",
-            )
+        require_finite(tensor, f"{self.location}: {stored.name}", "Its training diverged: use an earlier checkpoint.")
         return tensor
 
 

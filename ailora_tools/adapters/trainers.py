@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import OptionError, TargetError, listed
+from ..matrices.heads import head_counts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,7 +68,7 @@ _TORCHTUNE_NAMES = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "output_pr
 def torchtune(pairs: Mapping[str, Pair], context: Context) -> Export:
     """torchtune's own keys; TargetError for models whose row order is not known here."""
     kind = context.model.get("model_type")
-    if kind not in _ROTATED | _STRAIGHT:
+    if not isinstance(kind, str) or kind not in _ROTATED | _STRAIGHT:
         raise TargetError(
             f"model type {kind!r}: torchtune's row order is known here for {', '.join(sorted(_ROTATED | _STRAIGHT))}.",
             "Name the model that the adapter is for with --base, or train with PEFT.",
@@ -80,7 +81,8 @@ def torchtune(pairs: Mapping[str, Pair], context: Context) -> Export:
         if found is None:
             raise TargetError(f"{module}: torchtune has no such module; only self_attn projections can be exported.")
         role = found[2]
-        B = _interleave(pair.B, _heads(context.model, role)) if kind in _ROTATED and role in "qk" else pair.B
+        rotated = kind in _ROTATED and role in "qk"
+        B = _interleave(pair.B, _heads(context.model, role, module, pair.B)) if rotated else pair.B
         stem = f"layers.{found[1]}.attn.{_TORCHTUNE_NAMES[role]}"
         tensors |= {f"{stem}.lora_a.weight": pair.A, f"{stem}.lora_b.weight": B.contiguous()}
         projections.add(_TORCHTUNE_NAMES[role])
@@ -89,9 +91,23 @@ def torchtune(pairs: Mapping[str, Pair], context: Context) -> Export:
     return Export(tensors, {}, "torchtune_model.json", {"model": settings})
 
 
-def _heads(config: Mapping[str, Any], role: str) -> int:
-    queries = int(config["num_attention_heads"])
-    return queries if role == "q" else int(config.get("num_key_value_heads") or queries)
+def _heads(config: Mapping[str, Any], role: str, module: str, B: Tensor) -> int:
+    """Heads in the rows of B; TargetError where config.json does not state them, or they do not divide the rows."""
+    try:
+        queries, keys = head_counts(config)
+    except (KeyError, ValueError) as error:
+        fault = f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error)
+        raise TargetError(
+            f"the model's config.json does not tell how many heads there are: {fault}.",
+            "Name the model that the adapter is for with --base, or restore its config.json.",
+        ) from None
+    heads = queries if role == "q" else keys
+    if len(B) % (2 * heads):
+        raise TargetError(
+            f"{module}: {len(B)} rows cannot be {heads} heads of two rotary halves, as the model's config.json has it.",
+            "The config.json belongs to another model: name the right one with --base.",
+        )
+    return heads
 
 
 def _interleave(B: Tensor, heads: int) -> Tensor:

@@ -1,9 +1,4 @@
-"""Ranks from an analysis: more where the spectrum, or the measured change, asks for more. Pure.
-
-The rule: spend a budget of adapter parameters one direction at a time, each time on the matrix whose next
-direction holds the largest share of that matrix's squared norm per parameter it costs. The singular values are
-those of the change that fine-tuning made, where one was analysed (all of them if several), else those of W.
-"""
+"""Ranks from an analysis: more where the spectrum, or the measured change, asks for more (see `RULE`). Pure."""
 
 from __future__ import annotations
 
@@ -17,6 +12,11 @@ from ..errors import OptionError
 from ..output.ranks import RANKS_FORMAT, RANKS_VERSION
 from ..targets.projections import Plan
 
+RULE = (  # stated in ranks.json
+    "spend a budget of adapter parameters one direction at a time, each time on the matrix whose next direction holds "
+    "the largest share of that matrix's squared norm per parameter it costs. The singular values are those of the "
+    "change that fine-tuning made, where one was analysed (all of them if several), else those of W."
+)
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
 
 
@@ -60,7 +60,7 @@ def suggest_ranks(document: Mapping[str, Any], budget: int) -> dict[str, Any]:
     return {
         "format": RANKS_FORMAT,
         "version": RANKS_VERSION,
-        "rule": __doc__.split("The rule: ")[1].strip().replace("\n", " "),
+        "rule": RULE,
         "basis": basis,
         "budget": budget,
         "parameters": used,

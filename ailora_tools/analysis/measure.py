@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
+from ..linalg.finite import require_finite
 from ..linalg.spectrum import spectrum
-from ..metrics.change import Anatomy, Difference, amount, placement, require_finite
+from ..metrics.change import Anatomy, Difference, amount, placement
 from ..metrics.elements import QUANTILES, bfloat16_grid, element_statistics, predicted_survival
 from ..metrics.heads import head_metrics, split
 from ..metrics.spectral import cuts, rank_grid, spectral_metrics

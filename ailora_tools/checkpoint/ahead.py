@@ -12,7 +12,7 @@ from .files import Files
 from .header import StoredTensor
 
 READ_AHEAD = 96 << 20
-_WASTE = 0.02  # at most this part of a joint read may be bytes between the wanted tensors
+_WASTE = 0.02  # spans are read as one if the bytes between them are at most this share of the bytes wanted
 _LONGEST_RUN = 64 << 20
 
 

@@ -71,9 +71,9 @@ class HubFiles:
         self.notices: tuple[str, ...] = ()
         self.traffic: Traffic | None = repository.traffic
         self._download = download
-        prefix, gate = f"{subfolder}/" if subfolder else "", threading.BoundedSemaphore(connections)
+        prefix, slots = f"{subfolder}/" if subfolder else "", threading.BoundedSemaphore(connections)
         self._files = {
-            path.removeprefix(prefix): _RemoteFile(repository, listing.commit, path, size, gate, backoff)
+            path.removeprefix(prefix): _RemoteFile(repository, listing.commit, path, size, slots, backoff)
             for path, size in listing.sizes.items()
             if path.startswith(prefix)
         }
@@ -114,7 +114,13 @@ class HubFiles:
 
 
 class _RemoteFile:
-    """One file of a repository at one commit."""
+    """One file of a repository at one commit.
+
+    `_known` holds what the first answer said of commit, ETag and size; later answers must agree. Three things are
+    taken in this order, never in another: `_finding`, while the file is looked for in the cache or its address is
+    resolved, so that this is done once; `_slots`, one of the reads that may be under way at a time, shared by all
+    files; `_lock`, while an answer is compared with `_known` or an address is given up.
+    """
 
     def __init__(
         self,
@@ -122,16 +128,15 @@ class _RemoteFile:
         commit: str,
         path: str,
         size: int | None,
-        gate: threading.BoundedSemaphore,
+        slots: threading.BoundedSemaphore,
         backoff: Backoff,
     ) -> None:
         self._repository, self._commit, self._path = repository, commit, path
-        self._gate, self._backoff = gate, backoff
+        self._slots, self._backoff = slots, backoff
         self._known: dict[str, str | int] = {"commit": commit} | ({} if size is None else {"size": size})
         self._url: str | None = None
         self._cached: Path | None = None
         self._looked = False
-        # Two locks: who waits for the gate or the network holds the first, who is at the gate needs only the second.
         self._finding, self._lock = threading.Lock(), threading.Lock()
 
     @property
@@ -178,7 +183,7 @@ class _RemoteFile:
     def _answer(self, start: int, stop: int) -> Iterator[Iterator[bytes]]:
         """The body of an answer that promises exactly these bytes of this file."""
         url, size = self._address(), self.size
-        with self._gate, self._repository.get(self._path, url, start, stop) as answer:
+        with self._slots, self._repository.get(self._path, url, start, stop) as answer:
             if answer.status in BUSY:
                 raise TransientError(f"the storage answered with status {answer.status}", retry_after(answer.headers))
             if answer.status != 206:
@@ -193,7 +198,7 @@ class _RemoteFile:
         with self._finding:
             url = self._url
             if url is None:
-                with self._gate:
+                with self._slots:
                     found = self._repository.resolve(self._commit, self._path)
                 for what, value in (("commit", found.commit), ("ETag", found.etag), ("size", found.size)):
                     if value is not None:

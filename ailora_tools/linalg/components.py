@@ -31,6 +31,7 @@ class Components:
     route: str
 
 
+TALL = 1.6  # beyond this aspect ratio a QR before the SVD is cheaper (Chan, ACM TOMS 8(1), 1982)
 SMALLEST_GAP = 1e-3  # relative gaps below this are not worth iterating for
 _LARGEST_SINE = 4e-3  # the cosine is then above 1 - 1e-5
 _ROUNDING = 1e-14  # about 50 eps
@@ -53,11 +54,11 @@ def triplets(W: Tensor, V: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return Q @ P, S, Zh @ V.T  # (m, r), (r,), (r, n)
 
 
-def assemble(W: Tensor, U: Tensor, S: Tensor, Vh: Tensor, gap: float, sigma_max: float, route: str) -> Components:
+def assemble(W: Tensor, *, U: Tensor, S: Tensor, Vh: Tensor, gap: float, sigma_max: float, route: str) -> Components:
     """Measure the residuals of W^T u = s v and fix the signs; W v = s u holds to rounding by construction."""
     worst = float((product(W.T, U) - Vh.T * S).norm(dim=0).max())
     error = worst / sigma_max if sigma_max > 0 else worst
-    return _signed(Components(U, S, Vh, gap, sigma_max, error, route))
+    return _signed(Components(U=U, S=S, Vh=Vh, gap=gap, sigma_max=sigma_max, error=error, route=route))
 
 
 def believable(found: Components, above: float, below: float) -> bool:
@@ -77,10 +78,14 @@ def transposed(found: Components) -> Components:
 
 
 def _signed(found: Components) -> Components:
-    """The largest entry of every left vector is positive."""
-    peak = found.U.gather(0, found.U.abs().argmax(0, keepdim=True)).squeeze(0)
-    sign = torch.where(peak < 0, -1.0, 1.0).to(found.U.dtype)
+    sign = signs(found.U)
     return replace(found, U=found.U * sign, Vh=found.Vh * sign[:, None])
+
+
+def signs(U: Tensor) -> Tensor:
+    """(r,) of 1 and -1 for the left vectors U (m, r): times these, the largest entry of each is positive."""
+    peak = U.gather(0, U.abs().argmax(0, keepdim=True)).squeeze(0)
+    return torch.where(peak < 0, -1.0, 1.0).to(U.dtype)
 
 
 def relative_gap(above: float, below: float) -> float:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .components import Components, assemble, believable, gram, relative_gap, transposed, triplets
+from .components import TALL, Components, assemble, believable, gram, relative_gap, transposed, triplets
 
-_TALL = 1.6  # beyond this aspect ratio a QR first is cheaper (Chan, ACM TOMS 8(1), 1982)
 # A Gram matrix resolves squares: a singular value is known to eps * (s_1 / s)^2, relative. Below this ratio
 # to s_1 that leaves less than five digits.
 RESOLVED = 1e-6
@@ -19,7 +18,7 @@ def svd(W: Tensor, part: slice) -> Components:
     if W.shape[1] > W.shape[0]:
         return transposed(svd(W.T, part))
     X = W.double()
-    if W.shape[0] > _TALL * W.shape[1]:
+    if W.shape[0] > TALL * W.shape[1]:
         Q, R = torch.linalg.qr(X)
         P, S, Vh = torch.linalg.svd(R)
         U, route = Q @ P, "qr-svd"
@@ -27,7 +26,7 @@ def svd(W: Tensor, part: slice) -> Components:
         U, S, Vh = torch.linalg.svd(X, full_matrices=False)
         route = "svd"
     gap = relative_gap(*cut(S, part))
-    return assemble(W, U[:, part], S[part], Vh[part], gap, float(S[0]), route)
+    return assemble(W, U=U[:, part], S=S[part], Vh=Vh[part], gap=gap, sigma_max=float(S[0]), route=route)
 
 
 def gram_eigh(W: Tensor, part: slice) -> Components | None:
@@ -45,7 +44,8 @@ def gram_eigh(W: Tensor, part: slice) -> Components | None:
         return None
     U, S, Vh = triplets(W, vectors.flip(1)[:, part])
     above, below = cut(S_all, part)
-    found = assemble(W, U, S, Vh, relative_gap(above, below), float(S_all[0]), "gram-eigh")
+    gap = relative_gap(above, below)
+    found = assemble(W, U=U, S=S, Vh=Vh, gap=gap, sigma_max=float(S_all[0]), route="gram-eigh")
     return found if believable(found, above, below) else None
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .components import signs
+
 
 @dataclass(frozen=True)
 class LowRank:
@@ -44,11 +46,9 @@ def factorise(B: Tensor, A: Tensor) -> LowRank:
     Qb, Rb = torch.linalg.qr(B.double())
     Qa, Ra = torch.linalg.qr(A.double().T)
     U, S, Vh = torch.linalg.svd(Rb @ Ra.T, full_matrices=False)
-    # A rule for the signs: the largest entry of every left vector is positive.
     left = Qb @ U
-    signs = left.gather(0, left.abs().argmax(0, keepdim=True)).sign()[0]
-    signs = torch.where(signs == 0, torch.ones_like(signs), signs)
-    return LowRank(left * signs, S, signs[:, None] * (Vh @ Qa.T))
+    sign = signs(left)
+    return LowRank(left * sign, S, sign[:, None] * (Vh @ Qa.T))
 
 
 def distance(B: Tensor, A: Tensor, B1: Tensor, A1: Tensor) -> float:

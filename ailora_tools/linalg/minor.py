@@ -123,11 +123,12 @@ def _refined(W: Tensor, R: Tensor, V: Tensor, above: float, sigma_max: float, ro
     U, S, Vh = triplets(W, V)
     below = float(S[0])
     gap = relative_gap(above, below)
-    found = assemble(W, U, S, Vh, gap, sigma_max, route)
+    found = assemble(W, U=U, S=S, Vh=Vh, gap=gap, sigma_max=sigma_max, route=route)
     if not believable(found, above, below):
         residual = product(W.T, U) - Vh.T * S  # (n, r)
         Q, T = torch.linalg.qr(U - product(W, _inverse(R, residual)))
-        found = assemble(W, Q * T.diagonal().sign(), S, Vh, gap, sigma_max, route)
+        U = Q * T.diagonal().sign()
+        found = assemble(W, U=U, S=S, Vh=Vh, gap=gap, sigma_max=sigma_max, route=route)
     return found if believable(found, above, below) else None
 
 

@@ -106,5 +106,6 @@ def _refined(W: Tensor, V: Tensor, ritz: _Ritz, rank: int) -> Components | None:
     """Orthonormalise in float64, let W itself give the triplets, and measure them."""
     U, S, Vh = triplets(W, torch.linalg.qr(V.double())[0])
     above, below = float(S[-1]), float(ritz.S[rank])
-    found = assemble(W, U, S, Vh, relative_gap(above, below), float(S[0]), "block-krylov")
+    gap = relative_gap(above, below)
+    found = assemble(W, U=U, S=S, Vh=Vh, gap=gap, sigma_max=float(S[0]), route="block-krylov")
     return found if believable(found, above, below) else None

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .components import gram, product
+from .components import TALL, gram, product
 from .minor import minor
 
-_TALL = 1.6  # beyond this aspect ratio a QR before the SVD is cheaper (Chan, ACM TOMS 8(1), 1982)
 _WANTED = 1e-6  # relative accuracy of every value at or above the floor
 # Eigenvalues of the float64 Gram matrix G err by up to 0.2 eps norm(G)_F (measured: flat and decaying spectra, sides
 # 256 to 2048), here taken as 0.5; a singular value s then by that over 2 s.
@@ -33,11 +32,6 @@ class Spectrum:
     S: Tensor
     floor: float
     route: str
-
-    @property
-    def resolved(self) -> int:
-        """How many values lie at or above the floor."""
-        return int((self.S >= self.floor).sum())
 
 
 def spectrum(W: Tensor) -> Spectrum:
@@ -65,7 +59,7 @@ def spectrum(W: Tensor) -> Spectrum:
 def _values(W: Tensor) -> Tensor:
     """LAPACK's singular values of W (m, n), m <= n, in float64."""
     X = W.double()
-    if W.shape[1] > _TALL * W.shape[0]:
+    if W.shape[1] > TALL * W.shape[0]:
         X = torch.linalg.qr(X.T, mode="r")[1]
     values: Tensor = torch.linalg.svdvals(X)
     return values

@@ -32,10 +32,10 @@ class Start:
     U: Tensor
     S: Tensor
     Vh: Tensor
-    gap: float | None
-    sigma_max: float | None
-    error: float | None
     route: str
+    gap: float | None = None
+    sigma_max: float | None = None
+    error: float | None = None
     moved: bool = True
 
 
@@ -47,12 +47,20 @@ def _spectral(find: Finder) -> Rule:
     """sqrt(S) on both sides (PiSSA, arXiv 2404.02948, section 3; AILoRA and MiLoRA use the same split)."""
 
     def start(W: Tensor, rank: int, generator: torch.Generator) -> Start:
-        parts = find(W, rank, generator)
-        root = parts.S.clamp_min(0).sqrt()  # (r,)
-        A, B = root[:, None] * parts.Vh, parts.U * root
-        return Start(A, B, parts.U, parts.S, parts.Vh, parts.gap, parts.sigma_max, parts.error, parts.route)
+        found = find(W, rank, generator)
+        A, B = _balanced(found.U, found.S, found.Vh)
+        return Start(
+            A=A, B=B, U=found.U, S=found.S, Vh=found.Vh,
+            gap=found.gap, sigma_max=found.sigma_max, error=found.error, route=found.route,
+        )  # fmt: skip
 
     return start
+
+
+def _balanced(U: Tensor, S: Tensor, Vh: Tensor) -> tuple[Tensor, Tensor]:
+    """A (r, n) and B (m, r) with B A = U S Vh, the square root of S on each side."""
+    root = S.clamp_min(0).sqrt()  # (r,)
+    return root[:, None] * Vh, U * root
 
 
 def middle(W: Tensor, rank: int, generator: torch.Generator) -> Components:
@@ -63,20 +71,17 @@ def middle(W: Tensor, rank: int, generator: torch.Generator) -> Components:
     return exact.gram_eigh(W, part) or exact.svd(W, part)
 
 
-def random_directions(W: Tensor, rank: int, generator: torch.Generator) -> Components:
+def random_orthonormal(W: Tensor, rank: int, generator: torch.Generator) -> Start:
     """A control: uniformly random orthonormal U and V, with norm(W) / sqrt(min(m, n)), the root mean square singular
-    value of W, on each. As large as an average part of W, and knows nothing of its directions."""
+    value of W, on each. As large as an average part of W, and knows nothing of its directions: there is no gap
+    and no error to state."""
     require_rank(W, rank)
     draws = (torch.randn(side, rank, generator=generator, dtype=torch.float64) for side in W.shape)
     U, V = (torch.linalg.qr(draw)[0].to(W.device) for draw in draws)
     size = float(torch.linalg.vector_norm(W, dtype=torch.float64)) / math.sqrt(min(W.shape))
-    return Components(U, torch.full((rank,), size, dtype=torch.float64, device=W.device), V.T, 0.0, 0.0, 0.0, "random")
-
-
-def random_orthonormal(W: Tensor, rank: int, generator: torch.Generator) -> Start:
-    """`random_directions`, of which no gap and no error can be told."""
-    found = _spectral(random_directions)(W, rank, generator)
-    return Start(found.A, found.B, found.U, found.S, found.Vh, None, None, None, found.route)
+    S = torch.full((rank,), size, dtype=torch.float64, device=W.device)
+    A, B = _balanced(U, S, V.T)
+    return Start(A=A, B=B, U=U, S=S, Vh=V.T, route="random")
 
 
 def leading_qr(W: Tensor, rank: int, generator: torch.Generator) -> Start:
@@ -108,9 +113,12 @@ def nystrom(W: Tensor, rank: int, generator: torch.Generator) -> Start:
 
 def minor_left(W: Tensor, rank: int, generator: torch.Generator) -> Start:
     """MiCA (arXiv 2604.01694): B holds the minor left singular vectors and stays frozen, A = 0; W is left alone."""
-    parts = minor(W, rank, generator)
+    found = minor(W, rank, generator)
     A = torch.zeros(rank, W.shape[1], dtype=torch.float64, device=W.device)
-    return Start(A, parts.U, parts.U, parts.S, parts.Vh, parts.gap, parts.sigma_max, parts.error, parts.route, False)
+    return Start(
+        A=A, B=found.U, U=found.U, S=found.S, Vh=found.Vh,
+        gap=found.gap, sigma_max=found.sigma_max, error=found.error, route=found.route, moved=False,
+    )  # fmt: skip
 
 
 def kaiming(W: Tensor, rank: int, generator: torch.Generator) -> Start:
@@ -119,12 +127,12 @@ def kaiming(W: Tensor, rank: int, generator: torch.Generator) -> Start:
     draw = torch.rand(rank, W.shape[1], generator=generator)
     A = ((2 * draw - 1) * bound).double().to(W.device)
     B = torch.zeros(W.shape[0], rank, dtype=torch.float64, device=W.device)
-    return Start(A, B, B, torch.zeros(0, dtype=torch.float64), A, None, None, None, "random", False)
+    return Start(A=A, B=B, U=B, S=torch.zeros(0, dtype=torch.float64), Vh=A, route="random", moved=False)
 
 
 def _factored(B: Tensor, A: Tensor, route: str) -> Start:
     found = factorise(B, A)
-    return Start(A, B, found.U, found.S, found.Vh, None, None, None, route)
+    return Start(A=A, B=B, U=found.U, S=found.S, Vh=found.Vh, route=route)
 
 
 STARTS: dict[str, Rule] = {

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import TargetError
+from .heads import head_counts
 
 Runs = tuple[tuple[int, int], ...]
+Pattern = tuple[int, list[tuple[str, int]]]  # how often which sequence of (role, lines) repeats
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Layout:
     sequence of (role, lines) repeats; `proven` tells whether a test holds it against a running model."""
 
     text: str
-    widths: Callable[[Mapping[str, Any], int, int], tuple[int, Sequence[tuple[str, int]]]]
+    widths: Callable[[Mapping[str, Any], int, int], Pattern]
     transposed: bool = False
     proven: bool = True
 
@@ -46,9 +48,9 @@ class Layout:
                 f"{tensor}: config.json does not tell its layout, {self.text} ({type(error).__name__}: {error}).",
                 "Restore the config.json of the model.",
             ) from None
-        runs = _runs(count, pattern, role)
         fits = min(width for _, width in pattern) >= 0 and count * sum(width for _, width in pattern) == lines
-        if not (fits and runs):
+        runs = _runs(count, pattern, role) if fits else ()  # a config.json may state any number of repetitions
+        if not runs:
             shown = " | ".join(f"{name} {width}" for name, width in pattern)
             raise TargetError(
                 f"{tensor}: {lines} lines, but config.json makes it {count} times [{shown}] ({self.text}).",
@@ -70,86 +72,70 @@ def _runs(count: int, pattern: Sequence[tuple[str, int]], role: str) -> Runs:
     return tuple(runs)
 
 
-_QUERIES = ("num_attention_heads", "n_head", "n_heads", "num_heads")
-_KEYS = ("num_key_value_heads", "num_kv_heads", "kv_n_heads", "n_head_kv", "multi_query_group_num")
+def _side_by_side(config: Mapping[str, Any], lines: int, layer: int) -> Pattern:
+    return _three_blocks(*head_counts(config), lines)
 
 
-def _first(config: Mapping[str, Any], names: Sequence[str]) -> Any:
-    return next((config[name] for name in names if config.get(name) is not None), None)
-
-
-def _heads(config: Mapping[str, Any]) -> tuple[int, int]:
-    """Numbers of query heads and of key-value heads; as many of both where config.json names no second one."""
-    queries = _first(config, _QUERIES)
-    if queries is None:
-        raise KeyError(_QUERIES[0])
-    return int(queries), int(_first(config, _KEYS) or queries)
-
-
-def _side_by_side(config: Mapping[str, Any], lines: int, layer: int) -> tuple[int, list[tuple[str, int]]]:
-    queries, keys = _heads(config)
+def _three_blocks(queries: int, keys: int, lines: int) -> Pattern:
     head = lines // (queries + 2 * keys)
     return 1, [("q", queries * head), ("k", keys * head), ("v", keys * head)]
 
 
-def _thirds(config: Mapping[str, Any], lines: int, layer: int) -> tuple[int, list[tuple[str, int]]]:
+def _thirds(config: Mapping[str, Any], lines: int, layer: int) -> Pattern:
     return 1, [(role, lines // 3) for role in "qkv"]
 
 
-def _per_head(config: Mapping[str, Any], lines: int, layer: int) -> tuple[int, list[tuple[str, int]]]:
-    queries, _ = _heads(config)
+def _per_head(config: Mapping[str, Any], lines: int, layer: int) -> Pattern:
+    queries, _ = head_counts(config)
     return queries, [(role, lines // (3 * queries)) for role in "qkv"]
 
 
-def _per_group(config: Mapping[str, Any], lines: int, layer: int) -> tuple[int, list[tuple[str, int]]]:
-    queries, keys = _heads(config)
+def _per_group(config: Mapping[str, Any], lines: int, layer: int) -> Pattern:
+    queries, keys = head_counts(config)
     head = lines // (queries + 2 * keys)
     return keys, [("q", queries // keys * head), ("k", head), ("v", head)]
 
 
-def _one_key(config: Mapping[str, Any], lines: int, layer: int) -> tuple[int, list[tuple[str, int]]]:
-    return _side_by_side({**config, "num_key_value_heads": 1}, lines, layer)
-
-
-def _falcon(config: Mapping[str, Any], lines: int, layer: int) -> tuple[int, list[tuple[str, int]]]:
+def _falcon(config: Mapping[str, Any], lines: int, layer: int) -> Pattern:
     if config.get("new_decoder_architecture"):
         return _per_group(config, lines, layer)
-    return _one_key(config, lines, layer) if config.get("multi_query", True) else _per_head(config, lines, layer)
+    return _one_key_or_per_head({**config, "model_type": "falcon"}, lines, layer)
 
 
-def _bigcode(config: Mapping[str, Any], lines: int, layer: int) -> tuple[int, list[tuple[str, int]]]:
-    return _one_key(config, lines, layer) if config.get("multi_query", True) else _per_head(config, lines, layer)
+def _bigcode(config: Mapping[str, Any], lines: int, layer: int) -> Pattern:
+    return _one_key_or_per_head({**config, "model_type": "gpt_bigcode"}, lines, layer)
 
 
-def _chatglm(config: Mapping[str, Any], lines: int, layer: int) -> tuple[int, list[tuple[str, int]]]:
+def _one_key_or_per_head(config: Mapping[str, Any], lines: int, layer: int) -> Pattern:
+    shared = head_counts(config)[1] == 1
+    return _side_by_side(config, lines, layer) if shared else _per_head(config, lines, layer)
+
+
+def _chatglm(config: Mapping[str, Any], lines: int, layer: int) -> Pattern:
+    config = {**config, "model_type": "chatglm"}
     grouped = config.get("multi_query_attention")
     return _side_by_side(config, lines, layer) if grouped else _per_head(config, lines, layer)
 
 
-def _all_of_it(config: Mapping[str, Any], lines: int, layer: int) -> tuple[int, list[tuple[str, int]]]:
+def _all_of_it(config: Mapping[str, Any], lines: int, layer: int) -> Pattern:
     return 1, [("o", lines)]
 
 
-def _openelm(config: Mapping[str, Any], lines: int, layer: int) -> tuple[int, list[tuple[str, int]]]:
-    queries, keys = config["num_query_heads"][layer], config["num_kv_heads"][layer]
-    return _side_by_side({"n_head": queries, "num_kv_heads": keys}, lines, layer)
+def _openelm(config: Mapping[str, Any], lines: int, layer: int) -> Pattern:
+    return _three_blocks(config["num_query_heads"][layer], config["num_kv_heads"][layer], lines)
 
 
-def _dbrx(config: Mapping[str, Any], lines: int, layer: int) -> tuple[int, list[tuple[str, int]]]:
-    return _side_by_side({**config, **(config.get("attn_config") or {})}, lines, layer)
-
-
-def _codegen(config: Mapping[str, Any], lines: int, layer: int) -> tuple[int, list[tuple[str, int]]]:
+def _codegen(config: Mapping[str, Any], lines: int, layer: int) -> Pattern:
     return 4, [(role, lines // 12) for role in "qvk"]
 
 
-def _gate(config: Mapping[str, Any], lines: int, layer: int) -> tuple[int, list[tuple[str, int]]]:
-    queries, _ = _heads(config)
+def _gate(config: Mapping[str, Any], lines: int, layer: int) -> Pattern:
+    queries, _ = head_counts(config)
     return queries, [("q", lines // (2 * queries)), ("gate", lines // (2 * queries))]
 
 
-def _latent(config: Mapping[str, Any], lines: int, layer: int) -> tuple[int, list[tuple[str, int]]]:
-    queries, _ = _heads(config)
+def _latent(config: Mapping[str, Any], lines: int, layer: int) -> Pattern:
+    queries, _ = head_counts(config)
     return queries, [("k", int(config["qk_nope_head_dim"])), ("v", int(config["v_head_dim"]))]
 
 
@@ -158,7 +144,6 @@ THIRDS = Layout("[Q | K | V], three equal parts", _thirds)
 COLUMNS = Layout("[Q | K | V] in columns", _thirds, transposed=True)
 OUTPUT_COLUMNS = Layout("W^O in columns", _all_of_it, transposed=True)
 PER_HEAD = Layout("[q | k | v] head by head", _per_head)
-PER_GROUP = Layout("[queries | k | v] group by group", _per_group)
 FALCON = Layout("[queries | k | v] by group, [Q | k | v], or head by head", _falcon)
 BIGCODE = Layout("[Q | k | v], or head by head", _bigcode)
 CODEGEN = Layout("four blocks of [q | v | k]", _codegen)
@@ -168,6 +153,6 @@ LATENT = Layout("[k | v] head by head, behind the latent", _latent)
 GROUP_UNPROVEN = Layout("[queries | k | v] group by group", _per_group, proven=False)
 THIRDS_UNPROVEN = Layout("[Q | K | V], three equal parts", _thirds, proven=False)
 COLUMNS_UNPROVEN = Layout("[Q | K | V] in columns", _thirds, transposed=True, proven=False)
-DBRX = Layout("[Q | K | V]", _dbrx, proven=False)
+DBRX = Layout("[Q | K | V]", _side_by_side, proven=False)
 CHATGLM = Layout("[Q | K | V], or head by head", _chatglm, proven=False)
 OPENELM = Layout("[Q | K | V], heads by layer", _openelm, proven=False)

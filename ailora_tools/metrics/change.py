@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..errors import NumericalError
 from ..linalg.components import Components
+from ..linalg.finite import require_finite as require_finite
 from ..linalg.minor import minor
 from ..linalg.principal import principal
 from ..linalg.spectrum import whole
@@ -138,9 +138,7 @@ def _angles(base: Anatomy, change: Difference, rank: int) -> dict[str, Any]:
 
 
 def _first(found: Components, rank: int) -> Components:
-    return Components(
-        found.U[:, :rank], found.S[:rank], found.Vh[:rank], found.gap, found.sigma_max, found.error, found.route
-    )
+    return replace(found, U=found.U[:, :rank], S=found.S[:rank], Vh=found.Vh[:rank])
 
 
 def _rounding(base: Tensor, tuned: Tensor) -> float:
@@ -165,16 +163,3 @@ def _rescaling(base: Tensor, delta: Tensor) -> tuple[float, float]:
 
 def _norm(W: Tensor) -> float:
     return math.sqrt(sum(float(part.double().square().sum()) for (part,) in chunks(W)))
-
-
-def require_finite(W: Tensor, name: str) -> None:
-    """NumericalError that says how many values are NaN or infinite, and where the first lies."""
-    low, high = (float(value) for value in W.aminmax()) if W.numel() else (0.0, 0.0)
-    if math.isfinite(low) and math.isfinite(high):
-        return
-    bad = ~torch.isfinite(W)
-    first = bad.nonzero()[0].tolist()
-    raise NumericalError(
-        f"{name}: {int(bad.sum()):,} of {W.numel():,} values are NaN or infinite, the first at {first}.",
-        "Download the file again; if it was trained like this, use an earlier checkpoint.",
-    )

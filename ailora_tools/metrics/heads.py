@@ -10,16 +10,18 @@ import torch
 from torch import Tensor
 
 from ..linalg.components import gram
+from ..matrices.heads import head_counts
 
-_QUERY_HEADS = ("num_attention_heads", "n_head", "num_heads", "n_heads", "encoder_attention_heads")
-_KEY_HEADS = ("num_key_value_heads", "num_kv_heads", "n_head_kv")
 _HEAD_DIM = ("head_dim", "d_kv", "attention_head_size")
 _NESTED = ("text_config", "llm_config", "language_config", "decoder", "encoder")
 
 
 @dataclass(frozen=True)
 class Heads:
-    """How many heads share the rows: `query` for W^Q and W^O, `key_value` for W^K and W^V (fewer with GQA)."""
+    """How many heads share the rows: `query` for W^Q and W^O, `key_value` for W^K and W^V (fewer with GQA).
+
+    dim: rows of one key or value head, None where config.json does not state it.
+    """
 
     query: int
     key_value: int
@@ -37,15 +39,18 @@ class Heads:
 def read_heads(config: Mapping[str, Any]) -> Heads | None:
     """The head counts of a config.json; None where it does not state them. A nested text part is looked into."""
     for place in (config, *(config[name] for name in _NESTED if isinstance(config.get(name), Mapping))):
-        query = _first(place, _QUERY_HEADS)
-        if query:
-            return Heads(query, _first(place, _KEY_HEADS) or query, _first(place, _HEAD_DIM))
+        try:
+            return Heads(*head_counts(place), _head_dim(place))
+        except (KeyError, ValueError):
+            continue
     return None
 
 
-def _first(config: Mapping[str, Any], keys: tuple[str, ...]) -> int | None:
-    values = (config.get(key) for key in keys)
-    return next((value for value in values if isinstance(value, int) and value > 0), None)
+def _head_dim(config: Mapping[str, Any]) -> int | None:
+    if config.get("v_head_dim"):  # heads of keys and of values have two sizes
+        return None
+    sizes = (config.get(name) for name in _HEAD_DIM)
+    return next((size for size in sizes if isinstance(size, int) and size > 0), None)
 
 
 def split(W: Tensor, role: str, count: int) -> Tensor:

@@ -13,12 +13,11 @@ _CHUNK = 1 << 20  # elements of the table of distances computed at a time
 
 @dataclass(frozen=True)
 class PowerLaw:
-    """alpha of the density lambda^-alpha above xmin, its standard error, the KS distance, the values in the tail."""
+    """alpha of the density lambda^-alpha of a tail, its standard error, the KS distance, how many are in the tail."""
 
     alpha: float
     error: float
     distance: float
-    xmin: float
     tail: int
 
 
@@ -39,7 +38,7 @@ def power_law(S: NDArray[np.float64]) -> PowerLaw | None:
     distances = _distances(logs, alphas)
     best = int(np.argmin(distances))
     error = float((alphas[best] - 1) / np.sqrt(n[best]))
-    return PowerLaw(float(alphas[best]), error, float(distances[best]), float(x[best]), int(n[best]))
+    return PowerLaw(float(alphas[best]), error, float(distances[best]), int(n[best]))
 
 
 def _distances(logs: NDArray[np.float64], alphas: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -6,9 +6,6 @@ Untouched bytes never pass through Python where the system can copy them by itse
 
 from __future__ import annotations
 
-import errno
-import fcntl
-import os
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,10 +19,9 @@ from ..checkpoint.files import Files
 from ..checkpoint.index import OTHER_WEIGHTS, Checkpoint
 from .layout import Copy, ShardLayout
 from .names import CARD, LR_GROUPS, MANIFEST, RESULT
+from .platform import copy_range, share_extents
 from .spans import blocks, create, read_span, sha256_file, sync_file, write_span
 
-_FICLONE = 0x40049409  # linux/fs.h: share all extents of one file with another (btrfs, xfs, bcachefs)
-_CANNOT = {errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EBADF}
 _STEP = 16 << 20
 _SYNC_EVERY = 256 << 20  # bytes between two marks from which an interrupted copy can go on
 _OWN_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, MANIFEST, RESULT, LR_GROUPS, CARD)
@@ -48,23 +44,25 @@ def companions(checkpoint: Checkpoint) -> list[str]:
 class BaseWriter:
     """Writes the shards of the residual base into `tree`, copying in the background.
 
-    `copied` tells for each shard how many of its bytes to copy are on disk from an earlier run. Use as a context
-    manager: leaving it stops the background work.
+    `copied` tells for each shard how many of its bytes to copy are on disk from an earlier run. Entering the context
+    makes the files and starts the copies; leaving it stops the background work.
     """
 
     def __init__(self, files: Files, layouts: Mapping[str, ShardLayout], tree: Path, copied: Mapping[str, int]) -> None:
         self._files, self._layouts, self._tree = files, layouts, tree
+        self._copied = dict(copied)
+        self._missing = {shard: set(layout.spans) for shard, layout in layouts.items()}
+        self._copies: dict[str, Future[None]] = {}
+        self._hashes: dict[str, Future[str]] = {}
         self._stop = threading.Event()
         self._copier, self._hasher = ThreadPoolExecutor(1, "copy"), ThreadPoolExecutor(1, "hash")
-        self._missing = {shard: set(layout.spans) for shard, layout in layouts.items()}
-        self._hashes: dict[str, Future[str]] = {}
-        self._copied = {shard: self._prepare(shard, copied.get(shard, 0)) for shard in layouts}
-        self._copies = {shard: self._copier.submit(self._copy, shard) for shard in layouts}
+
+    def __enter__(self) -> BaseWriter:
+        self._copied = {shard: self._prepare(shard, self._copied.get(shard, 0)) for shard in self._layouts}
+        self._copies = {shard: self._copier.submit(self._copy, shard) for shard in self._layouts}
         for shard, missing in self._missing.items():
             if not missing:
                 self._finish(shard)
-
-    def __enter__(self) -> BaseWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -155,17 +153,13 @@ def copy_spans(files: Files, name: str, copies: Iterable[Copy], path: Path) -> I
     rest = deque(
         (low, high, to + low - start) for start, stop, to in copies for low, high in blocks(start, stop, _STEP)
     )
-    while source is not None and rest and _kernel_copy(source, *rest[0], path):
+    while source is not None and rest and copy_range(source, *rest[0], path):
         start, stop, _ = rest.popleft()
         yield stop - start
     spans = ((name, start, stop) for start, stop, _ in rest)
     for (start, stop, to), data in zip(rest, read_ahead(files, spans), strict=True):
         write_span(path, to, data)
         yield stop - start
-
-
-def _steps(start: int, stop: int, to: int) -> Iterator[Copy]:
-    return ((low, high, to + low - start) for low, high in blocks(start, stop, _STEP))
 
 
 def rest_of(copies: Iterable[Copy], done: int) -> Iterator[Copy]:
@@ -177,32 +171,6 @@ def rest_of(copies: Iterable[Copy], done: int) -> Iterator[Copy]:
             yield start + skip, stop, to + skip
 
 
-def _kernel_copy(source: Path, start: int, stop: int, to: int, path: Path) -> bool:
-    """`copy_file_range`, which lets NFS and reflink file systems copy without moving bytes; False if it cannot."""
-    read, write = os.open(source, os.O_RDONLY), os.open(path, os.O_WRONLY)
-    try:
-        while start < stop:
-            count = os.copy_file_range(read, write, stop - start, start, to)
-            if count == 0:
-                return False
-            start, to = start + count, to + count
-        return True
-    except OSError as error:
-        if error.errno in _CANNOT:
-            return False
-        raise
-    finally:
-        os.close(read)
-        os.close(write)
-
-
 def _clone(files: Files, name: str, path: Path) -> bool:
     held = files.local_path(name)
-    if held is None:
-        return False
-    with open(held, "rb") as source, open(path, "r+b") as target:
-        try:
-            fcntl.ioctl(target.fileno(), _FICLONE, source.fileno())
-            return True
-        except OSError:
-            return False
+    return held is not None and share_extents(held, path)

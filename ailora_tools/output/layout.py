@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..checkpoint.header import DTYPE_BITS, Header, StoredTensor, build_header, tensor_bytes
 from ..checkpoint.index import Checkpoint
+from .spans import write_json
 
 Copy = tuple[int, int, int]  # source start, source stop, output start
 
@@ -76,4 +77,4 @@ def restate_total(tree: Path, checkpoint: Checkpoint, dtypes: Mapping[str, str])
     index = json.loads(path.read_text(encoding="utf-8"))
     total = sum(tensor_bytes(dtypes.get(name, info.dtype), info.shape) for name, info in entries.items())
     index["metadata"] = {**index.get("metadata", {}), "total_size": total}
-    path.write_text(json.dumps(index, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(path, index)

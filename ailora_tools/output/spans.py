@@ -9,16 +9,18 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from .platform import BINARY, pwrite
+
 BLOCK = 4 << 20
 
 
 def write_span(path: Path, start: int, data: memoryview | bytes | bytearray) -> None:
     """Put `data` at byte `start` of an existing file."""
-    handle = os.open(path, os.O_WRONLY)
+    handle = os.open(path, os.O_WRONLY | BINARY)
     try:
         view = memoryview(data)
         while view:
-            count = os.pwrite(handle, view, start)
+            count = pwrite(handle, view, start)
             view, start = view[count:], start + count
     finally:
         os.close(handle)
@@ -45,8 +47,14 @@ def blocks(start: int, stop: int, step: int = BLOCK) -> Iterable[tuple[int, int]
 
 
 def sync_file(path: Path) -> None:
-    """Wait until the disk has the file."""
-    handle = os.open(path, os.O_RDONLY)
+    """Wait until the disk has the file, or the names in a folder where the system can open one."""
+    try:
+        # Windows flushes only what may be written; nothing opens a folder to be written.
+        handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | BINARY)
+    except PermissionError:
+        if path.is_dir():
+            return
+        raise
     try:
         os.fsync(handle)
     finally:
@@ -72,5 +80,5 @@ def sha256_file(path: Path) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Indented JSON with a newline at the end."""
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Indented JSON with a newline at the end, the same bytes on every system."""
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")

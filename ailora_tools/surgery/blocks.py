@@ -20,7 +20,8 @@ def spread(block: Tensor, part: Part | None, lines: int) -> Tensor:
 
 
 def own_factors(A: Tensor, B: Tensor, record: ModuleRecord, records: Sequence[ModuleRecord]) -> tuple[Tensor, Tensor]:
-    """A and B of one projection out of those of its module; as they are where nothing is fused, or they do not fit."""
+    """A and B of one projection out of those of its module. Both are returned unchanged where the module is not fused,
+    or where their shapes are not those of the module."""
     part = record.part
     if part is None or A.ndim != 2 or B.ndim != 2 or max(stop for _, stop in part.runs) > len(B):
         return A, B

@@ -15,12 +15,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import NumericalError
 from ..linalg.components import product
+from ..linalg.finite import require_finite
 from ..linalg.rounding import can_be_stochastic, round_stochastic
 from ..linalg.starts import STARTS, Start
 from ..methods import SURVIVAL_WANTED
 
+_DIVERGED = "The checkpoint is damaged or its training diverged: it has no SVD. Leave the layer out with --layers."
 _CHUNK_ELEMENTS = 1 << 21  # residual arithmetic goes by row blocks of this many elements
 
 
@@ -95,12 +96,7 @@ def decompose(W: Tensor, recipe: Recipe) -> Decomposition:
 
     Raises NumericalError if W holds NaN or infinity.
     """
-    if not torch.isfinite(W).all():
-        bad = int((~torch.isfinite(W)).sum())
-        raise NumericalError(
-            f"{recipe.name}: {bad:,} of {W.numel():,} values are NaN or infinite.",
-            "The checkpoint is damaged or its training diverged: it has no SVD. Leave the layer out with --layers.",
-        )
+    require_finite(W, recipe.name, _DIVERGED)
     start = STARTS[recipe.rule](W, recipe.rank, _generator(recipe, "start"))
     A, B = _factors(start, recipe)
     residual, error, survival, nearest, rounding = (

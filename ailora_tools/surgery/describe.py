@@ -69,7 +69,7 @@ def manifest(
 def peft_config(operation: Operation, short: bool) -> dict[str, Any]:
     """adapter_config.json; the base it names is the residual one, or the source if that is untouched.
 
-    short: whether the last parts of module paths suffice in target_modules, because nothing else in the model ends so.
+    short: write last names such as q_proj into target_modules, where they match no other module; else full paths.
     """
     carriers, settings, origin = operation.plan.carriers, operation.settings, operation.checkpoint.origin
     paths = sorted(carrier.module for carrier in carriers)

@@ -39,8 +39,8 @@ class Operation:
 
     @cached_property
     def modules(self) -> tuple[AdapterModule, ...]:
-        """One adapter a module. That of a fused module has the ranks of its projections together, and their alphas, so
-        that alpha / rank stays what it is for each."""
+        """One adapter a module. A fused module has the sums of the ranks and of the alphas of its projections, which
+        keeps the scaling alpha / r of each; rsLoRA's alpha / sqrt(r) is that of the sums, in `scaling` as in PEFT."""
         return tuple(self._adapter(carrier) for carrier in self.plan.carriers)
 
     def _adapter(self, carrier: Carrier) -> AdapterModule:

@@ -247,7 +247,7 @@ FUSED = {
 # Types whose W^Q and W^V have tensors of their own that no LoRA adapter can take part of -> why.
 UNREACHABLE = {
     "ibert": "its layers multiply by integers, and PEFT has no adapter for them",
-    "wavlm": "its attention reads the weights past their modules, where an adapter is not heard",
+    "wavlm": "its attention takes the weights without calling their modules, so that an adapter has no effect",
     "zamba": "several layers share one tensor but not one module, and an adapter would reach only one of them",
     "zamba2": "several layers share one tensor but not one module, and an adapter would reach only one of them",
 }

@@ -34,7 +34,10 @@ class Verdict:
 
 
 class ModuleCheck:
-    """A question under way. `modules` are the planned paths, `targets` PEFT's target_modules for them."""
+    """Asks whether the class has the planned modules, in a process of its own where the answer takes time.
+
+    `modules` are the planned paths, `targets` PEFT's target_modules for them, `location` the checkpoint in messages.
+    """
 
     def __init__(
         self, config: Mapping[str, Any], modules: Sequence[str], targets: Sequence[str], location: str
@@ -52,12 +55,12 @@ class ModuleCheck:
 
     @classmethod
     def skipped(cls, reason: str) -> ModuleCheck:
-        """A question that is not asked, for a reason that the user is told."""
+        """A check that is left out, for a reason that the user is told."""
         return cls._answered({"unknown": reason})
 
     @classmethod
     def proven(cls) -> ModuleCheck:
-        """A question that the tests have answered."""
+        """A check that is not needed: the tests have shown that the modules are there."""
         return cls._answered({"missing": [], "extra": []})
 
     @classmethod
@@ -81,7 +84,7 @@ class ModuleCheck:
         return Verdict(exact=not answer["extra"])
 
     def cancel(self) -> None:
-        """Stop asking."""
+        """End the process that looks for the answer, which is no longer wanted."""
         if self._process is not None and self._process.poll() is None:
             self._process.kill()
             self._process.wait()
@@ -134,7 +137,7 @@ def look(question: Mapping[str, Any]) -> dict[str, Any]:
 
 def _ask(question: Mapping[str, Any]) -> subprocess.Popen[str]:
     code = (
-        "import json, os, sys; os.nice(10); from ailora_tools.targets.module_tree import look; "
+        "import json, os, sys; hasattr(os, 'nice') and os.nice(10); from ailora_tools.targets.module_tree import look; "
         "print(json.dumps(look(json.load(sys.stdin))))"
     )
     process = subprocess.Popen(

@@ -41,8 +41,8 @@ def train_biases(model: nn.Module, folder: str | Path) -> list[nn.Parameter]:
 
 
 def _places(wanted: Sequence[str], named: Iterable[str]) -> dict[str, str]:
-    """Name in the checkpoint -> name in the model. With a head, without one or inside another module, all names begin
-    otherwise, in one way: the way that fits most of them. Old files call the bias of a LayerNorm beta."""
+    """Name in the checkpoint -> name in the model. A model with a head, without one or inside another module has
+    another prefix before all names: the one that fits most names. Old files call the bias of a LayerNorm beta."""
     modern = {name: re.sub(r"\bbeta$", "bias", name) for name in wanted}
     alike: dict[str, list[str]] = {}
     for other in named:

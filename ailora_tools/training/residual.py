@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Residualized:
-    """What was taken out of which model; `undo` puts the very bits of the original back."""
+    """What was taken out of which model; `undo` restores the original weights bit for bit."""
 
     weights: tuple[Tensor, ...]
     originals: tuple[Tensor, ...]

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..adapters.folder import Adapter, open_adapter
+from ..adapters.trainers import COMPONENTS, Context, Pair, find_trainer
+from ..checkpoint.files import Files, LocalFiles
+from ..checkpoint.index import read_json
 from ..checkpoint.source import open_files
-from ..errors import AiloraError, TargetError, listed
+from ..errors import TargetError, listed
 from ..output.atomic import making, require_outside
 from ..output.manifest import read_manifest
 from ..output.names import ADAPTER_FOLDER, MANIFEST, RESULT
 from ..output.spans import write_json
 
-if TYPE_CHECKING:
-    from ..adapters.trainers import Context, Pair
+_CONFIG = "config.json"
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,6 @@ def export(
 
     Raises CheckpointError, TargetError for DoRA, `modules_to_save` and models the trainer does not know, OutputError.
     """
-    from ..adapters.trainers import find_trainer
-
     row = find_trainer(to)
     root = Path(adapter).expanduser()
     held = open_adapter(root / ADAPTER_FOLDER if (root / MANIFEST).is_file() else root)
@@ -85,8 +84,6 @@ def _require_plain(held: Adapter, to: str) -> None:
 
 
 def _pairs(held: Adapter) -> dict[str, Pair]:
-    from ..adapters.trainers import Pair
-
     return {
         module: Pair(held.load(factors.A), held.load(factors.B), factors.scaling)
         for module, factors in held.modules.items()
@@ -94,31 +91,29 @@ def _pairs(held: Adapter) -> dict[str, Pair]:
 
 
 def _context(held: Adapter, root: Path, base: str | Path | None, component: str | None) -> Context:
-    from ..adapters.trainers import Context
-
     return Context(_model_config(held, root, base), component or _component(root), held.config)
 
 
 def _model_config(held: Adapter, root: Path, base: str | Path | None) -> dict[str, Any]:
-    """config.json of the model; empty if none is at hand."""
-    places = [base] if base is not None else [root, root.parent, held.config.get("base_model_name_or_path")]
-    for place in places:
+    """config.json of the model; empty if none is at hand. CheckpointError if it is not a JSON object."""
+    files = _nearby(held, root) if base is None else open_files(base)
+    return read_json(files, _CONFIG) if files is not None and _CONFIG in files.names() else {}
+
+
+def _nearby(held: Adapter, root: Path) -> Files | None:
+    """The first folder with a config.json: the given one, the one above it, the base that the adapter names."""
+    named = held.config.get("base_model_name_or_path")
+    for place in (root, root.parent, *([Path(named)] if isinstance(named, str) and named else [])):
         try:
-            if place and (base is not None or Path(place).is_dir()):
-                files = open_files(place)
-                if "config.json" in files.names():
-                    found = json.loads(files.read("config.json", 0, files.size("config.json")))
-                    return found if isinstance(found, dict) else {}
-        except AiloraError:
-            if base is not None:
-                raise
-    return {}
+            if (place / _CONFIG).is_file():
+                return LocalFiles(place)
+        except OSError:  # a folder that may not be entered
+            continue
+    return None
 
 
 def _component(root: Path) -> str:
     """Where `init` was given a component of a pipeline, its name; empty where it was not."""
-    from ..adapters.trainers import COMPONENTS
-
     for place in (root, root.parent):
         if (place / MANIFEST).is_file():
             source = read_manifest(place).source

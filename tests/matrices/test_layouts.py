@@ -25,7 +25,7 @@ from ailora_tools.analysis.tuned import load_projection
 from ailora_tools.checkpoint.index import open_checkpoint
 from ailora_tools.errors import CheckpointError, TargetError
 from ailora_tools.matrices.gather import gather, scatter
-from ailora_tools.matrices.layouts import PER_GROUP, PER_HEAD, Part
+from ailora_tools.matrices.layouts import GROUP_UNPROVEN, PER_HEAD, Part
 from ailora_tools.targets.architectures import ARCHITECTURES
 from ailora_tools.targets.plan import make_plan
 from ailora_tools.targets.projections import Plan, Target
@@ -336,7 +336,7 @@ def test_a_config_that_does_not_fit_is_refused(tmp_path: Path) -> None:
 
 def test_runs_that_touch_are_one() -> None:
     assert PER_HEAD.part({"n_head": 2}, "q", 12, 0, "t").runs == ((0, 2), (6, 8))
-    assert PER_GROUP.part({"n_head": 4, "num_kv_heads": 1}, "q", 12, 0, "t").runs == ((0, 8),)
+    assert GROUP_UNPROVEN.part({"n_head": 4, "num_kv_heads": 1}, "q", 12, 0, "t").runs == ((0, 8),)
 
 
 def test_scatter_undoes_gather() -> None:
