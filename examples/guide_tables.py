@@ -1,4 +1,4 @@
-"""Write the tables of methods and architectures in README.md anew from the code: `python examples/readme_tables.py`.
+"""Write the guide's tables, those between `<!-- name -->` and `<!-- end -->`, anew: `python examples/guide_tables.py`.
 
 A model type in bold is proven by behaviour: the tests run a model of its class and see that exactly queries or values
 change. Of the others the names are held against the modules of the class.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -17,6 +18,7 @@ from kit.families import FAMILIES, FUSED, build  # noqa: E402
 from kit.peers import PEERS  # noqa: E402
 
 from ailora_tools.methods import METHODS, RULES  # noqa: E402
+from ailora_tools.metrics.definitions import DEFINITIONS, Definition  # noqa: E402
 from ailora_tools.targets.architectures import ARCHITECTURES  # noqa: E402
 from ailora_tools.targets.rows import Architecture  # noqa: E402
 
@@ -67,16 +69,37 @@ def rule_list() -> str:
     return "\n".join(f"- `{rule.name}`: {rule.summary}" for rule in RULES.values())
 
 
-def written(readme: str) -> str:
-    """README.md with the tables as they are now."""
-    study = (ROOT / "reports" / "study" / "minilm-full.md").read_text(encoding="utf-8").rstrip()
-    parts = {"architectures": table(), "methods": method_table(), "rules": rule_list(), "study": study}
-    for name, text in parts.items():
+def metric_table(of: str) -> str:
+    """What an analysis states of a matrix, or of a change: key in analysis.json, formula, meaning."""
+    head = ["| field | formula | meaning |", "| --- | --- | --- |"]
+    rows = [row for row in DEFINITIONS if row.of == of]
+    return "\n".join([*head, *map(_metric_row, rows)])
+
+
+def _metric_row(row: Definition) -> str:
+    cells = (f"`{row.key}`", row.formula, f"{row.label}. {row.meaning}".strip())
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "architectures": table,
+    "methods": method_table,
+    "rules": rule_list,
+    "metrics": lambda: metric_table("matrix"),
+    "change metrics": lambda: metric_table("change"),
+}
+
+
+def written(page: str) -> str:
+    """A page with its tables as they are now."""
+    for name, text in TABLES.items():
         start = f"<!-- {name} -->\n"
-        readme = re.sub(f"{start}.*?{STOP}", lambda _, t=f"{start}{text}\n{STOP}": t, readme, flags=re.DOTALL)
-    return readme
+        if start in page:
+            fresh = f"{start}{text()}\n{STOP}"
+            page = re.sub(f"{start}.*?{STOP}", lambda _, fresh=fresh: fresh, page, flags=re.DOTALL)
+    return page
 
 
 if __name__ == "__main__":
-    path = ROOT / "README.md"
-    path.write_text(written(path.read_text(encoding="utf-8")), encoding="utf-8")
+    for path in (ROOT / "README.md", *sorted((ROOT / "examples" / "guide").glob("*.md"))):
+        path.write_text(written(path.read_text(encoding="utf-8")), encoding="utf-8")
