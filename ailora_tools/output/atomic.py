@@ -173,9 +173,10 @@ def _after(error: BaseException, work: WorkFolder, output: Output) -> None:
             work.remove()
     if isinstance(error, OSError):
         raise _failed_write(error, work, output) from None
-    if output.resumable and isinstance(error, Exception) and not isinstance(error, AiloraError):
+    if isinstance(error, Exception) and not isinstance(error, AiloraError):
         first = str(error).splitlines()[0] if str(error) else "no message"
-        raise UnfinishedError(f"{output.final}: {type(error).__name__}: {first}", _again(work)) from error
+        hint = _again(work) if output.resumable else "Nothing of this run is left. Report it if it recurs."
+        raise UnfinishedError(f"{output.final}: {type(error).__name__}: {first}", hint) from error
 
 
 def _again(work: WorkFolder) -> str:
