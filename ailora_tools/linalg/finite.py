@@ -9,8 +9,10 @@ from torch import Tensor
 
 from ..errors import NumericalError
 from .rounding import round_stochastic
+from .scale import peak
 
 _AGAIN = "Download the file again; if it was trained like this, use an earlier checkpoint."
+_MEASURABLE = 1e60
 
 
 def require_finite(W: Tensor, name: str, hint: str = _AGAIN) -> None:
@@ -24,6 +26,17 @@ def require_finite(W: Tensor, name: str, hint: str = _AGAIN) -> None:
     raise NumericalError(
         f"{name}: {int(bad.sum()):,} of {W.numel():,} values are NaN or infinite, the first at {first}.", hint
     )
+
+
+def require_measurable(W: Tensor, name: str) -> None:
+    """NumericalError unless W, finite, any shape and float dtype, is zero or of a size whose fourth powers float64
+    holds, as norms, energies and kurtosis need. Only float64 has other numbers."""
+    largest, low, high = peak(W), 1 / _MEASURABLE, _MEASURABLE
+    if largest and not low < largest < high:
+        raise NumericalError(
+            f"{name}: its largest value is {largest:.3g}; between {low:.0e} and {high:.0e} it can be measured.",
+            "Scale the weights, or leave the layer out with --layers.",
+        )
 
 
 def stored(exact: Tensor, dtype: torch.dtype, name: str, hint: str, generator: torch.Generator | None = None) -> Tensor:
