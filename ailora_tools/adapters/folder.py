@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoint.files import Files, LocalFiles
-from ..checkpoint.header import FLOATS, Header, StoredTensor
+from ..checkpoint.header import FLOATS, Header, StoredTensor, quoted
 from ..checkpoint.index import read_header, read_json
 from ..errors import CheckpointError, TargetError, listed
-from .peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PREFIX, pattern_value
+from .peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS, LARGEST_SCALING, PREFIX, pattern_value, scaling_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,7 +73,8 @@ class Adapter:
 def open_adapter(folder: str | Path) -> Adapter:
     """A folder with an adapter in it, or in the only one of its subfolders that has one.
 
-    Raises CheckpointError where there is none, TargetError for another kind than LoRA.
+    Raises CheckpointError where there is none, or where its scaling is no usable number; TargetError for another kind
+    than LoRA.
     """
     path = Path(folder).expanduser()
     if not (path / ADAPTER_CONFIG).is_file():
@@ -145,5 +146,11 @@ def _factors(folder: str, parts: Mapping[str, StoredTensor], config: Mapping[str
         )
     rank = A.shape[0]
     alpha = pattern_value(config.get("alpha_pattern"), module, config.get("lora_alpha", 8))
-    scaling = alpha / rank**0.5 if config.get("use_rslora") else alpha / rank
-    return Factors(A, B, parts.get("magnitude") if config.get("use_dora") else None, float(scaling))
+    scaling = scaling_of(alpha, rank, bool(config.get("use_rslora")))
+    if scaling is None:
+        raise CheckpointError(
+            f"{folder}/{ADAPTER_CONFIG}: alpha of {module} is {quoted(alpha)} at rank {rank}; the scaling must be a "
+            f"number above 0 and at most {LARGEST_SCALING:,.0f}.",
+            "Set lora_alpha (or alpha_pattern) to what the adapter was trained with.",
+        )
+    return Factors(A, B, parts.get("magnitude") if config.get("use_dora") else None, scaling)

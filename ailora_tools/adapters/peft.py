@@ -22,6 +22,9 @@ ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
 PREFIX = "base_model.model."
 
 
+LARGEST_SCALING = 1e6  # far beyond any in use: what is above is a damaged file or a slip
+
+
 MAGNITUDE_DTYPE = "F32"  # whatever A and B are: rounded magnitudes would scale every row from the first step on
 
 
@@ -33,6 +36,18 @@ class AdapterModule:
     shape: tuple[int, int]
     rank: int
     alpha: int
+
+
+def scaling_of(alpha: object, rank: int, rslora: bool) -> float | None:
+    """What PEFT multiplies B A with: alpha / r, with rsLoRA alpha / sqrt(r) (arXiv 2312.03732). None where alpha is no
+    number, or the result not above 0 and at most `LARGEST_SCALING`: with NaN or infinity nothing computed is left."""
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float):
+        return None
+    try:
+        scaling = alpha / rank**0.5 if rslora else alpha / rank
+    except OverflowError:  # whole numbers beyond float64
+        return None
+    return scaling if 0 < scaling <= LARGEST_SCALING else None
 
 
 def tensor_names(module: str) -> tuple[str, str]:

@@ -157,7 +157,8 @@ class TunedAdapter:
         A, B = self._load(factors.A, W), _own_rows(self._load(factors.B, W), target)
         delta = (factors.scaling * B) @ A
         if factors.magnitude is not None:
-            tuned = rescaled(W.double() + delta, _own_rows(self._load(factors.magnitude, W).view(-1, 1), target))
+            magnitude = _own_rows(self._load(factors.magnitude, W).view(-1, 1), target)
+            tuned = rescaled(W.double() + delta, magnitude, f"{self.origin.text}: {factors.magnitude.name}")
             delta = tuned - W.double()
             return Difference(delta, tuned, spectrum(delta).S, low_rank=True)
         return Difference(delta, W, low_rank_spectrum(factors.scaling * B, A).cpu(), low_rank=True)

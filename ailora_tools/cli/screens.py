@@ -3,7 +3,6 @@ stderr; `terminal` has the consoles, the bar and the notices."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors import AiloraError
+from ..output.spans import json_text
 from ..report.words import matrix, ranges, size
 from .terminal import err, out
 
@@ -42,7 +42,7 @@ def show_traffic(traffic: Traffic | None, quiet: bool) -> None:
 
 def print_json(document: Mapping[str, Any]) -> None:
     """The one document of `--json`."""
-    click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+    click.echo(json_text(document, 2))
 
 
 def table(*headings: str) -> Table:

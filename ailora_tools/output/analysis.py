@@ -13,6 +13,7 @@ from typing import Any
 from ..errors import CheckpointError
 from ..metrics.definitions import DEFINITIONS
 from .names import ANALYSIS
+from .spans import json_text
 
 ANALYSIS_FORMAT, ANALYSIS_VERSION = "ailora-tools analysis", 1
 _LARGEST = 1 << 30
@@ -28,8 +29,8 @@ def schema() -> dict[str, Any]:
 def dump(document: Mapping[str, Any]) -> str:
     """One matrix a line, so that the file can be read and compared; NaN and infinity are refused, not written."""
     head = {key: value for key, value in document.items() if key != "matrices"}
-    body = json.dumps(head, ensure_ascii=False, indent=1, allow_nan=False)
-    rows = ",\n".join(json.dumps(row, ensure_ascii=False, allow_nan=False) for row in document["matrices"])
+    body = json_text(head, 1)
+    rows = ",\n".join(json_text(row) for row in document["matrices"])
     return f'{body[:-2]},\n "matrices": [\n{rows}\n ]\n}}\n'
 
 

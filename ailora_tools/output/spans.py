@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ..errors import NumericalError
 from .platform import BINARY, pwrite, write_all
 
 BLOCK = 4 << 20
@@ -106,6 +108,26 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
+def json_text(value: Any, indent: int | None = None) -> str:
+    """JSON, which has neither NaN nor infinity: NumericalError that names the field. The one way a document of ours
+    becomes text."""
+    try:
+        return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        raise NumericalError(
+            f"{_not_finite(value) or 'a number'} is NaN or infinite, which JSON cannot hold.",
+            "A number of the input is not finite or too large: look for it with `ailora-tools analyze`.",
+        ) from None
+
+
+def _not_finite(value: Any, path: str = "") -> str | None:
+    """Where the first such number lies, as a path of keys and places."""
+    if isinstance(value, float):
+        return None if math.isfinite(value) else path
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
+    return next((found for key, item in items if (found := _not_finite(item, f"{path}.{key}".lstrip(".")))), None)
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Indented JSON with a newline at the end, the same bytes on every system."""
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
+    """Indented JSON with a newline at the end, the same bytes on every system; NumericalError as in `json_text`."""
+    path.write_text(json_text(value, 2) + "\n", encoding="utf-8", newline="\n")

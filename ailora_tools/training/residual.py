@@ -57,7 +57,7 @@ def residualize(model: nn.Module, adapter_dir: str | Path) -> Residualized:
     rounded stochastically with its seed. Needs the memory of the touched matrices for `undo`.
 
     Raises TargetError, and changes nothing, where a module is missing or quantised, where the weights are those of
-    another model, or where they are residualised already.
+    another model, or where they are residualised already; NumericalError where their dtype cannot hold the residual.
     """
     folder = Path(adapter_dir).expanduser().resolve()
     manifest, adapter = read_manifest(folder.parent), open_adapter(folder)
@@ -65,10 +65,15 @@ def residualize(model: nn.Module, adapter_dir: str | Path) -> Residualized:
     _require_original(steps, adapter, manifest, folder)
     weights = {id(step.weight): step.weight for step in steps}
     originals = tuple(weight.detach().to("cpu", copy=True) for weight in weights.values())
-    with torch.no_grad():
-        for step in steps:
-            _put(step, _residual(step, adapter, manifest))
-    return Residualized(tuple(weights.values()), originals)
+    taken = Residualized(tuple(weights.values()), originals)
+    try:
+        with torch.no_grad():
+            for step in steps:
+                _put(step, _residual(step, adapter, manifest))
+    except BaseException:  # all of them or none
+        taken.undo()
+        raise
+    return taken
 
 
 def _put(step: _Step, W: Tensor) -> None:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _NOTHING = 1e-12  # of the size of both products: below it their difference is the rounding of float64
+_WIDER = "Store the result in a wider type: --dtype float32 (or bfloat16, which reaches as far)."
 _STRANGER = 0.2  # cosine between all factors before and after training; random ones are far below
 
 
@@ -170,6 +171,7 @@ def _shapes_apart(trained: Adapter, initial: Adapter, module: str, name: str) ->
 def _write(job: _ConvertJob, tree: Path, rank: int | None, dtype: str, progress: Progress) -> tuple[Converted, ...]:
     """One module after the other into a file that was laid out before."""
     from ..checkpoint.stream import DTYPES, matrix_bytes
+    from ..linalg.finite import stored
     from ..linalg.lowrank import distance, factorise
 
     ranks = {module: rank or _whole_rank(job, module) for module in job.names}
@@ -179,7 +181,7 @@ def _write(job: _ConvertJob, tree: Path, rank: int | None, dtype: str, progress:
     for module in job.names:
         B, A = _change(job, module, alike)
         found = factorise(B, A).cleared(_NOTHING * float(B.norm() * A.norm()))
-        factors = [side.to(DTYPES[dtype]) for side in found.balanced(ranks[module])]
+        factors = [stored(side, DTYPES[dtype], module, _WIDER) for side in found.balanced(ranks[module])]
         for name, side in zip(tensor_names(module), factors, strict=True):
             write_span(tree / ADAPTER_WEIGHTS, header[name], matrix_bytes(side))
         error = distance(B, A, factors[1], factors[0]) if found.S.any() else 0.0

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+_WIDER = "Write it in a wider type: --base-dtype float32. If that does not hold it either, its training diverged."
+
+
 @dataclass(frozen=True)
 class Merged:
     """One tensor and norm(W' - W) / norm(W), Frobenius, as stored."""
@@ -154,17 +157,19 @@ def _write(
         progress.advance(shard)
 
 
-def _merged(adapter: Adapter, place: Place, stored: Tensor, base_dtype: str) -> tuple[Tensor, float]:
+def _merged(adapter: Adapter, place: Place, old: Tensor, base_dtype: str) -> tuple[Tensor, float]:
     """The new tensor as it is stored, on the CPU, and how far it is from the old one."""
     from ..adapters.apply import applied
     from ..checkpoint.stream import DTYPES
+    from ..linalg.finite import stored
+    from ..linalg.scale import norm
 
-    wide = stored.double() if place.stored.dtype == "F64" else stored.float()
+    wide = old.double() if place.stored.dtype == "F64" else old.float()
     if isinstance(place.change, StoredTensor):
         new = adapter.load(place.change).to(wide)
     else:
         new = applied(wide.T if place.transposed else wide, adapter, place.change)
         new = new.T if place.transposed else new
-    result = new.to(DTYPES[widened(place.stored.dtype, base_dtype)])
-    size = float(wide.norm())
-    return result.cpu().contiguous(), float((result.to(wide) - wide).norm()) / size if size else 0.0
+    result = stored(new, DTYPES[widened(place.stored.dtype, base_dtype)], place.stored.name, _WIDER)
+    size = norm(wide)
+    return result.cpu().contiguous(), norm(result.to(wide) - wide) / size if size else 0.0
