@@ -21,7 +21,13 @@ ORDER = (
     "errors", "progress", "methods", "checkpoint", "linalg", "matrices", "metrics", "targets", "adapters", "output",
     "surgery", "report", "proof", "analysis", "training", "verbs", "cli", "__main__",
 )  # fmt: skip
-ONLY_IN = {"rich": "cli.", "click": "cli.", "huggingface_hub": "checkpoint.hub", "plotly": "nowhere"}
+ONLY_IN = {
+    "rich": "cli.",
+    "click": "cli.",
+    "huggingface_hub": "checkpoint.hub",
+    "plotly": "nowhere",
+    "msgspec": "checkpoint.gate",
+}
 # Loaded by `--help`, by decisions and by rendering: torch comes with the first weight that is read.
 NO_TORCH = (
     "errors", "progress", "methods", "metrics.motion", "matrices.heads", "matrices.layouts", "matrices.quantisation",

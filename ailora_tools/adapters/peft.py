@@ -6,11 +6,12 @@ fields that old releases know are written, because those refuse a config with un
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from .expressions import ends_in
 
 ADAPTER_CONFIG = "adapter_config.json"
 
@@ -113,8 +114,11 @@ def hits(target: str, module: str) -> bool:
 
 
 def pattern_value(pattern: object, module: str, default: Any) -> Any:
-    """PEFT's rule for rank_pattern and alpha_pattern: the first key, an expression, that the path ends with."""
+    """PEFT's rule for rank_pattern and alpha_pattern: the first key, an expression, that the path ends with.
+
+    TargetError for an expression that cannot be matched in bounded time.
+    """
     for key, value in pattern.items() if isinstance(pattern, dict) else ():
-        if re.match(rf"(.*\.)?({key})$", module):
+        if ends_in(key, module):
             return value
     return default

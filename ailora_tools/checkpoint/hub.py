@@ -18,6 +18,8 @@ from huggingface_hub import constants, errors
 from huggingface_hub.utils import build_hf_headers, get_session  # type: ignore[attr-defined]
 
 from ..errors import CheckpointError
+from .gate import stays_inside
+from .header import quoted
 from .transfer import BUSY, Traffic, TransientError, retry_after
 
 _LIBRARY = "ailora-tools"
@@ -29,10 +31,14 @@ _FAILURES = (errors.HfHubHTTPError.__bases__[0], OSError)
 
 @dataclass(frozen=True)
 class Listing:
-    """A repository at one commit: its files and their sizes in bytes (None where the Hub does not say)."""
+    """A repository at one commit: its files and their sizes in bytes (None where the Hub does not say).
+
+    strange: names that are no file below a folder, such as "/etc/passwd" and "a//b", which are left out.
+    """
 
     commit: str
     sizes: Mapping[str, int | None]
+    strange: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,8 @@ class Repository:
         with self._translated():
             api = hub.HfApi(library_name=_LIBRARY)
             info = api.model_info(self.name, revision=self.revision, files_metadata=True, timeout=_timeout())
-        return Listing(str(info.sha), {file.rfilename: file.size for file in info.siblings or ()})
+        found: dict[object, object] = {file.rfilename: file.size for file in info.siblings or ()}
+        return Listing(str(info.sha), *_sorted_out(found))
 
     def resolve(self, commit: str, path: str) -> Address:
         """The address of a file behind the redirect to the storage; one request."""
@@ -122,6 +129,11 @@ class Repository:
             raise CheckpointError(f"{self._where(path)}: offline mode is on (HF_HUB_OFFLINE).", _GO_ONLINE) from None
         except errors.HFValidationError as error:
             raise CheckpointError(f"{self.name}: not a Hub id: {error}.", "Hub ids have the form org/name.") from None
+        except (KeyError, TypeError, AttributeError) as error:  # from an answer that is not the Hub's
+            raise CheckpointError(
+                f"{self._where(path)}: the answer of {constants.ENDPOINT} cannot be read ({_brief(error)}).",
+                "Check HF_ENDPOINT: a mirror may be out of order.",
+            ) from None
         except errors.HfHubHTTPError as error:
             raise self._refusal(error, path) from None
         except _FAILURES as error:  # type: ignore[misc]
@@ -156,6 +168,18 @@ class Repository:
 
     def _where(self, path: str) -> str:
         return f"{self.name}/{path}" if path else self.name
+
+
+def _sorted_out(found: Mapping[object, object]) -> tuple[dict[str, int | None], tuple[str, ...]]:
+    """The files of a listing with sizes that can be, and the names that are none of a file below a folder."""
+    sizes: dict[str, int | None] = {}
+    strange = []
+    for name, size in found.items():
+        if isinstance(name, str) and stays_inside(name):
+            sizes[name] = size if isinstance(size, int) and size >= 0 else None
+        else:
+            strange.append(quoted(name))
+    return sizes, tuple(strange)
 
 
 def is_offline() -> bool:

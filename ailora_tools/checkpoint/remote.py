@@ -68,7 +68,9 @@ class HubFiles:
     ) -> None:
         self.origin = Origin(repository.name, listing.commit, subfolder)
         self.connections = connections
-        self.notices: tuple[str, ...] = ()
+        strange = listing.strange
+        told = f"{repository.name} lists {len(strange)} names that are no file in a folder, left out: {listed(strange)}"
+        self.notices: tuple[str, ...] = (told,) if strange else ()
         self.traffic: Traffic | None = repository.traffic
         self._download = download
         prefix, slots = f"{subfolder}/" if subfolder else "", threading.BoundedSemaphore(connections)

@@ -10,13 +10,15 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from ..checkpoint.gate import DOCUMENT_BYTES, View, decode, read_path
+from ..checkpoint.header import quoted
 from ..errors import CheckpointError
 from ..metrics.definitions import DEFINITIONS
+from .analysis_fields import Analysis, require_whole
 from .names import ANALYSIS
 from .spans import json_text
 
 ANALYSIS_FORMAT, ANALYSIS_VERSION = "ailora-tools analysis", 1
-_LARGEST = 1 << 30
 _PLACE = ("role", "stack", "layer", "tensor", "rows", "columns", "dtype")
 
 
@@ -35,23 +37,29 @@ def dump(document: Mapping[str, Any]) -> str:
 
 
 def read_analysis(path: Path) -> dict[str, Any]:
-    """An analysis.json, or the one in a folder; CheckpointError if it is not one of this version."""
+    """An analysis.json, or the one in a folder; CheckpointError if it is not one of this version, or not whole."""
     path = path / ANALYSIS if path.is_dir() else path
-    try:
-        if path.stat().st_size > _LARGEST:
-            raise CheckpointError(f"{path}: larger than {_LARGEST:,} bytes.", "Give an analysis.json.")
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror}.", "Give the analysis.json that `analyze` wrote.") from None
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not valid JSON ({error}).", "Run `analyze` again.") from None
-    found = [document.get(key) if isinstance(document, dict) else None for key in ("format", "version")]
+    raw = read_path(path, "Give the analysis.json that `analyze` wrote.", limit=DOCUMENT_BYTES)
+    head = decode(raw, str(path), _Head, "Run `analyze` again.")
+    found = [head.format, head.version]
     if found != [ANALYSIS_FORMAT, ANALYSIS_VERSION]:
         raise CheckpointError(
-            f"{path}: format and version are {found}, expected {[ANALYSIS_FORMAT, ANALYSIS_VERSION]}.",
+            f"{path}: format and version are {quoted(found)}, expected {[ANALYSIS_FORMAT, ANALYSIS_VERSION]}.",
             "Give the analysis.json that this version of `analyze` wrote.",
         )
-    return dict(document)
+    try:
+        require_whole(decode(raw, str(path), Analysis, _AGAIN))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}.", _AGAIN) from None
+    return decode(raw, str(path), dict[str, Any], _AGAIN)
+
+
+class _Head(View):
+    format: Any = None
+    version: Any = None
+
+
+_AGAIN = "It was changed or is damaged: run `analyze` again."
 
 
 def metrics_csv(document: Mapping[str, Any]) -> str:

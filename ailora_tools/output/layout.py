@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..checkpoint.files import LocalFiles
+from ..checkpoint.gate import INDEX_BYTES, read_json
 from ..checkpoint.header import DTYPE_BITS, Header, StoredTensor, build_header, tensor_bytes
 from ..checkpoint.index import Checkpoint
 from .spans import write_json
@@ -73,8 +74,8 @@ def restate_total(tree: Path, checkpoint: Checkpoint, dtypes: Mapping[str, str])
     entries = checkpoint.tensors
     if checkpoint.index_name is None or all(entries[name].dtype == dtype for name, dtype in dtypes.items()):
         return
-    path = tree / checkpoint.index_name
-    index = json.loads(path.read_text(encoding="utf-8"))
+    index = read_json(LocalFiles(tree), checkpoint.index_name, INDEX_BYTES)
     total = sum(tensor_bytes(dtypes.get(name, info.dtype), info.shape) for name, info in entries.items())
-    index["metadata"] = {**index.get("metadata", {}), "total_size": total}
-    write_json(path, index)
+    stated = index.get("metadata")  # published ones have null here, too
+    index["metadata"] = {**(stated if isinstance(stated, dict) else {}), "total_size": total}
+    write_json(tree / checkpoint.index_name, index)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from ..adapters.folder import read_config
 from ..adapters.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS, hits, magnitude_name, pattern_value, tensor_names
 from ..checkpoint.files import LocalFiles
 from ..checkpoint.header import Header, tensor_bytes
 from ..checkpoint.index import read_header
-from ..errors import CheckpointError, listed
+from ..errors import AiloraError, CheckpointError, listed
 from ..output.adapter import negated
 from ..output.names import ADAPTER_FOLDER, MANIFEST, OFFSET_FOLDER
 from ..output.spans import read_span, sha256_file
@@ -62,10 +61,10 @@ def check_adapter_config(subject: Subject) -> Check:
     """PEFT will load the stored factors, into exactly the modules of the manifest, with the right scaling."""
     path = subject.folder / ADAPTER_FOLDER / ADAPTER_CONFIG
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_config(LocalFiles(path.parent))
         faults = list(_config_faults(config, subject))
-    except (OSError, ValueError, TypeError, AttributeError, re.error) as error:
-        return Check("adapter config", False, f"{ADAPTER_FOLDER}/{ADAPTER_CONFIG} cannot be read: {error}")
+    except AiloraError as error:
+        return Check("adapter config", False, f"{ADAPTER_FOLDER}/{ADAPTER_CONFIG} cannot be read: {error.problem}")
     detail = f"init_lora_weights is true; targets reach all {len(subject.modules)} modules"
     return Check("adapter config", not faults, "; ".join(faults[:4]) or detail)
 

@@ -11,7 +11,8 @@ from ..adapters.folder import Adapter, open_adapter
 from ..adapters.peft import ADAPTER_FILES
 from ..adapters.trainers import COMPONENTS, Context, Pair, find_trainer
 from ..checkpoint.files import Files, LocalFiles
-from ..checkpoint.index import read_json
+from ..checkpoint.gate import read_json
+from ..checkpoint.index import CONFIG
 from ..checkpoint.source import open_files
 from ..errors import TargetError, listed
 from ..output.atomic import Output, making
@@ -22,8 +23,6 @@ from ..output.result import write_result
 from ..output.sources import Sources
 from ..output.spans import write_json, write_new
 from ..progress import Progress, Silent
-
-_CONFIG = "config.json"
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,7 @@ def _context(held: Adapter, root: Path, base: str | Path | None, component: str 
 def _model_config(held: Adapter, root: Path, base: str | Path | None) -> dict[str, Any]:
     """config.json of the model; empty if none is at hand. CheckpointError if it is not a JSON object."""
     files = _nearby(held, root) if base is None else open_files(base)
-    return read_json(files, _CONFIG) if files is not None and _CONFIG in files.names() else {}
+    return read_json(files, CONFIG, constants=True) if files is not None and CONFIG in files.names() else {}
 
 
 def _nearby(held: Adapter, root: Path) -> Files | None:
@@ -113,7 +112,7 @@ def _nearby(held: Adapter, root: Path) -> Files | None:
     named = held.config.get("base_model_name_or_path")
     for place in (root, root.parent, *([Path(named)] if isinstance(named, str) and named else [])):
         try:
-            if (place / _CONFIG).is_file():
+            if (place / CONFIG).is_file():
                 return LocalFiles(place)
         except OSError:  # a folder that may not be entered
             continue

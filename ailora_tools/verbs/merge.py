@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 from ..adapters.folder import Adapter, open_adapter
 from ..adapters.peft import ADAPTER_FILES
 from ..adapters.places import Place, find_places
+from ..checkpoint.gate import stated_path
 from ..checkpoint.header import BASE_DTYPES, StoredTensor
 from ..checkpoint.index import Checkpoint, open_checkpoint
 from ..checkpoint.source import SourceOptions
@@ -111,9 +112,9 @@ def merge(
 def _require_right_base(checkpoint: Checkpoint, adapter: Adapter) -> None:
     """An adapter that started from the weights fits the residual base only; a plain LoRA the original only."""
     stated = str(adapter.config.get("base_model_name_or_path") or "")
-    trained_on = Path(stated).expanduser().resolve()
+    trained_on = stated_path(stated)
     here = checkpoint.origin.path.resolve() if checkpoint.origin.path else None
-    if trained_on == here:
+    if trained_on is not None and trained_on == here:
         return
     residual = _manifest(trained_on)
     if residual is not None and residual.base:

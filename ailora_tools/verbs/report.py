@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..errors import OutputError
+from ..errors import CheckpointError, OutputError
 from ..output.analysis import read_analysis
 from ..output.names import REPORT
 from ..report.page import render
@@ -17,7 +17,10 @@ def render_report(analysis: str | Path, output: str | Path | None = None) -> Pat
     """
     source = Path(analysis).expanduser()
     target = Path(output or (source if source.is_dir() else source.parent) / REPORT).expanduser()
-    page = render(read_analysis(source))
+    try:
+        page = render(read_analysis(source))
+    except (ArithmeticError, ValueError) as error:  # each number can be, but not what is computed from them
+        raise CheckpointError(f"{source}: its numbers cannot be drawn ({error}).", "Run `analyze` again.") from None
     fresh = target.with_name(f".{target.name}.new")
     try:
         fresh.write_text(page, encoding="utf-8")
