@@ -75,9 +75,9 @@ class WorkFolder:
         return [step[kind] for step in self.done if kind in step]
 
     def close(self) -> None:
-        if self._journal is not None:
-            os.close(self._journal)
-            self._journal = None
+        handle, self._journal = self._journal, None  # a handle whose closing failed is closed
+        if handle is not None:
+            os.close(handle)
 
     def put_back(self, final: Path) -> None:
         """What was to be replaced, if nothing took its place."""
@@ -85,10 +85,12 @@ class WorkFolder:
             self.aside.rename(final)
 
     def remove(self) -> None:
-        """The owner last: a folder that is half removed still says whose it is."""
-        for path in sorted(self.root.iterdir(), key=lambda path: path.name == OWNER):
+        """Under a hidden name and with the owner last: what an interruption leaves of it is known to the next run."""
+        root = _hidden(self.root.with_name(self.owner["final"]))
+        self.root.rename(root)
+        for path in sorted(root.iterdir(), key=lambda path: path.name == OWNER):
             path.unlink() if path.is_symlink() or not path.is_dir() else shutil.rmtree(path)
-        self.root.rmdir()
+        root.rmdir()
 
 
 def recovered(final: Path) -> list[WorkFolder]:
@@ -97,6 +99,7 @@ def recovered(final: Path) -> list[WorkFolder]:
     Where a run died after its last step the rest is done: a replaced folder goes back if nothing took its place, and
     what has been published needs no work folder.
     """
+    _remove_unnamed(final)
     left = []
     for work in find(final):
         published = not work.tree.exists() and final.exists()
@@ -134,8 +137,7 @@ def create(final: Path, verb: str, job: Mapping[str, Any] | None) -> WorkFolder:
     """A new folder that says whose it is from the moment it has a name that counts."""
     owner = {"tool": _TOOL, "verb": verb, "final": final.name, "job": job, "host": socket.gethostname(),
              "pid": os.getpid()}  # fmt: skip
-    _remove_stillborn(final)
-    fresh = beside(final, f".{token_hex(4)}.partial", ".")
+    fresh = _hidden(final)
     fresh.mkdir()
     try:
         write_new(fresh / OWNER, _line(owner).encode())
@@ -149,8 +151,12 @@ def create(final: Path, verb: str, job: Mapping[str, Any] | None) -> WorkFolder:
     return WorkFolder(root)
 
 
-def _remove_stillborn(final: Path) -> None:
-    """Folders of `_create` that a killed run left before they said whose they are; nothing else can be in them."""
+def _hidden(final: Path) -> Path:
+    return beside(final, f".{token_hex(4)}.partial", ".")
+
+
+def _remove_unnamed(final: Path) -> None:
+    """Folders that a killed run had not yet, or no longer, said to be its own: there is nothing else in them."""
     for entry in final.parent.glob(glob.escape(beside(final, ".", ".").name) + "????????.partial"):
         with suppress(OSError, ValueError):
             if {path.name for path in entry.iterdir()} <= {OWNER}:
