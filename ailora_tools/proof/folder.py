@@ -46,7 +46,7 @@ def check_files(subject: Subject) -> Check:
 def _file_fault(folder: Path, name: str, expected: Mapping[str, Any]) -> str:
     """What is wrong with one file, "" if nothing."""
     path = folder / name
-    if _led_away(folder, path):
+    if _led_away(folder.resolve(), name):
         return "is a link, or lies outside: what it leads to may change"
     if not path.is_file():
         return "is missing"
@@ -58,11 +58,11 @@ def _file_fault(folder: Path, name: str, expected: Mapping[str, Any]) -> str:
         return f"cannot be read: {error.strerror}"
 
 
-def _led_away(folder: Path, path: Path) -> bool:
-    """Whether a path leads elsewhere; the cache of the Hub keeps every file as a link into the blobs beside."""
-    root, target = folder.resolve(), path.resolve()
+def _led_away(root: Path, name: str) -> bool:
+    """Whether a name leads elsewhere; the cache of the Hub keeps every file as a link into the blobs beside."""
+    target = (root / name).resolve()
     cache = root.parent.parent / "blobs" if root.parent.name == "snapshots" else None
-    return target != root.joinpath(*path.relative_to(folder).parts) and target.parent != cache
+    return target.parent != cache and (target != root / name or not target.is_relative_to(root))
 
 
 def check_neighbours(subject: Subject) -> Check:

@@ -65,8 +65,9 @@ def look_at(subject: Subject, progress: Progress) -> list[ModuleLook]:
         reading = subject.read(records)
         looks = tuple(_look(subject, reading, record) for record in records)
         fused = subject.manifest.base and subject.source is not None and records[0].part is not None
-        beside = fused and _changed_beside(reading)
-        found.append(ModuleLook(looks, _wrong_magnitudes(reading), beside, _adapter_digest(reading), _strays(reading)))
+        magnitudes, digest, strays = _wrong_magnitudes(reading), _adapter_digest(reading), _strays(reading)
+        beside = fused and _changed_beside(reading)  # last: it blanks the projections
+        found.append(ModuleLook(looks, magnitudes, beside, digest, strays))
         for record in records:
             progress.advance(record.module)
     return found
