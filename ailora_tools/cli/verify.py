@@ -34,7 +34,8 @@ _EXAMPLES = ("verify model-ailora-r8", "verify model-ailora-r8 --source Qwen/Qwe
 def verify(folder: Path, as_json: bool, quiet: bool, **options: Any) -> None:
     """Check that base and adapter in DIR still make the original model.
 
-    Exit code 3 if they do not. Without the original at hand the hashes of the manifest decide.
+    Exit code 3 if they do not. Without the original at hand the hashes of the manifest decide. What is proven is
+    integrity, and with the original that both compute what it does; who made the folder is not.
     """
     from ..verbs.verify import verify as check
 

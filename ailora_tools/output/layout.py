@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..checkpoint.files import LocalFiles
 from ..checkpoint.gate import INDEX_BYTES, read_json
@@ -70,12 +71,20 @@ def lay_out(checkpoint: Checkpoint, changed: Iterable[StoredTensor], base_dtype:
 
 
 def restate_total(tree: Path, checkpoint: Checkpoint, dtypes: Mapping[str, str]) -> None:
-    """Tensors of another dtype change the total that the index states; everything else in it stays."""
-    entries = checkpoint.tensors
-    if checkpoint.index_name is None or all(entries[name].dtype == dtype for name, dtype in dtypes.items()):
-        return
-    index = read_json(LocalFiles(tree), checkpoint.index_name, INDEX_BYTES)
-    total = sum(tensor_bytes(dtypes.get(name, info.dtype), info.shape) for name, info in entries.items())
+    """Write the total anew into the index that was copied to `tree`, where it changes."""
+    if checkpoint.index_name is not None and not keeps_total(checkpoint, dtypes):
+        index = read_json(LocalFiles(tree), checkpoint.index_name, INDEX_BYTES)
+        write_json(tree / checkpoint.index_name, restated(index, checkpoint, dtypes))
+
+
+def keeps_total(checkpoint: Checkpoint, dtypes: Mapping[str, str]) -> bool:
+    """Whether the tensors named in `dtypes` have those dtypes in the checkpoint already."""
+    return all(checkpoint.tensors[name].dtype == dtype for name, dtype in dtypes.items())
+
+
+def restated(index: Mapping[str, Any], checkpoint: Checkpoint, dtypes: Mapping[str, str]) -> dict[str, Any]:
+    """An index whose tensors have other dtypes: another total, and everything else as it was."""
+    entries = checkpoint.tensors.items()
+    total = sum(tensor_bytes(dtypes.get(name, stored.dtype), stored.shape) for name, stored in entries)
     stated = index.get("metadata")  # published ones have null here, too
-    index["metadata"] = {**(stated if isinstance(stated, dict) else {}), "total_size": total}
-    write_json(tree / checkpoint.index_name, index)
+    return {**index, "metadata": {**(stated if isinstance(stated, dict) else {}), "total_size": total}}

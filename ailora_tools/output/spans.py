@@ -130,4 +130,9 @@ def _not_finite(value: Any, path: str = "") -> str | None:
 
 def write_json(path: Path, value: Any) -> None:
     """Indented JSON with a newline at the end, the same bytes on every system; NumericalError as in `json_text`."""
-    path.write_text(json_text(value, 2) + "\n", encoding="utf-8", newline="\n")
+    path.write_text(file_text(value), encoding="utf-8", newline="\n")
+
+
+def file_text(value: Any) -> str:
+    """What `write_json` writes."""
+    return json_text(value, 2) + "\n"

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from ..adapters.folder import read_config
-from ..adapters.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS, hits, magnitude_name, pattern_value, tensor_names
+from ..adapters.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MAGNITUDE_DTYPE, magnitude_name, tensor_names
 from ..checkpoint.files import LocalFiles
-from ..checkpoint.header import Header, tensor_bytes
-from ..checkpoint.index import read_header
-from ..errors import AiloraError, CheckpointError, listed
+from ..checkpoint.header import FACTOR_DTYPES, Header, tensor_bytes
+from ..checkpoint.index import OTHER_WEIGHTS, read_header
+from ..errors import CheckpointError, listed
 from ..output.adapter import negated
-from ..output.names import ADAPTER_FOLDER, MANIFEST, OFFSET_FOLDER
+from ..output.manifest import Manifest
+from ..output.names import ADAPTER_FOLDER, CARD, LR_GROUPS, MANIFEST, OFFSET_FOLDER
 from ..output.spans import read_span, sha256_file
 from .subject import Subject
+
+# What transformers, PEFT, diffusers, vLLM, llama.cpp and their like open by its name or ending.
+_TAKEN = (".safetensors", *OTHER_WEIGHTS, ".json", ".jinja", ".py", ".model", ".tiktoken", ".spm")
+_TAKEN_BY_NAME = ("vocab.txt", "merges.txt")
+_SEARCHED = (ADAPTER_FOLDER, OFFSET_FOLDER, "additional_chat_templates")  # folders whose files are taken, too
 
 
 @dataclass(frozen=True)
@@ -31,42 +37,58 @@ def check_files(subject: Subject) -> Check:
     """Every file of the manifest is there, of the right size, and hashes as it did when written."""
     faults, total = [], 0
     for name, expected in subject.manifest.files.items():
-        path = subject.folder / name
-        if not path.is_file():
-            faults.append(f"{name} is missing")
-        elif (size := path.stat().st_size) != expected["size"]:
-            faults.append(f"{name} has {size:,} bytes, expected {expected['size']:,}")
-        elif sha256_file(path) != expected["sha256"]:
-            faults.append(f"{name} was changed")
+        faults += [f"{name} {fault}"] if (fault := _file_fault(subject.folder, name, expected)) else []
         total += expected["size"]
     detail = f"{len(subject.manifest.files)} files, {total / 1e9:.2f} GB: sizes and SHA-256 as written"
     return Check("files", not faults, listed(faults, 5) or detail)
 
 
+def _file_fault(folder: Path, name: str, expected: Mapping[str, Any]) -> str:
+    """What is wrong with one file, "" if nothing."""
+    path = folder / name
+    if _led_away(folder.resolve(), name):
+        return "is a link, or lies outside: what it leads to may change"
+    if not path.is_file():
+        return "is missing"
+    try:
+        if (size := path.stat().st_size) != expected["size"]:
+            return f"has {size:,} bytes, expected {expected['size']:,}"
+        return "" if sha256_file(path) == expected["sha256"] else "was changed"
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+
+
+def _led_away(root: Path, name: str) -> bool:
+    """Whether a name leads elsewhere; the cache of the Hub keeps every file as a link into the blobs beside."""
+    target = (root / name).resolve()
+    cache = root.parent.parent / "blobs" if root.parent.name == "snapshots" else None
+    return target.parent != cache and (target != root / name or not target.is_relative_to(root))
+
+
 def check_neighbours(subject: Subject) -> Check:
-    """Nothing beside the base that loaders would take for part of it."""
-    strangers = [
-        path.name
-        for path in subject.folder.iterdir()
-        if path.name not in subject.manifest.files
-        and path.name != MANIFEST
-        and (path.suffix in (".safetensors", ".bin") or path.name == ADAPTER_CONFIG)
+    """Nothing beside base and adapter that loaders would take for part of them."""
+    places = [subject.folder, *(subject.folder / name for name in _SEARCHED)]
+    names = [
+        path.relative_to(subject.folder).as_posix() for place in places if place.is_dir() for path in place.iterdir()
     ]
+    strangers = sorted(name for name in names if loadable(name) and name not in {*subject.manifest.files, MANIFEST})
     if strangers:
         return Check("neighbours", False, f"would be loaded with the base: {listed(strangers)}")
-    return Check("neighbours", True, "no foreign weights or adapter beside config.json")
+    return Check("neighbours", True, "no foreign weights, code, config or adapter beside them")
 
 
-def check_adapter_config(subject: Subject) -> Check:
-    """PEFT will load the stored factors, into exactly the modules of the manifest, with the right scaling."""
-    path = subject.folder / ADAPTER_FOLDER / ADAPTER_CONFIG
-    try:
-        config = read_config(LocalFiles(path.parent))
-        faults = list(_config_faults(config, subject))
-    except AiloraError as error:
-        return Check("adapter config", False, f"{ADAPTER_FOLDER}/{ADAPTER_CONFIG} cannot be read: {error.problem}")
-    detail = f"init_lora_weights is true; targets reach all {len(subject.modules)} modules"
-    return Check("adapter config", not faults, "; ".join(faults[:4]) or detail)
+def loadable(name: str) -> bool:
+    """Whether some loader would take a file of that name, relative to the folder. Hidden ones are left alone."""
+    place, _, last = name.rpartition("/")
+    taken = last.lower().endswith(_TAKEN) or last in _TAKEN_BY_NAME
+    return taken and not last.startswith(".") and place in ("", *_SEARCHED)
+
+
+def own_files(manifest: Manifest) -> set[str]:
+    """What init itself writes, the shards aside."""
+    folders = [ADAPTER_FOLDER, *([OFFSET_FOLDER] if manifest.offset else [])]
+    adapters = {f"{folder}/{name}" for folder in folders for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)}
+    return {CARD, LR_GROUPS, MANIFEST, *adapters}
 
 
 def check_adapter_tensors(subject: Subject) -> Check:
@@ -86,7 +108,9 @@ def check_offset(subject: Subject) -> Check:
             read_header(LocalFiles(subject.folder / name), ADAPTER_WEIGHTS) for name in (ADAPTER_FOLDER, OFFSET_FOLDER)
         )
         configs = [(subject.folder / name / ADAPTER_CONFIG).read_bytes() for name in (ADAPTER_FOLDER, OFFSET_FOLDER)]
-        wrong = [name for name in first.tensors if not _opposite(subject, first, second, name)]
+        shared = first.tensors.keys() & second.tensors.keys()
+        wrong = [name for name in first.tensors if name in shared and not _opposite(subject, first, second, name)]
+        wrong += sorted(first.tensors.keys() ^ second.tensors.keys())
     except (CheckpointError, OSError, KeyError) as error:
         return Check("offset", False, f"{OFFSET_FOLDER} cannot be read: {error}")
     if configs[0] != configs[1]:
@@ -106,45 +130,22 @@ def _opposite(subject: Subject, first: Header, second: Header, name: str) -> boo
     return B == (A if ".lora_A." in name else negated(A, tensor_bytes(here.dtype, (1,))))
 
 
-def _config_faults(config: dict[str, Any], subject: Subject) -> Iterator[str]:
-    tag = config.get("init_lora_weights")
-    if tag is not True:
-        yield f"init_lora_weights is {tag!r}, not true: loaders would change the base or the factors again"
-    targets = config.get("target_modules")
-    wanted = [targets] if isinstance(targets, str) else list(targets or ())
-    modules = list(subject.modules)
-    idle = [target for target in wanted if not any(hits(target, module) for module in modules)]
-    if idle:
-        yield f"target_modules entries that hit nothing: {listed(idle)}"
-    missed = [module for module in modules if not any(hits(target, module) for target in wanted)]
-    if missed:
-        yield f"target_modules do not reach {listed(missed)}"
-    if bool(config.get("use_dora")) != subject.manifest.settings["dora"]:
-        yield f"use_dora is {config.get('use_dora')!r}, expected {subject.manifest.settings['dora']}"
-    if config.get("peft_type") != "LORA":
-        yield f"peft_type is {config.get('peft_type')!r}, not 'LORA'"
-    for module, records in subject.modules.items():
-        rank = pattern_value(config.get("rank_pattern"), module, config.get("r"))
-        alpha = pattern_value(config.get("alpha_pattern"), module, config.get("lora_alpha"))
-        found = (rank, alpha, bool(config.get("use_rslora")))
-        sums = (sum(record.rank for record in records), sum(record.alpha for record in records))
-        expected = (*sums, bool(subject.manifest.settings["rslora"]))
-        if found != expected:
-            yield f"{module} gets (rank, alpha, rslora) {found}, expected {expected}"
-
-
 def _tensor_faults(header: Header, subject: Subject) -> Iterator[str]:
-    expected: dict[str, tuple[int, ...]] = {}
+    settings = subject.manifest.settings
+    dtype = FACTOR_DTYPES.get(settings["adapter_dtype"], "")
+    expected: dict[str, tuple[str, tuple[int, ...]]] = {}
     for module, records in subject.modules.items():
         name_a, name_b = tensor_names(module)
         rank = sum(record.rank for record in records)
-        expected[name_a] = (rank, records[0].shape[1])
-        expected[name_b] = (records[0].outputs, rank)
-        if subject.manifest.settings["dora"]:
-            expected[magnitude_name(module)] = (records[0].outputs,)
-    for name, shape in expected.items():
+        expected[name_a] = dtype, (rank, records[0].shape[1])
+        expected[name_b] = dtype, (records[0].outputs, rank)
+        if settings["dora"]:
+            expected[magnitude_name(module)] = MAGNITUDE_DTYPE, (records[0].outputs,)
+    for name, (kind, shape) in expected.items():
         if name not in header.tensors:
             yield f"{name} is missing"
         elif header.tensors[name].shape != shape:
             yield f"{name} has shape {header.tensors[name].shape}, expected {shape}"
+        elif header.tensors[name].dtype != kind:
+            yield f"{name} is stored as {header.tensors[name].dtype}, expected {kind}"
     yield from (f"{name} belongs to no module" for name in header.tensors if name not in expected)

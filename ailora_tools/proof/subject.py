@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
-from ..adapters.peft import ADAPTER_WEIGHTS, magnitude_name, tensor_names
+from ..adapters.folder import read_config
+from ..adapters.peft import ADAPTER_WEIGHTS, magnitude_name, pattern_value, scaling_of, tensor_names
 from ..checkpoint.files import Files, LocalFiles
 from ..checkpoint.header import Header
 from ..checkpoint.index import Checkpoint, read_header
 from ..checkpoint.stream import load_matrix
-from ..errors import CheckpointError
+from ..errors import AiloraError, CheckpointError
 from ..matrices.dequantise import dequantise
 from ..matrices.quantisation import find_quantised
 from ..output.manifest import Manifest, ModuleRecord
-from ..output.names import ADAPTER_FOLDER
+from ..output.names import ADAPTER_FOLDER, OFFSET_FOLDER
+from ..surgery.operation import Operation
 
 
 @dataclass(frozen=True)
@@ -36,11 +39,17 @@ class Reading:
 
 @dataclass(frozen=True)
 class Subject:
-    """The folder, its manifest, and the checkpoint it was made from (None: hashes alone decide)."""
+    """The folder, its manifest, and the checkpoint it was made from (None: hashes alone decide).
+
+    `operation` is what init would do today with the source and the settings of the manifest; None without a source, or
+    if it would refuse, for the reason `refusal`.
+    """
 
     folder: Path
     manifest: Manifest
     source: Checkpoint | None
+    operation: Operation | None = None
+    refusal: str = ""
 
     @cached_property
     def files(self) -> LocalFiles:
@@ -52,6 +61,21 @@ class Subject:
         return LocalFiles(self.folder / ADAPTER_FOLDER)
 
     @cached_property
+    def adapter_config(self) -> Mapping[str, Any]:
+        """adapter_config.json; CheckpointError if it cannot be read."""
+        return read_config(self.adapter_files)
+
+    def scaling(self, module: str) -> float | None:
+        """What PEFT will multiply B A of a module with, by adapter_config.json; None if that makes no sane number."""
+        try:
+            config = self.adapter_config
+        except AiloraError:
+            return None
+        rank = pattern_value(config.get("rank_pattern"), module, config.get("r"))
+        alpha = pattern_value(config.get("alpha_pattern"), module, config.get("lora_alpha"))
+        return scaling_of(alpha, int(rank or 1), bool(config.get("use_rslora")))
+
+    @cached_property
     def modules(self) -> Mapping[str, tuple[ModuleRecord, ...]]:
         """The records by module, in reading order."""
         groups: dict[str, tuple[ModuleRecord, ...]] = {}
@@ -60,10 +84,19 @@ class Subject:
         return groups
 
     @cached_property
+    def shards(self) -> frozenset[str]:
+        """The files that make the base: those of the source, of the records, and all that the manifest lists."""
+        if not self.manifest.base:
+            return frozenset()
+        listed = {name for name in self.manifest.files if name.endswith(".safetensors")}
+        beside = {name for name in listed if name.partition("/")[0] not in (ADAPTER_FOLDER, OFFSET_FOLDER)}
+        named = {record.file for record in self.manifest.modules}
+        return frozenset(beside | named | set(self.source.headers if self.source else ()))
+
+    @cached_property
     def base_headers(self) -> Mapping[str, Header]:
-        """Header of every shard that can be read, of those that the source or the manifest names."""
-        named = {record.file for record in self.manifest.modules} if self.manifest.base else set()
-        return _headers(self.files, named | set(self.source.headers if self.source else ()))
+        """Header of every shard that can be read."""
+        return _headers(self.files, self.shards)
 
     @cached_property
     def adapter_header(self) -> Header | None:
@@ -90,7 +123,7 @@ class Subject:
         return _load(self.adapter_files, self.adapter_header, name)
 
 
-def _headers(files: Files, names: set[str]) -> dict[str, Header]:
+def _headers(files: Files, names: Collection[str]) -> dict[str, Header]:
     found = {}
     for name in sorted(names):
         try:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..checkpoint.ahead import read_ahead
 from ..checkpoint.header import StoredTensor
 from ..checkpoint.index import Checkpoint
 from ..errors import listed
-from ..output.spans import blocks
+from .companions import same_bytes
 from .folder import Check
 from .matrices import ModuleLook
 from .subject import Subject
@@ -26,7 +25,7 @@ def check_untouched(subject: Subject, source: Checkpoint, found: Sequence[Module
             continue
         for name in header.tensors.keys() - touched:
             there = header.tensors[name]
-            if name in here.tensors and _same_bytes(subject, here.tensors[name], source, there):
+            if name in here.tensors and _same(subject, here.tensors[name], source, there):
                 compared += there.nbytes
             else:
                 changed.append(name)
@@ -34,12 +33,7 @@ def check_untouched(subject: Subject, source: Checkpoint, found: Sequence[Module
     return Check("untouched bytes", not changed, f"changed: {listed(sorted(changed))}" if changed else detail)
 
 
-def _same_bytes(subject: Subject, here: StoredTensor, source: Checkpoint, there: StoredTensor) -> bool:
-    if (there.nbytes, there.dtype, there.shape) != (here.nbytes, here.dtype, here.shape):
-        return False
-    parts = list(blocks(0, there.nbytes))
-    originals = read_ahead(source.files, [(there.file, there.start + low, there.start + high) for low, high in parts])
-    return all(
-        subject.files.read(here.file, here.start + low, here.start + high) == data
-        for (low, high), data in zip(parts, originals, strict=True)
-    )
+def _same(subject: Subject, here: StoredTensor, source: Checkpoint, there: StoredTensor) -> bool:
+    alike = (there.dtype, there.shape) == (here.dtype, here.shape)
+    ours, theirs = ((one.file, one.start, one.stop) for one in (here, there))
+    return alike and same_bytes(subject.files, ours, source.files, theirs)

@@ -20,27 +20,34 @@ if TYPE_CHECKING:
     from .decompose import Numbers
 
 
+def planned_record(operation: Operation, carrier: Carrier, target: Target) -> dict[str, Any]:
+    """The fields of the manifest's entry for one projection that follow from the plan and the settings alone."""
+    return {
+        "module": target.module,
+        "tensor": target.tensor,
+        "file": target.stored.file,
+        "role": target.role,
+        "layer": target.layer,
+        "stack": target.stack,
+        "shape": target.shape,
+        "dtype": target.stored.dtype,
+        "base_dtype": operation.base_dtype(carrier),
+        "part": target.part,
+        "outputs": carrier.sides[0],
+        "rule": operation.method.rules[target.role],
+        "rank": operation.settings.rank_of(target.module),
+        "alpha": operation.settings.alpha_of(target.module),
+        "scaling": operation.scaling(carrier),
+    }
+
+
 def module_record(
     operation: Operation, carrier: Carrier, target: Target, numbers: Numbers, hashes: tuple[str, str, str]
 ) -> ModuleRecord:
     """The manifest's entry for one projection; `hashes` are SHA-256 of W, of W_res, and of the module's A and B."""
     source_sha256, base_sha256, adapter_sha256 = hashes
     return ModuleRecord(
-        module=target.module,
-        tensor=target.tensor,
-        file=target.stored.file,
-        role=target.role,
-        layer=target.layer,
-        stack=target.stack,
-        shape=target.shape,
-        dtype=target.stored.dtype,
-        base_dtype=operation.base_dtype(carrier),
-        part=target.part,
-        outputs=carrier.sides[0],
-        rule=operation.method.rules[target.role],
-        rank=operation.settings.rank_of(target.module),
-        alpha=operation.settings.alpha_of(target.module),
-        scaling=operation.scaling(carrier),
+        **planned_record(operation, carrier, target),
         source_sha256=source_sha256,
         base_sha256=base_sha256,
         adapter_sha256=adapter_sha256,

@@ -1,12 +1,13 @@
 """`verify`: is this folder still what `init` wrote, and do base and adapter make the source again?
 
-With the source at hand every matrix is recombined and every untouched byte compared; without it the hashes
-of the manifest decide. The result says which of the two was done.
+With the source at hand everything is compared with it: companions, headers, the plan derived anew, every matrix
+recombined, every untouched byte. Without it the hashes of the manifest decide; it signs itself, so that they prove
+integrity and not who made the folder. The result says which of the two was done.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Unpack
@@ -16,15 +17,11 @@ from ..checkpoint.source import SourceOptions
 from ..errors import CheckpointError
 from ..output.manifest import Manifest, fingerprint, read_manifest
 from ..progress import Progress, Silent
-from ..proof.folder import (
-    Check,
-    check_adapter_config,
-    check_adapter_tensors,
-    check_files,
-    check_neighbours,
-    check_offset,
-)
+from ..proof.adapter_config import check_adapter_config
+from ..proof.companions import check_companions, check_shards
+from ..proof.folder import Check, check_adapter_tensors, check_files, check_neighbours, check_offset
 from ..proof.matrices import check_matrices, look_at
+from ..proof.plan import check_plan, derive
 from ..proof.subject import Subject
 from ..proof.untouched import check_untouched
 from .announce import announce
@@ -70,22 +67,36 @@ def verify(
     folder = Path(folder).expanduser()
     manifest = read_manifest(folder)
     original, strange = _find_source(manifest, source, options, progress)
-    subject = Subject(folder, manifest, original)
+    operation, refusal = (None, "") if original is None else derive(manifest, original, folder)
+    subject = Subject(folder, manifest, original, operation, refusal)
     progress.start("Checking", 2 + len(manifest.modules), 0)
     if original is not None:
         parts = [(shard, header.file_size) for shard, header in original.headers.items()]
         announce(original.files, parts, original.nbytes, progress)
-    checks = [check_files(subject), check_neighbours(subject)]
-    progress.advance("files")
-    checks += [check_adapter_config(subject), check_adapter_tensors(subject), *strange]
-    if manifest.offset:
-        checks.append(check_offset(subject))
-    progress.advance("adapter")
+    checks = [*strange, *_folder_checks(subject, progress)]
     found = look_at(subject, progress)
     checks += check_matrices(subject, found)
     if original is not None and manifest.base:
         checks.append(check_untouched(subject, original, found))
     return Verification(folder, original.location if original else None, tuple(checks), manifest)
+
+
+def _folder_checks(subject: Subject, progress: Progress) -> Iterator[Check]:
+    """What needs no matrix."""
+    yield check_files(subject)
+    yield check_neighbours(subject)
+    if subject.source is not None:
+        yield check_companions(subject, subject.source)
+    if subject.manifest.base:
+        yield check_shards(subject)
+    progress.advance("files")
+    if subject.source is not None:
+        yield check_plan(subject)
+    yield check_adapter_config(subject)
+    yield check_adapter_tensors(subject)
+    if subject.manifest.offset:
+        yield check_offset(subject)
+    progress.advance("adapter")
 
 
 def _find_source(

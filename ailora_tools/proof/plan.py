@@ -1,0 +1,70 @@
+"""What init would do with the source and the settings of the manifest, and whether the records say the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint.header import quoted
+from ..checkpoint.index import Checkpoint
+from ..errors import AiloraError, listed
+from ..methods import find_method
+from ..output.manifest import Manifest
+from ..surgery.describe import planned_record
+from ..surgery.operation import Operation
+from ..surgery.settings import Settings
+from ..targets.plan import make_plan
+from .folder import Check
+from .subject import Subject
+
+
+def derive(manifest: Manifest, source: Checkpoint, folder: Path) -> tuple[Operation | None, str]:
+    """The operation; None and the reason where the settings are none that init takes."""
+    try:
+        settings = Settings(**{**manifest.settings, "roles": tuple(manifest.settings["roles"])})
+        method, _ = find_method(settings.method, settings.roles)
+        plan = make_plan(
+            source, settings.selection, transformers_major=settings.transformers_major,
+            quantised=settings.no_base or not method.residual,
+        )  # fmt: skip
+        return Operation(source, plan, method, settings, folder), ""
+    except AiloraError as error:
+        return None, error.problem
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+        return None, f"settings of the manifest: {error}"
+
+
+def check_plan(subject: Subject) -> Check:
+    """Which tensor belongs to which module, their parts, roles, layers, shapes, ranks and scalings, and whether there
+    is a base, all derived anew: none of it is believed from the manifest."""
+    if subject.operation is None:
+        return Check("plan", False, f"init would refuse: {subject.refusal}")
+    faults = list(_faults(subject, subject.operation))
+    count = len(subject.manifest.modules)
+    return Check("plan", not faults, listed(faults) or f"{count} projections, as derived from the source's headers")
+
+
+def _faults(subject: Subject, operation: Operation) -> Iterator[str]:
+    manifest = subject.manifest
+    for name, found, expected in (
+        ("base", manifest.base, bool(operation.layouts)),
+        ("offset", manifest.offset, operation.offset),
+    ):
+        if found is not expected:
+            yield f"{name} is {found}, expected {expected}"
+    carriers = operation.plan.carriers
+    planned = [planned_record(operation, carrier, target) for carrier in carriers for target in carrier.targets]
+    if len(planned) != len(manifest.modules):
+        yield f"{len(manifest.modules)} projections are recorded, expected {len(planned)}"
+        return
+    for record, expected_fields in zip(manifest.modules, planned, strict=True):
+        yield from _differing(vars(record), expected_fields)
+
+
+def _differing(record: dict[str, Any], planned: dict[str, Any]) -> Iterator[str]:
+    """One sentence for each projection with a wrong field: the first of them."""
+    for name, expected in planned.items():
+        if record[name] != expected:
+            yield f"{planned['module']}: {name} is {quoted(record[name])}, expected {quoted(expected)}"
+            return
