@@ -18,6 +18,8 @@ from ..errors import TargetError
 
 _LONGEST = 1_000  # letters of an expression
 _STATES = 1_000  # of the machine for it
+_REMEMBERED = 10_000  # of its steps
+_MOST = 64  # expressions of one adapter that are more than names
 _SIMPLE = re.compile(r"(?:[\w.-]|\\\.)*")
 _HINT = "Write whole module names, or expressions without references and look-around."
 
@@ -30,6 +32,15 @@ def ends_in(expression: str, module: str) -> bool:
     if _SIMPLE.fullmatch(expression):  # of fixed length: nothing to try again
         return _fixed(expression).search(module) is not None
     return _machine(expression, r"(.*\.)?(%s)").matches(module)
+
+
+def require_matchable(expressions: Iterable[str]) -> None:
+    """TargetError if one of them cannot be matched, or too many are more than names."""
+    hard = [expression for expression in expressions if not _SIMPLE.fullmatch(expression)]
+    if len(hard) > _MOST:
+        raise TargetError(f"{len(hard)} expressions, more than {_MOST}.", _HINT)
+    for expression in hard:
+        ends_in(expression, "")
 
 
 def covers(expression: str, module: str) -> bool:
@@ -62,17 +73,27 @@ class _Machine:
         self._tests: list[tuple[str, Any] | None] = [None]
         self._next: list[list[int]] = [[]]
         self._steps = 0
+        self._known: dict[tuple[frozenset[int], str, bool], frozenset[int]] = {}
         self._start = self._sequence(parsed, 0)
 
     def matches(self, text: str) -> bool:
         """Whether the whole text is in the language of the expression."""
         here = self._reached([self._start], first=True, last=not text)
         for at, letter in enumerate(text, 1):
-            after = (then for state in here if _fits(self._tests[state], letter) for then in self._next[state])
-            here = self._reached(after, first=False, last=at == len(text))
+            here = self._after(here, letter, at == len(text))
         return 0 in here
 
-    def _reached(self, states: Iterable[int], *, first: bool, last: bool) -> set[int]:
+    def _after(self, here: frozenset[int], letter: str, last: bool) -> frozenset[int]:
+        """The states behind a letter, remembered: names of modules are much alike."""
+        known = self._known.get((here, letter, last))
+        if known is None:
+            after = (then for state in here if _fits(self._tests[state], letter) for then in self._next[state])
+            known = self._reached(after, first=False, last=last)
+            if len(self._known) < _REMEMBERED:
+                self._known[here, letter, last] = known
+        return known
+
+    def _reached(self, states: Iterable[int], *, first: bool, last: bool) -> frozenset[int]:
         """These states, and all that lie behind those without a test; `first` and `last`: where in the text."""
         free = [None, *([("AT", "AT_BEGINNING")] if first else []), *([("AT", "AT_END")] if last else [])]
         found: set[int] = set()
@@ -83,7 +104,7 @@ class _Machine:
                 found.add(state)
                 if self._tests[state] in free:
                     waiting += self._next[state]
-        return found
+        return frozenset(found)
 
     def _add(self, test: tuple[str, Any] | None, after: list[int]) -> int:
         self._tests.append(test)

@@ -13,6 +13,7 @@ from ..checkpoint.gate import INDEX_BYTES, Factor, Rank, View, read_json, typed
 from ..checkpoint.header import FLOATS, Header, StoredTensor, quoted
 from ..checkpoint.index import read_header
 from ..errors import CheckpointError, TargetError, listed
+from .expressions import require_matchable
 from .peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS, LARGEST_SCALING, PREFIX, pattern_value, scaling_of
 
 if TYPE_CHECKING:
@@ -132,9 +133,15 @@ def read_adapter(files: Files) -> Adapter:
 
 
 def read_config(files: Files) -> dict[str, Any]:
-    """adapter_config.json; CheckpointError if a field that is used here is not of PEFT's type."""
+    """adapter_config.json; CheckpointError if a field that is used here is not of PEFT's type, TargetError for an
+    expression that cannot be matched in bounded time."""
     config = read_json(files, ADAPTER_CONFIG, INDEX_BYTES)
     typed(config, files.where(ADAPTER_CONFIG), _Settings, "Save the adapter again, or correct the field.")
+    for field in ("rank_pattern", "alpha_pattern"):
+        try:
+            require_matchable(config.get(field) or ())
+        except TargetError as error:
+            raise TargetError(f"{files.where(ADAPTER_CONFIG)}: {field}: {error.problem}", error.hint) from None
     return config
 
 

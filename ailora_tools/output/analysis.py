@@ -10,7 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.gate import DOCUMENT_BYTES, View, decode, read_path
+from ..checkpoint.gate import DOCUMENT_BYTES, decode, read_path
 from ..checkpoint.header import quoted
 from ..errors import CheckpointError
 from ..metrics.definitions import DEFINITIONS
@@ -40,8 +40,8 @@ def read_analysis(path: Path) -> dict[str, Any]:
     """An analysis.json, or the one in a folder; CheckpointError if it is not one of this version, or not whole."""
     path = path / ANALYSIS if path.is_dir() else path
     raw = read_path(path, "Give the analysis.json that `analyze` wrote.", limit=DOCUMENT_BYTES)
-    head = decode(raw, str(path), _Head, "Run `analyze` again.")
-    found = [head.format, head.version]
+    document = decode(raw, str(path), dict[str, Any], "Run `analyze` again.")
+    found = [document.get(key) for key in ("format", "version")]
     if found != [ANALYSIS_FORMAT, ANALYSIS_VERSION]:
         raise CheckpointError(
             f"{path}: format and version are {quoted(found)}, expected {[ANALYSIS_FORMAT, ANALYSIS_VERSION]}.",
@@ -51,12 +51,7 @@ def read_analysis(path: Path) -> dict[str, Any]:
         require_whole(decode(raw, str(path), Analysis, _AGAIN))
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}.", _AGAIN) from None
-    return decode(raw, str(path), dict[str, Any], _AGAIN)
-
-
-class _Head(View):
-    format: Any = None
-    version: Any = None
+    return document
 
 
 _AGAIN = "It was changed or is damaged: run `analyze` again."

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft.utils.other import get_pattern_key
 
-from ailora_tools.adapters.expressions import covers, ends_in
+from ailora_tools.adapters.expressions import covers, ends_in, require_matchable
 from ailora_tools.adapters.peft import pattern_value
 from ailora_tools.errors import TargetError
 
@@ -47,6 +47,12 @@ def test_the_key_that_peft_takes_is_taken(key: str) -> None:
 @pytest.mark.parametrize("expression", ["(([a-z_0-9.]+)*)*X", "(a|a|[a-z])*(a|[a-z])*(.*.*.*)*X", "(.*.*)*" * 9 + "X"])
 def test_what_never_ends_in_python_ends_here(expression: str) -> None:
     assert not ends_in(expression, Q3 * 9) and not covers(expression, Q3 * 9)
+
+
+def test_an_adapter_has_few_expressions_and_any_number_of_names() -> None:
+    require_matchable([f"layers.{at}.q_proj" for at in range(5000)])
+    with pytest.raises(TargetError, match="65 expressions, more than 64"):
+        require_matchable([f"layers.{at}.*" for at in range(65)])
 
 
 @pytest.mark.parametrize(
