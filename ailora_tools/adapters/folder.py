@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..checkpoint.files import Files, LocalFiles
 from ..checkpoint.header import FLOATS, Header, StoredTensor
 from ..checkpoint.index import read_header, read_json
+from ..checkpoint.source import user_path
 from ..errors import CheckpointError, TargetError, listed
 from .peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PREFIX, pattern_value
 
@@ -75,7 +76,7 @@ def open_adapter(folder: str | Path) -> Adapter:
 
     Raises CheckpointError where there is none, TargetError for another kind than LoRA.
     """
-    path = Path(folder).expanduser()
+    path = user_path(folder, "ADAPTER")
     if not (path / ADAPTER_CONFIG).is_file():
         inner = sorted(below.parent for below in path.glob(f"*/{ADAPTER_CONFIG}")) if path.is_dir() else []
         if len(inner) != 1:

@@ -15,7 +15,7 @@ from ..checkpoint.index import Checkpoint
 from ..errors import CheckpointError, VerificationError
 from ..matrices.layouts import Part
 from .names import MANIFEST
-from .spans import sha256
+from .spans import in_utf8, sha256
 
 SCHEMA = 5
 
@@ -122,7 +122,7 @@ _RESTORE = "Restore it from a copy, or run init again: the same seed gives the s
 
 
 def _dump(body: Mapping[str, Any]) -> str:
-    return json.dumps(body, indent=1, ensure_ascii=False) + "\n"
+    return in_utf8(json.dumps(body, indent=1, ensure_ascii=False)) + "\n"
 
 
 def _from_json(body: dict[str, Any]) -> Manifest:

@@ -81,4 +81,15 @@ def sha256_file(path: Path) -> str:
 
 def write_json(path: Path, value: Any) -> None:
     """Indented JSON with a newline at the end, the same bytes on every system."""
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Text in UTF-8, the same bytes on every system."""
+    path.write_text(in_utf8(text), encoding="utf-8", newline="\n")
+
+
+def in_utf8(text: str) -> str:
+    """Text that UTF-8 can hold. A byte of a file name that is not UTF-8 is a lone surrogate in Python (PEP 383); it
+    becomes an escape such as \\udce9, which JSON and Python read as that very name."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

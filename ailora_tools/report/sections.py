@@ -87,12 +87,14 @@ def _spectra(parts: Parts, rows: Sequence[Row]) -> None:
                    "One line a layer, from blue for the first to yellow for the last.", figures.spectra(rows, role))
         for role in roles(rows)
     ]  # fmt: skip
-    floor = max(row.floor / row.singular_values[0] for row in rows if _some(row))
+    floor = max((row.floor / row.singular_values[0] for row in rows if _some(row)), default=0.0)
     hidden = sum(value < row.floor for row in rows for value in row.singular_values)
     parts.section(
         "spectra", "Spectra",
         f"Every value is known to one part in a million down to the resolvable floor, {floor:.0e} of the largest or "
-        f"better; {hidden:,} values lie below it and are not drawn.",
+        f"better; {hidden:,} values lie below it and are not drawn."
+        if floor
+        else "Every matrix is zero, and so is every value.",
         f'<div class="grid">{"".join(cards)}</div>',
     )  # fmt: skip
 

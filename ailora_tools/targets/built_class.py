@@ -1,7 +1,7 @@
 """The class that a config.json names, built without memory on the meta device and compared with the plan.
 
-`module_tree` runs this file as an isolated script, so it imports nothing of the package. The config is a stranger's, and
-what it makes the class do is bounded here; not even transformers' own means to fetch or run more code are left.
+`module_tree` runs this file as an isolated script, so it imports nothing of the package. The config is a stranger's,
+and what it makes the class do is bounded here; not even transformers' own means to fetch or run code are left.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from torch import nn
 
 from ..checkpoint.files import LocalFiles
 from ..checkpoint.index import read_json
+from ..checkpoint.source import user_path
 from ..errors import TargetError, listed
 from ..output.names import BIAS_LIST
 
@@ -23,7 +24,7 @@ def train_biases(model: nn.Module, folder: str | Path) -> list[nn.Parameter]:
 
     Raises CheckpointError if there is no bitfit.json, TargetError, and changes nothing, if the model has none of them.
     """
-    wanted = read_json(LocalFiles(Path(folder).expanduser()), BIAS_LIST)["biases"]
+    wanted = read_json(LocalFiles(user_path(folder, "folder")), BIAS_LIST)["biases"]
     named = dict(model.named_parameters())
     places = _places(wanted, named)
     found = {name for name in places.values() if name in named}

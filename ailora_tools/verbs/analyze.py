@@ -18,8 +18,9 @@ from ..errors import NumericalError, OptionError, listed
 from ..metrics.heads import Heads, read_heads
 from ..output.analysis import dump, metrics_csv
 from ..output.atomic import WorkFolder, building, require_outside
+from ..output.destination import destination
 from ..output.names import ANALYSIS, METRICS, RANKS, REPORT
-from ..output.spans import write_json
+from ..output.spans import write_json, write_text
 from ..progress import Progress, Silent
 from ..report.page import render
 from ..targets.plan import make_plan
@@ -94,7 +95,7 @@ def analyze(
     job = AnalysisJob(checkpoint, plan, tuned, _heads(checkpoint, heads, progress), rank, settings)
     _require_rank(plan, rank)
     budget = None if suggest_ranks is None else parse_budget(suggest_ranks, plan)
-    folder = Path(output or Path("reports", checkpoint.origin.name)).expanduser().absolute()
+    folder = destination(Path("reports", checkpoint.origin.name) if output is None else output)
     for origin in (checkpoint.origin, *(other.origin for other in tuned)):
         require_outside(folder, origin)
     notices = [*plan.notices, *(text for other in tuned for text in other.notices)]
@@ -147,9 +148,9 @@ def _write(tree: Path, document: dict[str, Any], budget: int | None) -> None:
     if budget is not None:
         document["ranks"] = suggest_ranks(document, budget)
         write_json(tree / RANKS, document["ranks"])
-    (tree / ANALYSIS).write_text(dump(document), encoding="utf-8")
-    (tree / METRICS).write_text(metrics_csv(document), encoding="utf-8")
-    (tree / REPORT).write_text(render(document), encoding="utf-8")
+    write_text(tree / ANALYSIS, dump(document))
+    write_text(tree / METRICS, metrics_csv(document))
+    write_text(tree / REPORT, render(document))
 
 
 def _heads(checkpoint: Checkpoint, wanted: bool, progress: Progress) -> Heads | None:

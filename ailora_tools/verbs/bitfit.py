@@ -14,8 +14,9 @@ from ..checkpoint.index import open_checkpoint
 from ..checkpoint.source import SourceOptions
 from ..errors import OptionError
 from ..output.atomic import making, require_outside
+from ..output.destination import destination
 from ..output.names import BIAS_LIST, CARD, RESULT
-from ..output.spans import write_json
+from ..output.spans import write_json, write_text
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def bitfit(
             f"{checkpoint.location}: none of its {len(shapes)} tensors is a bias, so that BitFit has nothing to train.",
             "Choose a method with an adapter, such as ailora or lora.",
         )
-    folder = Path(output or f"{checkpoint.origin.name}-bitfit").expanduser().absolute()
+    folder = destination(f"{checkpoint.origin.name}-bitfit" if output is None else output)
     require_outside(folder, checkpoint.origin)
     count, total = (sum(prod(shapes[name]) for name in names) for names in (biases, shapes))
     found = BiasList(folder, checkpoint.location, biases, count, total)
@@ -66,7 +67,7 @@ def bitfit(
     with making(folder, overwrite=overwrite) as tree:
         write_json(tree / BIAS_LIST, found.contents())
         write_json(tree / RESULT, {"verb": "init", "method": "bitfit", "source": found.source})
-        (tree / CARD).write_text(_card(found), encoding="utf-8")
+        write_text(tree / CARD, _card(found))
     return found
 
 

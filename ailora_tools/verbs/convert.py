@@ -15,8 +15,10 @@ from ..adapters.folder import Adapter, match_module, open_adapter
 from ..adapters.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PREFIX, AdapterModule, adapter_config, tensor_names
 from ..checkpoint.files import Origin
 from ..checkpoint.header import FACTOR_DTYPES, build_header
+from ..checkpoint.source import user_path
 from ..errors import OptionError, TargetError, listed
 from ..output.atomic import making, require_outside
+from ..output.destination import destination
 from ..output.manifest import Manifest, read_manifest
 from ..output.names import ADAPTER_FOLDER, MANIFEST, RESULT
 from ..output.spans import create, write_json, write_span
@@ -104,8 +106,9 @@ def convert(
     if dtype not in FACTOR_DTYPES or (rank is not None and rank < 1):
         known = ", ".join(FACTOR_DTYPES)
         raise OptionError(f"dtype {dtype!r}, rank {rank!r}: a dtype of {known} and a rank of at least 1.")
-    job = _match(open_adapter(trained), Path(init).expanduser(), Path(output).expanduser().absolute())
-    for place in (job.trained.files.origin, Origin(str(_root(Path(init).expanduser())))):
+    root = _root(user_path(init, "--init"))
+    job = _match(open_adapter(trained), root, destination(output))
+    for place in (job.trained.files.origin, Origin(str(root))):
         require_outside(job.folder, place)
     progress = progress or Silent()
     with making(job.folder, overwrite=overwrite) as tree:
@@ -120,9 +123,8 @@ def _root(init: Path) -> Path:
     return init.parent if not (init / MANIFEST).is_file() and (init.parent / MANIFEST).is_file() else init
 
 
-def _match(trained: Adapter, init: Path, folder: Path) -> _ConvertJob:
+def _match(trained: Adapter, root: Path, folder: Path) -> _ConvertJob:
     """Everything that does not fit, before anything is written."""
-    root = _root(init)
     manifest = read_manifest(root)
     initial = open_adapter(root / ADAPTER_FOLDER)
     if trained.dora:

@@ -10,9 +10,10 @@ from ..adapters.folder import Adapter, open_adapter
 from ..adapters.trainers import COMPONENTS, Context, Pair, find_trainer
 from ..checkpoint.files import Files, LocalFiles
 from ..checkpoint.index import read_json
-from ..checkpoint.source import open_files
+from ..checkpoint.source import open_files, user_path
 from ..errors import TargetError, listed
 from ..output.atomic import making, require_outside
+from ..output.destination import destination
 from ..output.manifest import read_manifest
 from ..output.names import ADAPTER_FOLDER, MANIFEST, RESULT
 from ..output.spans import write_json
@@ -56,10 +57,10 @@ def export(
     Raises CheckpointError, TargetError for DoRA, `modules_to_save` and models the trainer does not know, OutputError.
     """
     row = find_trainer(to)
-    root = Path(adapter).expanduser()
+    root = user_path(adapter, "ADAPTER")
     held = open_adapter(root / ADAPTER_FOLDER if (root / MANIFEST).is_file() else root)
     _require_plain(held, to)
-    folder = Path(output).expanduser().absolute()
+    folder = destination(output)
     require_outside(folder, held.files.origin)
     made = row.make(_pairs(held), _context(held, root, base, component))
     result = Exported(folder, to, tuple(name for name in (row.file, made.config_name) if name), len(held.modules))
@@ -124,9 +125,9 @@ def _component(root: Path) -> str:
 
 def _save(path: Path, tensors: dict[str, Any], metadata: dict[str, str]) -> None:
     import torch
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     if path.suffix == ".pt":
         torch.save(tensors, path)
     else:
-        save_file(tensors, path, metadata)
+        path.write_bytes(save(tensors, metadata))  # `save_file` makes a file that only its owner may read

@@ -10,18 +10,19 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from ..adapters.peft import ADAPTER_CONFIG
 from ..checkpoint.index import open_checkpoint
-from ..checkpoint.source import SourceOptions
+from ..checkpoint.source import SourceOptions, user_path
 from ..methods import RULES, find_method
 from ..output.adapter import AdapterWriter
 from ..output.atomic import WorkFolder, building, require_outside, require_space
-from ..output.base import BaseWriter, copy_file
+from ..output.base import BaseWriter, copy_file, left_out, require_readable
+from ..output.destination import destination
 from ..output.init_folder import InitFolder
 from ..output.layout import restate_total
 from ..output.lr_groups import lr_document
 from ..output.manifest import Manifest, ModuleRecord
 from ..output.names import ADAPTER_FOLDER, CARD, LR_GROUPS, MANIFEST, OFFSET_FOLDER
 from ..output.ranks import Ranks, read_ranks
-from ..output.spans import sync_file, write_json
+from ..output.spans import sync_file, write_json, write_text
 from ..progress import Progress, Silent
 from ..surgery.describe import card, manifest, peft_config, provenance
 from ..surgery.operation import Operation
@@ -124,7 +125,7 @@ def initialize(
     the final name; the source is never written to.
     """
     progress = progress or Silent()
-    sizes = Ranks(None, {}, {}) if ranks is None else read_ranks(Path(ranks).expanduser())
+    sizes = Ranks(None, {}, {}) if ranks is None else read_ranks(user_path(ranks, "--ranks"))
     general = rank if rank is not None else sizes.rank or 8
     row, roles = find_method(method, roles)
     settings = Settings(
@@ -139,14 +140,13 @@ def initialize(
         checkpoint, settings.selection, transformers_major=settings.transformers_major,
         quantised=no_base or not row.residual,
     )  # fmt: skip
-    folder = (
-        Path(output or f"{checkpoint.origin.name}-{row.slug}-{f'r{general}' if ranks is None else 'ranks'}")
-        .expanduser()
-        .absolute()
-    )
+    name = f"{checkpoint.origin.name}-{row.slug}-{f'r{general}' if ranks is None else 'ranks'}"
+    folder = destination(name if output is None else output)
     require_outside(folder, checkpoint.origin)
     operation = Operation(checkpoint, plan, row, settings, folder)
-    _tell(plan.notices, progress)
+    copied = left_out(checkpoint) if operation.layouts else []
+    require_readable(checkpoint, operation.companions)
+    _tell([*plan.notices, *copied], progress)
     announce(checkpoint.files, operation.reads, operation.source_bytes, progress)
     with checking(operation) as check:
         if dry_run:
@@ -240,10 +240,10 @@ def _describe(
         restate_total(tree, operation.checkpoint, dtypes)
     for name in (ADAPTER_FOLDER, OFFSET_FOLDER)[: 1 + operation.offset]:
         write_json(tree / name / ADAPTER_CONFIG, peft_config(operation, short))
-    (tree / CARD).write_text(card(operation, records), encoding="utf-8")
+    write_text(tree / CARD, card(operation, records))
     write_json(tree / LR_GROUPS, lr_document(records))
     proof = manifest(operation, records, folder.file_hashes(), device)
-    (tree / MANIFEST).write_text(proof.to_json(), encoding="utf-8")
+    write_text(tree / MANIFEST, proof.to_json())
     for path in tree.rglob("*"):
         if path.is_file():
             sync_file(path)

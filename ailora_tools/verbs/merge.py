@@ -18,7 +18,8 @@ from ..checkpoint.index import Checkpoint, open_checkpoint
 from ..checkpoint.source import SourceOptions
 from ..errors import AiloraError, OptionError, TargetError
 from ..output.atomic import making, require_outside, require_space
-from ..output.base import BaseWriter, companions, copy_file
+from ..output.base import BaseWriter, companions, copy_file, left_out, require_readable
+from ..output.destination import destination
 from ..output.layout import lay_out, restate_total, widened
 from ..output.manifest import Manifest, read_manifest
 from ..output.names import MANIFEST, RESULT
@@ -75,7 +76,7 @@ def merge(
     """
     if base_dtype not in BASE_DTYPES:
         raise OptionError(f"base dtype {base_dtype!r}: it must be {' or '.join(BASE_DTYPES)}.")
-    progress, folder = progress or Silent(), Path(output).expanduser().absolute()
+    progress, folder = progress or Silent(), destination(output)
     checkpoint, held = open_checkpoint(base, **source), open_adapter(adapter)
     for origin in (checkpoint.origin, held.files.origin):
         require_outside(folder, origin)
@@ -83,7 +84,10 @@ def merge(
     places = find_places(checkpoint, held)
     layouts = lay_out(checkpoint, (place.stored for place in places), base_dtype)
     dtypes = {place.stored.name: widened(place.stored.dtype, base_dtype) for place in places}
+    for text in left_out(checkpoint):
+        progress.notice(text)
     copied = [(name, checkpoint.files.size(name)) for name in companions(checkpoint)]
+    require_readable(checkpoint, (name for name, _ in copied))
     parts = [*copied, *((shard, header.file_size) for shard, header in checkpoint.headers.items())]
     announce(checkpoint.files, parts, sum(size for _, size in parts), progress)
     with making(folder, overwrite=overwrite) as tree:
@@ -103,9 +107,9 @@ def merge(
 def _require_right_base(checkpoint: Checkpoint, adapter: Adapter) -> None:
     """An adapter that started from the weights fits the residual base only; a plain LoRA the original only."""
     stated = str(adapter.config.get("base_model_name_or_path") or "")
-    trained_on = Path(stated).expanduser().resolve()
+    trained_on = _named(stated)
     here = checkpoint.origin.path.resolve() if checkpoint.origin.path else None
-    if trained_on == here:
+    if trained_on is not None and trained_on == here:
         return
     residual = _manifest(trained_on)
     if residual is not None and residual.base:
@@ -124,10 +128,18 @@ def _require_right_base(checkpoint: Checkpoint, adapter: Adapter) -> None:
         )
 
 
+def _named(stated: str) -> Path | None:
+    """The path that an adapter names as its base; None for what is none, such as an unknown ~user."""
+    try:
+        return Path(stated).expanduser().resolve()
+    except (OSError, RuntimeError, ValueError):
+        return None
+
+
 def _manifest(folder: Path | None) -> Manifest | None:
     try:
         return read_manifest(folder) if folder and (folder / MANIFEST).is_file() else None
-    except AiloraError:
+    except (AiloraError, OSError):
         return None
 
 

@@ -25,7 +25,7 @@ Q = "model.layers.0.self_attn.q_proj"
 CONSOLE = [sys.executable, "-P", "-c", "from ailora_tools.cli import main; main()"]
 UNPROVEN = [
     sys.executable, "-P", "-c",
-    "import ailora_tools.targets.module_tree as tree; tree.PROVEN_WITH = '0.0.'; from ailora_tools.cli import main; main()",
+    "import ailora_tools.targets.module_tree as t; t.PROVEN_WITH = '0.0.'; from ailora_tools.cli import main; main()",
 ]  # fmt: skip
 
 
