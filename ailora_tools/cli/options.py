@@ -23,8 +23,8 @@ class _Folder(click.Path):
     """A path; that of an unset variable, which is empty, would silently be the current folder."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if value == "":
-            self.fail("a path is empty", param, ctx)
+        if value == "" or "\0" in str(value):
+            self.fail("a path is empty" if value == "" else "a path holds a NUL", param, ctx)
         return super().convert(value, param, ctx)
 
 
