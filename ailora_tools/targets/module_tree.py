@@ -29,7 +29,7 @@ from .selection import Selection
 Answer = Mapping[str, Any]
 
 _SCRIPT = str(Path(__file__).with_name("built_class.py"))
-_PATIENCE = 120.0  # seconds that a finished run waits for the answer
+_PATIENCE = 300.0  # seconds that a finished run waits for a process of low priority, which may compute for 120
 _CLOSED = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "USE_HUB_KERNELS": "NO"}
 
 

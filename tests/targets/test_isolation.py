@@ -109,7 +109,7 @@ def test_a_config_decides_neither_time_nor_memory(config: dict[str, object], rea
     started = time.monotonic()
     answer = ModuleCheck({**CONFIG, **config}, [Q], [Q], "here")
     (notice,) = answer.finish().notices
-    assert reason in notice and time.monotonic() - started < 110
+    assert reason in notice and time.monotonic() - started < 300
 
 
 def test_a_class_that_takes_too_long_is_a_notice(monkeypatch: pytest.MonkeyPatch) -> None:
