@@ -24,7 +24,9 @@ def render_report(analysis: str | Path, output: str | Path | None = None) -> Pat
     """
     source = user_path(analysis, "ANALYSIS")
     beside = (source if source.is_dir() else source.parent) / REPORT
-    target = destination(beside if output is None else output)
+    named = beside if output is None else output
+    destination(named)  # which can be used at all
+    target = Path(named).expanduser()
     try:
         _require_ours(target)
         page = render(read_analysis(source))
