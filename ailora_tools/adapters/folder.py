@@ -12,6 +12,7 @@ from ..checkpoint.files import Files, LocalFiles
 from ..checkpoint.gate import INDEX_BYTES, Factor, Rank, View, read_json, typed
 from ..checkpoint.header import FLOATS, Header, StoredTensor, quoted
 from ..checkpoint.index import read_header
+from ..checkpoint.source import user_path
 from ..errors import CheckpointError, TargetError, listed
 from .expressions import require_matchable
 from .peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS, LARGEST_SCALING, PREFIX, pattern_value, scaling_of
@@ -97,7 +98,7 @@ def open_adapter(folder: str | Path) -> Adapter:
     Raises CheckpointError where there is none, or where its scaling is no usable number; TargetError for another kind
     than LoRA.
     """
-    path = Path(folder).expanduser()
+    path = user_path(folder, "ADAPTER")
     if not (path / ADAPTER_CONFIG).is_file():
         inner = sorted(below.parent for below in path.glob(f"*/{ADAPTER_CONFIG}")) if path.is_dir() else []
         if len(inner) != 1:

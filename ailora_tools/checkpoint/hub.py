@@ -116,7 +116,18 @@ class Repository:
     def download(self, commit: str, path: str) -> Path:
         """The file in the local cache, fetched into it if it is not there yet."""
         with self._translated(path):
-            return Path(hub.hf_hub_download(self.name, path, revision=commit, library_name=_LIBRARY))
+            found = Path(hub.hf_hub_download(self.name, path, revision=commit, library_name=_LIBRARY))
+            self._remember(commit)
+        return found
+
+    def _remember(self, commit: str) -> None:
+        """Let the cache say which commit the revision is, as the client does where it resolves the revision itself:
+        without it the model is not found again offline."""
+        name, revision = f"models--{self.name.replace('/', '--')}", self.revision or constants.DEFAULT_REVISION
+        reference = Path(constants.HF_HUB_CACHE, name, "refs", *revision.split("/"))
+        if revision != commit and not (reference.is_file() and reference.read_text() == commit):
+            reference.parent.mkdir(parents=True, exist_ok=True)
+            reference.write_text(commit)
 
     @contextmanager
     def _translated(self, path: str = "") -> Iterator[None]:

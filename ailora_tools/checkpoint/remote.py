@@ -93,6 +93,9 @@ class HubFiles:
     def names(self) -> list[str]:
         return sorted(name for name in self._files if not any(part[0] == "." for part in name.split("/")[:-1]))
 
+    def strays(self) -> list[str]:
+        return []
+
     def size(self, name: str) -> int:
         return self._file(name).size
 

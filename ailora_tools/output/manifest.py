@@ -31,7 +31,7 @@ from ..errors import CheckpointError, VerificationError, listed
 from ..matrices.layouts import Part
 from ..methods import ROLES, RULES
 from .names import MANIFEST
-from .spans import json_text, sha256
+from .spans import in_utf8, json_text, sha256
 
 SCHEMA = 5
 
@@ -138,7 +138,7 @@ _RESTORE = "Restore it from a copy, or run init again: the same seed gives the s
 
 
 def _dump(body: Mapping[str, Any]) -> str:
-    return json_text(body, 1) + "\n"
+    return in_utf8(json_text(body, 1)) + "\n"
 
 
 class _File(View):

@@ -9,15 +9,14 @@ from pathlib import Path
 from ..checkpoint.files import Origin
 from ..errors import OutputError
 from ..progress import Progress
+from .destination import destination
 
 
 def output_folder(given: str | Path | None, default: str | Path, inputs: Sequence[Origin], progress: Progress) -> Path:
     """The folder to make: `given`, or `default` in the current folder; beside an input, which is told, where that is in
-    it. A link stands for what it leads to. Raises OutputError if it is an input, in one, or around one."""
-    try:
-        folder = Path(given).expanduser().absolute() if given is not None else _beside(inputs) / default
-    except RuntimeError:  # ~name of nobody
-        raise OutputError(f"{given}: there is no such home folder.", "Choose another -o.") from None
+    it. A link stands for what it leads to. Raises OutputError if it cannot be used (see `destination`), is an input,
+    or lies in one or around one."""
+    folder = destination(given if given is not None else _beside(inputs) / default)
     if given is None and folder.parent != Path.cwd() / Path(default).parent:
         progress.notice(f"the output goes beside the model: {folder}")
     if folder.is_symlink():

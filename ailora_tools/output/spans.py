@@ -130,9 +130,20 @@ def _not_finite(value: Any, path: str = "") -> str | None:
 
 def write_json(path: Path, value: Any) -> None:
     """Indented JSON with a newline at the end, the same bytes on every system; NumericalError as in `json_text`."""
-    path.write_text(file_text(value), encoding="utf-8", newline="\n")
+    write_text(path, file_text(value))
 
 
 def file_text(value: Any) -> str:
     """What `write_json` writes."""
     return json_text(value, 2) + "\n"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Text in UTF-8, the same bytes on every system."""
+    path.write_text(in_utf8(text), encoding="utf-8", newline="\n")
+
+
+def in_utf8(text: str) -> str:
+    """Text that UTF-8 can hold. A byte of a file name that is not UTF-8 is a lone surrogate in Python (PEP 383); it
+    becomes an escape such as \\udce9, which JSON and Python read as that very name."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -11,6 +11,7 @@ from pathlib import Path
 from torch import nn
 
 from ..checkpoint.gate import View, read_document
+from ..checkpoint.source import user_path
 from ..errors import TargetError, listed
 from ..output.names import BIAS_LIST
 
@@ -26,7 +27,7 @@ def train_biases(model: nn.Module, folder: str | Path) -> list[nn.Parameter]:
 
     Raises CheckpointError if there is no bitfit.json, TargetError, and changes nothing, if the model has none of them.
     """
-    path = Path(folder).expanduser() / BIAS_LIST
+    path = user_path(folder, "folder") / BIAS_LIST
     wanted = read_document(path, _BiasList, "Give the folder that `ailora-tools init --method bitfit` wrote.").biases
     named = dict(model.named_parameters())
     places = _places(wanted, named)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..adapters.folder import Adapter, open_adapter
+from ..checkpoint.source import user_path
 from ..checkpoint.stream import DTYPES, matrix_bytes
 from ..errors import TargetError, listed
 from ..linalg.recombine import NEAR, recombine
@@ -59,7 +60,7 @@ def residualize(model: nn.Module, adapter_dir: str | Path) -> Residualized:
     Raises TargetError, and changes nothing, where a module is missing or quantised, where the weights are those of
     another model, or where they are residualised already; NumericalError where their dtype cannot hold the residual.
     """
-    folder = Path(adapter_dir).expanduser().resolve()
+    folder = user_path(adapter_dir, "adapter_dir").resolve()
     manifest, adapter = read_manifest(folder.parent), open_adapter(folder)
     steps = _find(model, manifest, folder)
     _require_original(steps, adapter, manifest, folder)

@@ -21,7 +21,7 @@ from ..output.atomic import Output, building
 from ..output.names import ANALYSIS, METRICS, RANKS, REPORT
 from ..output.place import output_folder
 from ..output.sources import Sources
-from ..output.spans import write_json
+from ..output.spans import write_json, write_text
 from ..output.work import WorkFolder
 from ..progress import Progress, Silent
 from ..report.page import render
@@ -156,9 +156,9 @@ def _write(tree: Path, document: dict[str, Any], budget: int | None) -> None:
     if budget is not None:
         document["ranks"] = suggest_ranks(document, budget)
         write_json(tree / RANKS, document["ranks"])
-    (tree / ANALYSIS).write_text(dump(document), encoding="utf-8")
-    (tree / METRICS).write_text(metrics_csv(document), encoding="utf-8")
-    (tree / REPORT).write_text(render(document), encoding="utf-8")
+    write_text(tree / ANALYSIS, dump(document))
+    write_text(tree / METRICS, metrics_csv(document))
+    write_text(tree / REPORT, render(document))
 
 
 def _heads(checkpoint: Checkpoint, wanted: bool, progress: Progress) -> Heads | None:

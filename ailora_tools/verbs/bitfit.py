@@ -17,7 +17,7 @@ from ..output.atomic import Output, making, require_possible
 from ..output.names import BIAS_LIST, CARD
 from ..output.place import output_folder
 from ..output.result import write_result
-from ..output.spans import write_json
+from ..output.spans import write_json, write_text
 from ..progress import Progress, Silent
 
 
@@ -71,7 +71,7 @@ def bitfit(
         return found
     with making(out) as tree:
         write_json(tree / BIAS_LIST, found.contents())
-        (tree / CARD).write_text(_card(found), encoding="utf-8")
+        write_text(tree / CARD, _card(found))
         write_result(tree, {"verb": "init", "method": "bitfit", "source": found.source})
     return found
 

@@ -23,6 +23,7 @@ from ..adapters.peft import (
 )
 from ..checkpoint.files import Origin
 from ..checkpoint.header import FACTOR_DTYPES, build_header
+from ..checkpoint.source import user_path
 from ..errors import OptionError, TargetError, listed
 from ..output.atomic import Output, making
 from ..output.manifest import Manifest, read_manifest
@@ -118,7 +119,7 @@ def convert(
         known = ", ".join(FACTOR_DTYPES)
         raise OptionError(f"dtype {dtype!r}, rank {rank!r}: a dtype of {known} and a rank of at least 1.")
     progress = progress or Silent()
-    held, root = open_adapter(trained), _root(Path(init).expanduser())
+    held, root = open_adapter(trained), _root(user_path(init, "--init"))
     inputs = [held.files.origin, Origin(str(root))]
     job = _match(held, root, output_folder(output, "", inputs, progress))
     sources = Sources((held.files, ADAPTER_FILES), (job.initial.files, ADAPTER_FILES))

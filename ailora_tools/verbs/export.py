@@ -13,7 +13,7 @@ from ..adapters.trainers import COMPONENTS, Context, Pair, find_trainer
 from ..checkpoint.files import Files, LocalFiles
 from ..checkpoint.gate import read_json
 from ..checkpoint.index import CONFIG
-from ..checkpoint.source import open_files
+from ..checkpoint.source import open_files, user_path
 from ..errors import TargetError, listed
 from ..output.atomic import Output, making
 from ..output.manifest import read_manifest
@@ -63,7 +63,7 @@ def export(
     Raises CheckpointError, TargetError for DoRA, `modules_to_save` and models the trainer does not know, OutputError.
     """
     row = find_trainer(to)
-    root = Path(adapter).expanduser()
+    root = user_path(adapter, "ADAPTER")
     held = open_adapter(root / ADAPTER_FOLDER if (root / MANIFEST).is_file() else root)
     _require_plain(held, to)
     folder = output_folder(output, "", [held.files.origin], progress or Silent())

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from ..adapters.peft import ADAPTER_CONFIG
 from ..checkpoint.index import open_checkpoint
-from ..checkpoint.source import SourceOptions
+from ..checkpoint.source import SourceOptions, user_path
 from ..methods import RULES, find_method
 from ..output.adapter import AdapterWriter
 from ..output.atomic import Output, building, require_possible
-from ..output.base import BaseWriter, copy_file
+from ..output.base import BaseWriter, copy_file, left_out, require_readable
 from ..output.init_folder import InitFolder
 from ..output.layout import restate_total
 from ..output.lr_groups import lr_document
@@ -23,7 +23,7 @@ from ..output.names import ADAPTER_FOLDER, CARD, LR_GROUPS, MANIFEST, OFFSET_FOL
 from ..output.place import output_folder
 from ..output.ranks import Ranks, read_ranks
 from ..output.sources import Sources
-from ..output.spans import write_json
+from ..output.spans import write_json, write_text
 from ..output.work import WorkFolder
 from ..progress import Progress, Silent
 from ..surgery.describe import card, manifest, peft_config, provenance
@@ -128,7 +128,7 @@ def initialize(
     the final name; the source is never written to.
     """
     progress = progress or Silent()
-    sizes = Ranks(None, {}, {}) if ranks is None else read_ranks(Path(ranks).expanduser())
+    sizes = Ranks(None, {}, {}) if ranks is None else read_ranks(user_path(ranks, "--ranks"))
     general = rank if rank is not None else sizes.rank or 8
     row, roles = find_method(method, roles)
     settings = Settings(
@@ -146,7 +146,9 @@ def initialize(
     default = f"{checkpoint.origin.name}-{row.slug}-{f'r{general}' if ranks is None else 'ranks'}"
     folder = output_folder(output, default, [checkpoint.origin], progress)
     operation = Operation(checkpoint, plan, row, settings, folder)
-    _tell(plan.notices, progress)
+    copied = left_out(checkpoint) if operation.layouts else []
+    require_readable(checkpoint, operation.companions)
+    _tell([*plan.notices, *copied], progress)
     announce(checkpoint.files, operation.reads, operation.source_bytes, progress)
     sources = Sources((checkpoint.files, [*checkpoint.headers, *operation.companions]))
     out = Output(
@@ -245,8 +247,8 @@ def _describe(
         restate_total(tree, operation.checkpoint, dtypes)
     for name in (ADAPTER_FOLDER, OFFSET_FOLDER)[: 1 + operation.offset]:
         write_json(tree / name / ADAPTER_CONFIG, peft_config(operation, short))
-    (tree / CARD).write_text(card(operation, records), encoding="utf-8")
+    write_text(tree / CARD, card(operation, records))
     write_json(tree / LR_GROUPS, lr_document(records))
     proof = manifest(operation, records, folder.file_hashes(), device)
-    (tree / MANIFEST).write_text(proof.to_json(), encoding="utf-8")
+    write_text(tree / MANIFEST, proof.to_json())
     return proof

@@ -20,7 +20,7 @@ from ..checkpoint.index import Checkpoint, open_checkpoint
 from ..checkpoint.source import SourceOptions
 from ..errors import AiloraError, OptionError, TargetError
 from ..output.atomic import Output, making
-from ..output.base import BaseWriter, companions, copy_file
+from ..output.base import BaseWriter, companions, copy_file, left_out, require_readable
 from ..output.layout import lay_out, restate_total, widened
 from ..output.manifest import Manifest, read_manifest
 from ..output.names import MANIFEST
@@ -90,7 +90,10 @@ def merge(
     places = find_places(checkpoint, held)
     layouts = lay_out(checkpoint, (place.stored for place in places), base_dtype)
     dtypes = {place.stored.name: widened(place.stored.dtype, base_dtype) for place in places}
+    for text in left_out(checkpoint):
+        progress.notice(text)
     copied = [(name, checkpoint.files.size(name)) for name in companions(checkpoint)]
+    require_readable(checkpoint, (name for name, _ in copied))
     parts = [*copied, *((shard, header.file_size) for shard, header in checkpoint.headers.items())]
     announce(checkpoint.files, parts, sum(size for _, size in parts), progress)
     nbytes = sum(layout.size for layout in layouts.values()) + sum(size for _, size in copied)
@@ -133,10 +136,18 @@ def _require_right_base(checkpoint: Checkpoint, adapter: Adapter) -> None:
         )
 
 
+def _named(stated: str) -> Path | None:
+    """The path that an adapter names as its base; None for what is none, such as an unknown ~user."""
+    try:
+        return Path(stated).expanduser().resolve()
+    except (OSError, RuntimeError, ValueError):
+        return None
+
+
 def _manifest(folder: Path | None) -> Manifest | None:
     try:
         return read_manifest(folder) if folder and (folder / MANIFEST).is_file() else None
-    except AiloraError:
+    except (AiloraError, OSError):
         return None
 
 
