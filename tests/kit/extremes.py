@@ -200,7 +200,10 @@ def _faults(case: Case, found: Decomposition) -> Iterator[str]:
         wanted = S[parts_of[case.rule] :][:rank]
         got = np.array(numbers.singular_values) / peak
         yield "" if np.abs(got - wanted).max() <= 1e-7 * S[0] else "singular values are off"
-        yield _apart("sigma_max", (numbers.sigma_max or 0.0) / peak, float(S[0]), 1e-6, 0.0)
+        # Of large matrices `minor` estimates it in a small Krylov space.
+        yield _apart(
+            "sigma_max", (numbers.sigma_max or 0.0) / peak, float(S[0]), 1e-5 if is_large(case.matrix) else 1e-6, 0.0
+        )
         floor = max(W.shape) * float(torch.finfo(torch.float32).eps) * float(S[0])
         below = int((wanted <= 0.99 * floor).sum())
         yield "" if numbers.dead >= below else f"dead is {numbers.dead}, {below} are below the floor"
