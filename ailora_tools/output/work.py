@@ -86,8 +86,9 @@ class WorkFolder:
 
     def remove(self) -> None:
         """Under a hidden name and with the owner last: what an interruption leaves of it is known to the next run."""
-        root = _hidden(self.root.with_name(self.owner["final"]))
-        self.root.rename(root)
+        root = self.root
+        with suppress(OSError):
+            root = root.rename(_hidden(root.with_name(self.owner["final"])))
         for path in sorted(root.iterdir(), key=lambda path: path.name == OWNER):
             path.unlink() if path.is_symlink() or not path.is_dir() else shutil.rmtree(path)
         root.rmdir()
