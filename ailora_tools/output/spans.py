@@ -61,6 +61,11 @@ def sync_file(path: Path) -> None:
         os.close(handle)
 
 
+def written_json(value: Any) -> str:
+    """The text that `write_json` writes, to compare with a file of it."""
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
 def sha256(*parts: memoryview | bytes | bytearray) -> str:
     """SHA-256 of the parts one after the other."""
     digest = hashlib.sha256()
@@ -81,9 +86,4 @@ def sha256_file(path: Path) -> str:
 
 def write_json(path: Path, value: Any) -> None:
     """Indented JSON with a newline at the end, the same bytes on every system."""
-    path.write_text(json_text(value), encoding="utf-8", newline="\n")
-
-
-def json_text(value: Any) -> str:
-    """What `write_json` writes."""
-    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")

@@ -13,7 +13,7 @@ from ..adapters.peft import ADAPTER_CONFIG, AdapterModule, adapter_config, hits,
 from ..checkpoint.header import quoted
 from ..errors import CheckpointError, listed
 from ..output.names import ADAPTER_FOLDER
-from ..output.spans import json_text
+from ..output.spans import written_json
 from ..targets.notices import leaf
 from ..targets.plan import target_modules
 from .folder import Check
@@ -137,5 +137,5 @@ def _spelling(subject: Subject) -> Iterator[str]:
     """Of a key that stands twice Python's readers take the last, others the first."""
     files = subject.adapter_files
     text = files.read(ADAPTER_CONFIG, 0, files.size(ADAPTER_CONFIG)).decode()
-    if text != json_text(json.loads(text)):
+    if text != written_json(json.loads(text)):
         yield "it is not spelt as init writes it (a key twice, or other white space)"

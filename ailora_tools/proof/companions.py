@@ -11,7 +11,7 @@ from ..checkpoint.index import Checkpoint, read_json
 from ..errors import CheckpointError, listed
 from ..output.base import companions
 from ..output.layout import keeps_total, restated
-from ..output.spans import blocks, json_text
+from ..output.spans import blocks, written_json
 from ..surgery.operation import Operation
 from .folder import Check, loadable, own_files
 from .subject import Subject
@@ -71,7 +71,7 @@ def _same_companion(subject: Subject, source: Checkpoint, name: str) -> bool:
             if not keeps_total(source, dtypes):
                 index = restated(read_json(source.files, name), source, dtypes)
                 held = bytes(subject.files.read(name, 0, subject.files.size(name)))
-                return held == json_text(index).encode()
+                return held == written_json(index).encode()
         ours, theirs = (name, 0, subject.files.size(name)), (name, 0, source.files.size(name))
         return same_bytes(subject.files, ours, source.files, theirs)
     except CheckpointError:
