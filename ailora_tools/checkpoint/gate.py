@@ -100,6 +100,8 @@ def parse(raw: bytes, where: str, *, constants: bool = False) -> Any:
 
 def decode(raw: bytes, where: str, kind: type[T], hint: str, *, error: type[AiloraError] = CheckpointError) -> T:
     """JSON text as `kind`; an `error` that names the place where it is not."""
+    if rb"\udc" in raw:  # a byte of a file name, which msgspec takes for half a pair
+        return typed(parse(raw, where), where, kind, hint, error=error)
     try:
         return msgspec.json.decode(raw, type=kind)
     except msgspec.ValidationError as fault:
@@ -117,9 +119,10 @@ def typed(value: Any, where: str, kind: type[T], hint: str, *, error: type[Ailor
 
 
 def require_plain(value: Any, depth: int = _DEPTH) -> None:
-    """ValueError for text that no file can hold (half a surrogate pair), or nesting that would exhaust the stack."""
+    """ValueError for text that no file can hold (half a surrogate pair, but for those that stand for a byte of a file
+    name, PEP 383), or nesting that would exhaust the stack."""
     if isinstance(value, str):
-        value.encode()
+        value.encode("utf-8", "surrogateescape")
     elif isinstance(value, dict | list):
         if not depth:
             raise ValueError(f"nested more than {_DEPTH} deep")

@@ -11,15 +11,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_CHUNK_ROWS = 512
+from .scale import norm
+
+_CHUNK_ELEMENTS = 1 << 17  # of float64, so that all passes over a chunk stay in the cache
 
 
 @dataclass(frozen=True)
 class Bounds:
     """excess: the largest |W - (W_res + s B A)| of an entry, in units of what rounding can do there (None without W).
 
-    The others are Frobenius norms relative to norm(W): limit, of what rounding can do to all entries; noise, of the
-    part of it that comes from the subtraction and not from storage; moved, of s B A.
+    The others are Frobenius norms relative to norm(W): limit, of the most that rounding can do to all entries; noise,
+    of the part of it that comes from the subtraction and not from storage; moved, of s B A.
     """
 
     excess: float | None
@@ -33,32 +35,35 @@ def rounding_bounds(
 ) -> Bounds:
     """base and source (out, in), A (r, in), B (out, r), all as stored; `dtype` is the one W_res was rounded to.
 
-    Without the source base + s B A stands for W in the norms. Storing x, to nearest or at random, moves it by at most
-    one unit in the last place, eps(dtype) |x|. Forming it, in float32 for 16 bits and in float64 else (as `decompose`
-    does), costs at most (r + 4) eps (|W| + s norm(row of B) norm(column of A)): r products and their sum
-    (Higham, Accuracy and Stability, section 3.1), the scaling, and the subtraction.
+    Storing x, to nearest or at random, moves it by at most one unit in the last place, eps(dtype) |x|. Forming it, in
+    float32 for 16 bits and in float64 else (as `decompose` does), costs at most (r + 4) eps (|W| + norm(row of s B)
+    norm(column of A)): r products and their sum (Higham, Accuracy and Stability, section 3.1), the scaling, and the
+    subtraction. |W| is at most |W_res| + |s B A|. Without the source norm(W_res + s B A) stands for that of W.
     """
     wide = torch.float32 if dtype.itemsize == 2 else torch.float64
     step = (A.shape[0] + 4) * torch.finfo(wide).eps
-    least = max(torch.finfo(dtype).tiny * torch.finfo(dtype).eps, torch.finfo(wide).tiny)  # below it all is rounding
-    A64, B64 = A.double() * scaling, B.double()
-    columns, lines = torch.linalg.vector_norm(A64, dim=0), torch.linalg.vector_norm(B64, dim=1)
-    excess = limit = noise = moved = whole = 0.0
-    for top in range(0, len(base), _CHUNK_ROWS):
-        rows = slice(top, top + _CHUNK_ROWS)
-        block, part = base[rows].double(), B64[rows] @ A64
-        W = block + part if source is None else source[rows].double()
-        formed = step * (W.abs() + torch.outer(lines[rows], columns))
-        allowed = torch.finfo(dtype).eps * block.abs() + formed + least
-        worst = float(((W - block - part).abs() / allowed).max())
-        excess = worst if not worst <= excess else excess  # NaN stays
-        limit, noise = math.hypot(limit, _norm(allowed)), math.hypot(noise, _norm(formed))
-        moved, whole = math.hypot(moved, _norm(part)), math.hypot(whole, _norm(W))
-    size = whole or 1.0
-    return Bounds(None if source is None else excess, limit / size, noise / size, moved / size)
+    # Below this all is rounding: the step of the smallest numbers that dtype holds, or that float32 computes with.
+    least = max(torch.finfo(dtype).tiny * torch.finfo(dtype).eps, torch.finfo(wide).tiny)
+    A64, B64 = A.double(), B.double() * scaling
+    held, whole = norm(base), norm(base.double() + B64 @ A64 if source is None else source) or 1.0
+    formed = step * (held + 2 * norm(A64) * norm(B64))
+    limit = torch.finfo(dtype).eps * held + formed + least * math.sqrt(base.numel())
+    moved = norm(torch.linalg.qr(B64).R @ torch.linalg.qr(A64.T).R.T)  # the product is that of the small factors
+    relative = torch.finfo(dtype).eps + step
+    excess = None if source is None else _excess(base, A64, B64, source, relative, step, least)
+    return Bounds(excess, limit / whole, formed / whole, moved / whole)
 
 
-def _norm(X: Tensor) -> float:
-    """Frobenius, also where squares of the entries leave float64."""
-    largest = float(X.abs().max())
-    return largest * float(torch.linalg.vector_norm(X / largest)) if largest and math.isfinite(largest) else largest
+def _excess(base: Tensor, A: Tensor, B: Tensor, source: Tensor, relative: float, step: float, least: float) -> float:
+    """max |W - W_res - B A| / (relative |W_res| + 2 step norm(row of B) norm(column of A) + least); NaN stays."""
+    columns, lines = torch.linalg.vector_norm(A, dim=0), 2 * step * torch.linalg.vector_norm(B, dim=1)
+    found = torch.zeros((), dtype=torch.float64)
+    count = max(1, _CHUNK_ELEMENTS // base.shape[1])
+    for top in range(0, len(base), count):
+        rows = slice(top, top + count)
+        block = base[rows].to(torch.float64, copy=True)
+        off = source[rows].to(torch.float64, copy=True).sub_(block).addmm_(B[rows], A, alpha=-1).abs_()
+        found = torch.maximum(
+            found, off.div_(block.abs_().mul_(relative).addr_(lines[rows], columns).add_(least)).max()
+        )
+    return float(found)

@@ -135,7 +135,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def file_text(value: Any) -> str:
     """What `write_json` writes."""
-    return json_text(value, 2) + "\n"
+    return in_utf8(json_text(value, 2)) + "\n"
 
 
 def write_text(path: Path, text: str) -> None:

@@ -207,3 +207,54 @@ def test_plain_lora_is_checked_against_its_untouched_base(written: Path, tmp_pat
         "lr_groups.json",
     ]
     assert verify(tmp_path / "lora").holds
+
+
+@pytest.mark.parametrize("method", ["ailora", "pissa", "nlora", "random-orthonormal"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [0.0, 1e-12, 1.0, 100.0])
+def test_fresh_folders_hold_at_full_rank_and_any_scale(
+    scale: float, dtype: torch.dtype, method: str, tmp_path: Path
+) -> None:
+    """At full rank the residual is the subtraction's own rounding, and nothing else."""
+    tensors = {name: (scale * value.double()).to(dtype) for name, value in llama_tensors(layers=1).items()}
+    write_checkpoint(tmp_path / "source", tensors)
+    initialize(tmp_path / "source", 24, method=method, output=tmp_path / "out")
+    assert not failed(verify(tmp_path / "out"))
+    (tmp_path / "source").rename(tmp_path / "gone")
+    assert not failed(verify(tmp_path / "out"))
+
+
+def test_a_snapshot_in_the_cache_of_the_hub_holds(written: Path, tmp_path: Path) -> None:
+    """There every file is a link to a blob beside; a link to anywhere else is told."""
+    snapshot, blobs = tmp_path / "models--a--b" / "snapshots" / "c0ffee", tmp_path / "models--a--b" / "blobs"
+    blobs.mkdir(parents=True)
+    for number, (name, data) in enumerate(tree(written / "out").items()):
+        (blobs / str(number)).write_bytes(data)
+        (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
+        (snapshot / name).symlink_to(blobs / str(number))
+    assert verify(snapshot).holds
+    blobs.rename(tmp_path / "elsewhere")
+    for path in snapshot.rglob("*.json"):
+        target = tmp_path / "elsewhere" / path.readlink().name
+        path.unlink()
+        path.symlink_to(target)
+    assert "is a link" in failed(verify(snapshot))["files"]
+
+
+def test_one_file_or_its_folder_may_be_the_source(tmp_path: Path) -> None:
+    """Beside one file only config.json is known: the tokenizer is neither missed nor foreign."""
+    folder = write_checkpoint(tmp_path / "model", llama_tensors())
+    for model, other in ((folder, folder / "model.safetensors"), (folder / "model.safetensors", folder)):
+        out = initialize(model, 4, output=tmp_path / f"of {model.name}").folder
+        assert verify(out, source=other).holds and verify(out).holds
+
+
+def test_an_honest_error_that_is_large_is_said(tmp_path: Path) -> None:
+    """The Nystroem part of a nearly singular block is larger than W: bfloat16 holds no such residual."""
+    tensors = llama_tensors(layers=1)
+    W = tensors["model.layers.0.self_attn.q_proj.weight"]
+    W[:4, :4] = W[:4, :1] * torch.ones(4) + 1e-3 * torch.eye(4)
+    write_checkpoint(tmp_path / "source", tensors)
+    initialize(tmp_path / "source", 4, method="nlora", output=tmp_path / "out")
+    checks = {check.name: check for check in verify(tmp_path / "out").checks}
+    assert checks["recombination"].holds and "step 0 is not the original model" in checks["recombination"].detail

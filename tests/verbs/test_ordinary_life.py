@@ -169,7 +169,7 @@ def test_a_model_of_zeros_and_half_of_one(tmp_path: Path) -> None:
             folder, rank=2, output=tmp_path / f"report{at}", heads=True, suggest_ranks=2, against=[tmp_path / "model0"]
         )
         text = found.report.read_text()
-        assert ("Every matrix is zero" in text) == (zero == "qv")
+        assert ("Every value is zero" in text) == (zero == "qv")
 
 
 def test_report_replaces_its_own_pages_only(model: Path, tmp_path: Path) -> None:
