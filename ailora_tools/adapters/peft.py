@@ -16,6 +16,7 @@ ADAPTER_CONFIG = "adapter_config.json"
 
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
 
 
 PREFIX = "base_model.model."

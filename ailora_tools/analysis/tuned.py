@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..adapters.folder import Adapter, Factors, match_module, read_adapter
-from ..adapters.peft import ADAPTER_CONFIG
+from ..adapters.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from ..checkpoint.files import Files, Origin
 from ..checkpoint.header import StoredTensor
 from ..checkpoint.index import Checkpoint, read_checkpoint
@@ -36,6 +36,11 @@ class Tuned(Protocol):
     def origin(self) -> Origin: ...
     @property
     def kind(self) -> str: ...
+    @property
+    def reads(self) -> tuple[Files, list[str]]:
+        """The files that its numbers come from."""
+        ...
+
     @property
     def read_bytes(self) -> int: ...
     @property
@@ -76,6 +81,10 @@ class TunedCheckpoint:
     @property
     def origin(self) -> Origin:
         return self.files.origin
+
+    @property
+    def reads(self) -> tuple[Files, list[str]]:
+        return self.files, sorted({pair.stored.file for pair in self.pairs.values()})
 
     @property
     def read_bytes(self) -> int:
@@ -124,6 +133,10 @@ class TunedAdapter:
     @property
     def origin(self) -> Origin:
         return self.adapter.files.origin
+
+    @property
+    def reads(self) -> tuple[Files, list[str]]:
+        return self.adapter.files, [ADAPTER_CONFIG, ADAPTER_WEIGHTS]
 
     @property
     def read_bytes(self) -> int:

@@ -79,9 +79,13 @@ def output_option(metavar: str, text: str, *, required: bool = False) -> Decorat
     return option("-o", "--output", group=OUTPUT, type=FOLDER, metavar=metavar, required=required, help=text)
 
 
-def overwrite_option(text: str) -> Decorator:
-    """--overwrite, with what it replaces."""
-    return option("--overwrite", group=OUTPUT, is_flag=True, help=text)
+def overwrite_options(text: str) -> Decorator:
+    """--overwrite, with what it replaces, and --force."""
+    return _together(
+        option("--overwrite", group=OUTPUT, is_flag=True, help=text),
+        option("--force", group=OUTPUT, is_flag=True,
+               help="With --overwrite: also remove files in it that ailora-tools did not write."),
+    )  # fmt: skip
 
 
 def device_option(command: Function) -> Function:

@@ -20,7 +20,7 @@ from ..checkpoint.index import OTHER_WEIGHTS, Checkpoint
 from .layout import Copy, ShardLayout
 from .names import CARD, LR_GROUPS, MANIFEST, RESULT
 from .platform import copy_range, share_extents
-from .spans import blocks, create, read_span, sha256_file, sync_file, write_span
+from .spans import blocks, create, read_span, renew, sha256_file, sync_file, write_span
 
 _STEP = 16 << 20
 _SYNC_EVERY = 256 << 20  # bytes between two marks from which an interrupted copy can go on
@@ -112,9 +112,8 @@ class BaseWriter:
     def _prepare(self, shard: str, copied: int) -> int:
         """Make the file unless it is there; how many bytes need no copying, all if the file system could share them."""
         path, layout = self._tree / shard, self._layouts[shard]
-        if path.exists() and path.stat().st_size == layout.size:
+        if renew(path, layout.size, layout.header):
             return copied
-        create(path, layout.size, layout.header)
         return layout.copied_bytes if not layout.header and _clone(self._files, shard, path) else 0
 
     def _copy(self, shard: str) -> None:
@@ -173,4 +172,7 @@ def rest_of(copies: Iterable[Copy], done: int) -> Iterator[Copy]:
 
 def _clone(files: Files, name: str, path: Path) -> bool:
     held = files.local_path(name)
-    return held is not None and share_extents(held, path)
+    if held is None or not share_extents(held, path):
+        return False
+    sync_file(path)
+    return True

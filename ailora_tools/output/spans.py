@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from .platform import BINARY, pwrite
+from .platform import BINARY, pwrite, write_all
 
 BLOCK = 4 << 20
 
@@ -41,6 +41,25 @@ def create(path: Path, size: int, first: bytes = b"") -> None:
         file.truncate(size)
 
 
+def renew(path: Path, size: int, first: bytes) -> bool:
+    """Leave a file of that size that starts with `first` as it is (True), make any other anew: an interruption may have
+    come before its size was set, or before the disk had its first bytes."""
+    if path.is_file() and path.stat().st_size == size and read_span(path, 0, len(first)) == first:
+        return True
+    create(path, size, first)
+    return False
+
+
+def write_new(path: Path, data: bytes) -> None:
+    """A new file that the disk has when this returns; FileExistsError if the name is taken."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | BINARY, 0o666)
+    try:
+        write_all(handle, data)
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def blocks(start: int, stop: int, step: int = BLOCK) -> Iterable[tuple[int, int]]:
     """[start, stop) in pieces of at most `step` bytes."""
     return ((low, min(low + step, stop)) for low in range(start, stop, step))
@@ -59,6 +78,14 @@ def sync_file(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def sync_tree(root: Path) -> None:
+    """Wait until the disk has everything in a folder."""
+    for folder, _, names in os.walk(root, topdown=False):
+        for name in names:
+            sync_file(Path(folder, name))
+        sync_file(Path(folder))
 
 
 def sha256(*parts: memoryview | bytes | bytearray) -> str:

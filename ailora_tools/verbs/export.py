@@ -7,15 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from ..adapters.folder import Adapter, open_adapter
+from ..adapters.peft import ADAPTER_FILES
 from ..adapters.trainers import COMPONENTS, Context, Pair, find_trainer
 from ..checkpoint.files import Files, LocalFiles
 from ..checkpoint.index import read_json
 from ..checkpoint.source import open_files
 from ..errors import TargetError, listed
-from ..output.atomic import making, require_outside
+from ..output.atomic import Output, making
 from ..output.manifest import read_manifest
-from ..output.names import ADAPTER_FOLDER, MANIFEST, RESULT
+from ..output.names import ADAPTER_FOLDER, MANIFEST
+from ..output.place import output_folder
+from ..output.result import write_result
+from ..output.sources import Sources
 from ..output.spans import write_json
+from ..progress import Progress, Silent
 
 _CONFIG = "config.json"
 
@@ -44,6 +49,8 @@ def export(
     base: str | Path | None = None,
     component: str | None = None,
     overwrite: bool = False,
+    force: bool = False,
+    progress: Progress | None = None,
 ) -> Exported:
     """Write `adapter` for `to`: "torchtune", "mlx" or "diffusers".
 
@@ -59,15 +66,15 @@ def export(
     root = Path(adapter).expanduser()
     held = open_adapter(root / ADAPTER_FOLDER if (root / MANIFEST).is_file() else root)
     _require_plain(held, to)
-    folder = Path(output).expanduser().absolute()
-    require_outside(folder, held.files.origin)
+    folder = output_folder(output, "", [held.files.origin], progress or Silent())
     made = row.make(_pairs(held), _context(held, root, base, component))
     result = Exported(folder, to, tuple(name for name in (row.file, made.config_name) if name), len(held.modules))
-    with making(folder, overwrite=overwrite) as tree:
+    sources = Sources((held.files, ADAPTER_FILES))
+    with making(Output(folder, "export", overwrite=overwrite, force=force), sources.require_unchanged) as tree:
         _save(tree / row.file, dict(made.tensors), dict(made.metadata))
         if made.config_name:
             write_json(tree / made.config_name, made.config)
-        write_json(tree / RESULT, {"verb": "export", "adapter": held.location, **result.to_json()})
+        write_result(tree, {"verb": "export", "adapter": held.location, **result.to_json()})
     return result
 
 

@@ -12,17 +12,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from ..adapters.folder import Adapter, open_adapter
+from ..adapters.peft import ADAPTER_FILES
 from ..adapters.places import Place, find_places
 from ..checkpoint.header import BASE_DTYPES, StoredTensor
 from ..checkpoint.index import Checkpoint, open_checkpoint
 from ..checkpoint.source import SourceOptions
 from ..errors import AiloraError, OptionError, TargetError
-from ..output.atomic import making, require_outside, require_space
+from ..output.atomic import Output, making
 from ..output.base import BaseWriter, companions, copy_file
 from ..output.layout import lay_out, restate_total, widened
 from ..output.manifest import Manifest, read_manifest
-from ..output.names import MANIFEST, RESULT
-from ..output.spans import write_json
+from ..output.names import MANIFEST
+from ..output.place import output_folder
+from ..output.result import write_result
+from ..output.sources import Sources
 from ..progress import Progress, Silent
 from .announce import announce
 
@@ -63,6 +66,7 @@ def merge(
     base_dtype: str = "keep",
     device: str = "auto",
     overwrite: bool = False,
+    force: bool = False,
     progress: Progress | None = None,
     **source: Unpack[SourceOptions],
 ) -> Merge:
@@ -75,10 +79,9 @@ def merge(
     """
     if base_dtype not in BASE_DTYPES:
         raise OptionError(f"base dtype {base_dtype!r}: it must be {' or '.join(BASE_DTYPES)}.")
-    progress, folder = progress or Silent(), Path(output).expanduser().absolute()
+    progress = progress or Silent()
     checkpoint, held = open_checkpoint(base, **source), open_adapter(adapter)
-    for origin in (checkpoint.origin, held.files.origin):
-        require_outside(folder, origin)
+    folder = output_folder(output, "", [checkpoint.origin, held.files.origin], progress)
     _require_right_base(checkpoint, held)
     places = find_places(checkpoint, held)
     layouts = lay_out(checkpoint, (place.stored for place in places), base_dtype)
@@ -86,8 +89,10 @@ def merge(
     copied = [(name, checkpoint.files.size(name)) for name in companions(checkpoint)]
     parts = [*copied, *((shard, header.file_size) for shard, header in checkpoint.headers.items())]
     announce(checkpoint.files, parts, sum(size for _, size in parts), progress)
-    with making(folder, overwrite=overwrite) as tree:
-        require_space(folder, sum(layout.size for layout in layouts.values()) + sum(size for _, size in copied))
+    nbytes = sum(layout.size for layout in layouts.values()) + sum(size for _, size in copied)
+    sources = Sources((checkpoint.files, [name for name, _ in parts]), (held.files, ADAPTER_FILES))
+    out = Output(folder, "merge", overwrite=overwrite, force=force, nbytes=nbytes)
+    with making(out, sources.require_unchanged) as tree:
         with BaseWriter(checkpoint.files, layouts, tree, {}) as writer:
             merging = partial(_merged, held, base_dtype=base_dtype)
             modules = tuple(_write(checkpoint, places, merging, writer, device, progress))
@@ -96,7 +101,7 @@ def merge(
         restate_total(tree, checkpoint, dtypes)
         result = Merge(folder, modules, tuple(sorted(set(dtypes.values()))))
         made_from = {"base": checkpoint.origin.to_json(), "adapter": held.location}
-        write_json(tree / RESULT, {"verb": "merge", **made_from, **result.to_json()})
+        write_result(tree, {"verb": "merge", **made_from, **result.to_json()})
     return result
 
 
