@@ -71,7 +71,7 @@ class Changing:
         self.room, self._change = room, change
         folder, _, self._name = READS[room.form.name].partition("/")
         self._folder = room.inputs[folder]
-        self._kept = self._folder.with_name(f"{self._folder.name} before")
+        self._kept = room.kept / "inputs"
         shutil.rmtree(self._kept, ignore_errors=True)
         shutil.copytree(self._folder, self._kept)
         room.back()

@@ -6,7 +6,9 @@ Every run writes `out` in a room where other things lie that are none of its bus
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -103,12 +105,13 @@ class Room:
     """A form in its room: what it holds before a run, what is in OUT when one is done, and the calls on the way."""
 
     def __init__(self, form: Form, server: FaultServer, inputs: Mapping[str, Path], path: Path, kept: Path) -> None:
-        self.form, self.path, self._server, self._kept = form, path, server, kept
+        self.form, self.path, self.kept, self._server = form, path, kept, server
         self.inputs = {**inputs, "OUT": path / "out"}
         for name in ("out.old", *form.crowd):
             (path / name).mkdir(parents=True)
             (path / name / "notes.txt").write_text("of the user")
         self.bystanders = content(path)
+        self.followed: dict[tuple[bytes, str], list[str]] = {}  # what went wrong after a state
         if form.older:
             self.succeed(self.words(form.older))
         self.older = self.out()
@@ -168,15 +171,20 @@ class Room:
         now = {name: held for name, held in content(self.path).items() if name != "out" and not name.startswith("out/")}
         return sorted(name for name in now | self.bystanders if now.get(name) != self.bystanders.get(name))
 
+    def state(self) -> bytes:
+        """A hash of everything in the room, but for what differs from run to run: the process, and chosen names."""
+        found = repr(sorted(content(self.path).items()))
+        return hashlib.sha256(re.sub(r'"pid": \d+|\.\w+\.partial|\.tmp\w+', "X", found).encode()).digest()
+
     def keep(self, name: str) -> None:
         """Remember the state of the room."""
-        shutil.rmtree(self._kept / name, ignore_errors=True)
-        shutil.copytree(self.path, self._kept / name, symlinks=True)
+        shutil.rmtree(self.kept / name, ignore_errors=True)
+        shutil.copytree(self.path, self.kept / name, symlinks=True)
 
     def back(self, name: str = "before") -> None:
         """Make it what it was."""
         shutil.rmtree(self.path)
-        shutil.copytree(self._kept / name, self.path, symlinks=True)
+        shutil.copytree(self.kept / name, self.path, symlinks=True)
 
 
 Rooms = Callable[[Form], Room]

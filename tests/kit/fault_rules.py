@@ -55,11 +55,21 @@ def broken_rules(room: Room, fault: Fault, at: int = 0, **limits: int) -> list[s
 def broken_after(room: Room, fault: Fault, done: Done) -> list[str]:
     """The rules that do not hold after this run, and after what a user would do next."""
     faults = [*untold(room, fault, done), *not_whole(room), *touched(room)]
-    room.keep("after")
-    for command in ways_on(room, fault, done):
+    ways = list(ways_on(room, fault, done))
+    # Of two runs that leave the same, what comes next is tried once: it is what takes the time.
+    state = (room.state(), str(ways))
+    if state not in room.followed:
+        room.keep("after")
+        room.followed[state] = list(followed(room, ways))
+    return faults + room.followed[state]
+
+
+def followed(room: Room, ways: Sequence[list[str]]) -> Iterator[str]:
+    """What goes wrong in runs that follow, each from the same state."""
+    for command in ways:
         room.back("after")
-        faults += [f"{' '.join(command[len(room.plain) :]) or 'again'}: {what}" for what in went_wrong(room, command)]
-    return faults
+        name = " ".join(command[len(room.plain) :]) or "again"
+        yield from (f"{name}: {what}" for what in went_wrong(room, command))
 
 
 def untold(room: Room, fault: Fault, done: Done) -> Iterator[str]:
