@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from .folder import Adapter, Factors
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def applied(W: Tensor, adapter: Adapter, factors: Factors) -> Tensor:

@@ -102,8 +102,9 @@ class TunedCheckpoint:
 
     def difference(self, target: Target, W: Tensor) -> Difference:
         """W1 - W in float64 and its singular values."""
+        from ..linalg.finite import require_finite
         from ..linalg.spectrum import spectrum
-        from ..metrics.change import Difference, require_finite
+        from ..metrics.change import Difference
 
         pair = self.pairs[target.label]
         tuned = load_projection(self.files, pair).to(W.device)

@@ -46,7 +46,7 @@ class Address:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Response:
     """The beginning of an answer; `parts` yields its body as it arrives."""
 
     host: str
@@ -80,7 +80,7 @@ class Repository:
         return Address(found.location, found.commit_hash, found.etag, found.size)
 
     @contextmanager
-    def get(self, path: str, url: str, start: int, stop: int) -> Iterator[Answer]:
+    def get(self, path: str, url: str, start: int, stop: int) -> Iterator[Response]:
         """Ask for bytes [start, stop) at `url`; redirects are followed, the token is sent to the Hub only."""
         for _ in range(_MAX_REDIRECTS):
             wanted = {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
@@ -164,17 +164,17 @@ def is_offline() -> bool:
 
 
 @contextmanager
-def _open(url: str, headers: Mapping[str, str]) -> Iterator[Answer]:
+def _open(url: str, headers: Mapping[str, str]) -> Iterator[Response]:
     """One GET through the client's session, without following redirects."""
     session: Any = get_session()
     timeout, host = _timeout(), urlsplit(url).netloc
     if callable(getattr(session, "stream", None)):  # httpx, since huggingface_hub 1.0
         with session.stream("GET", url, headers=headers, timeout=timeout, follow_redirects=False) as response:
-            yield Answer(host, response.status_code, response.headers, response.iter_raw())
+            yield Response(host, response.status_code, response.headers, response.iter_raw())
     else:
         found = session.get(url, headers=headers, timeout=timeout, allow_redirects=False, stream=True)
         with closing(found):
-            yield Answer(host, found.status_code, found.headers, found.iter_content(1 << 16))
+            yield Response(host, found.status_code, found.headers, found.iter_content(1 << 16))
 
 
 def _timeout() -> float:

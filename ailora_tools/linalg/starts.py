@@ -40,10 +40,10 @@ class Start:
 
 
 Finder = Callable[[Tensor, int, torch.Generator], Components]
-Rule = Callable[[Tensor, int, torch.Generator], Start]
+Starter = Callable[[Tensor, int, torch.Generator], Start]
 
 
-def _spectral(find: Finder) -> Rule:
+def _spectral(find: Finder) -> Starter:
     """sqrt(S) on both sides (PiSSA, arXiv 2404.02948, section 3; AILoRA and MiLoRA use the same split)."""
 
     def start(W: Tensor, rank: int, generator: torch.Generator) -> Start:
@@ -135,7 +135,7 @@ def _factored(B: Tensor, A: Tensor, route: str) -> Start:
     return Start(A=A, B=B, U=found.U, S=found.S, Vh=found.Vh, route=route)
 
 
-STARTS: dict[str, Rule] = {
+STARTS: dict[str, Starter] = {
     "principal": _spectral(principal),
     "minor": _spectral(minor),
     "middle": _spectral(middle),

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from ..linalg.components import Components
-from ..linalg.finite import require_finite as require_finite
 from ..linalg.minor import minor
 from ..linalg.principal import principal
 from ..linalg.spectrum import whole

@@ -1,35 +1,26 @@
 """A folder that appears under its final name only when it is complete, and the one run that may make it.
 
-A run works in a folder beside its output, `NAME.partial` or, where something of that name is there already, a name of
-its own. `owner.json` in it says which tool, verb and job made it; only such folders are ever gone on with or removed.
-A folder that is replaced is set aside inside it, and removed when the new one stands. A lock beside the output keeps
-other runs away from all of this (see `claim`).
+The run works beside its output (see `work`) under a lock that keeps other runs away (see `claim`).
 """
 
 from __future__ import annotations
 
 import errno
-import json
 import os
-import shutil
-import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from secrets import token_hex
 from typing import Any
 
 from ..checkpoint.transfer import ExhaustedError
 from ..errors import AiloraError, OutputError, UnfinishedError
-from .claim import beside, claimed
+from .claim import claimed
 from .place import require_space, written_bytes
-from .platform import BINARY, rename_new, write_all
+from .platform import rename_new
 from .replaced import require_ours
-from .spans import sync_file, sync_tree, write_new
-
-OWNER, JOURNAL, TREE, ASIDE = "owner.json", "journal.jsonl", "tree", "replaced"
-_TOOL = "ailora-tools"
+from .spans import sync_file, sync_tree
+from .work import WorkFolder, create, find, plain, recovered
 
 
 @dataclass(frozen=True)
@@ -51,52 +42,6 @@ class Output:
     @property
     def resumable(self) -> bool:
         return self.job is not None
-
-
-class WorkFolder:
-    """The unfinished folder: `tree` becomes the final folder, `done` is what an earlier run finished."""
-
-    def __init__(self, root: Path) -> None:
-        self.root, self.tree, self.aside = root, root / TREE, root / ASIDE
-        self.owner: Mapping[str, Any] = json.loads((root / OWNER).read_text(encoding="utf-8"))
-        self.done = _read_journal(root / JOURNAL)
-        self._journal: int | None = None
-
-    def open(self) -> None:
-        """Begin to write: the journal is written anew, because an interruption may have cut its last line."""
-        self.tree.mkdir(exist_ok=True)
-        journal = self.root / JOURNAL
-        fresh = journal.with_suffix(".new")
-        fresh.unlink(missing_ok=True)
-        write_new(fresh, "".join(_line(step) for step in self.done).encode())
-        fresh.replace(journal)
-        sync_file(self.root)
-        self._journal = os.open(journal, os.O_WRONLY | os.O_APPEND | BINARY)
-
-    def record(self, step: Mapping[str, Any]) -> None:
-        """Keep what was just finished; call it when its bytes are written."""
-        assert self._journal is not None
-        write_all(self._journal, _line(step).encode())
-
-    def agree(self, kind: str, value: Any) -> None:
-        """Record what only the running work knows of its bytes; OutputError where an earlier run had another value."""
-        before = self.finished(kind)
-        if before and before[0] != _plain(value):
-            raise OutputError(
-                f"{self.root}: the unfinished run had {kind} {before[0]}, this one has {_plain(value)}.",
-                "Go on where it ran (same machine, threads and versions), or give --overwrite to start again.",
-            )
-        if not before:
-            self.record({kind: value})
-
-    def finished(self, kind: str) -> list[Any]:
-        """What an earlier run recorded under `kind`."""
-        return [step[kind] for step in self.done if kind in step]
-
-    def close(self) -> None:
-        if self._journal is not None:
-            os.close(self._journal)
-            self._journal = None
 
 
 @contextmanager
@@ -143,44 +88,15 @@ def _prepared(output: Output) -> Iterator[WorkFolder]:
 
 def _begin(output: Output) -> WorkFolder:
     """The folder to work in: an unfinished one that is gone on with, or a new one."""
-    unfinished = _recovered(output.final)
+    unfinished = recovered(output.final)
     require_free(output)
     for work in unfinished:
         if _goes_on(work, output):
             require_space(output.final, output.nbytes - written_bytes(work.root))
             return work
-        shutil.rmtree(work.root)
+        work.remove()
     require_space(output.final, output.nbytes)
-    return WorkFolder(_create(output))
-
-
-def _recovered(final: Path) -> list[WorkFolder]:
-    """Unfinished folders of earlier runs for this output, none of which is running any more: it would hold the lock.
-
-    Where a run died after its last step the rest is done: a replaced folder goes back if nothing took its place, and
-    what has been published needs no work folder.
-    """
-    left = []
-    for work in _find(final):
-        published = not work.tree.exists() and final.exists()
-        if work.aside.exists() and not os.path.lexists(final):
-            work.aside.rename(final)
-        if published:
-            shutil.rmtree(work.root)
-        else:
-            left.append(work)
-    return left
-
-
-def _find(final: Path) -> list[WorkFolder]:
-    """Folders beside `final` that say they are the work of this tool on it."""
-    found = []
-    for entry in sorted(final.parent.glob("*.partial")):
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            work = WorkFolder(entry)
-            if work.owner["tool"] == _TOOL and work.owner["final"] == final.name and not entry.is_symlink():
-                found.append(work)
-    return found
+    return create(output.final, output.verb, output.job)
 
 
 def _goes_on(work: WorkFolder, output: Output) -> bool:
@@ -192,7 +108,7 @@ def _goes_on(work: WorkFolder, output: Output) -> bool:
                 f"{work.root}: an unfinished `{verb}` is here, which `{output.verb}` cannot go on with.",
                 "Give --overwrite to remove it and start again, or choose another -o.",
             )
-        changed = [key for key in output.job if before.get(key) != _plain(output.job[key])]
+        changed = [key for key in output.job if before.get(key) != plain(output.job[key])]
         if changed or before.keys() != output.job.keys():
             raise OutputError(
                 f"{work.root}: the unfinished run differs in {', '.join(changed) or 'its format'}.",
@@ -209,25 +125,6 @@ def _goes_on(work: WorkFolder, output: Output) -> bool:
     return False
 
 
-def _create(output: Output) -> Path:
-    """A new folder that says whose it is from the moment it has a name that counts."""
-    final = output.final
-    owner = {"tool": _TOOL, "verb": output.verb, "final": final.name, "job": output.job, "host": socket.gethostname(),
-             "pid": os.getpid()}  # fmt: skip
-    fresh = beside(final, f".{token_hex(4)}.partial", ".")
-    fresh.mkdir()
-    try:
-        write_new(fresh / OWNER, _line(owner).encode())
-        sync_file(fresh)
-        plain = beside(final, ".partial")
-        root = plain if rename_new(fresh, plain) else fresh
-        sync_file(final.parent)
-    except OSError:
-        shutil.rmtree(fresh, ignore_errors=True)
-        raise
-    return root
-
-
 def _publish(work: WorkFolder, output: Output) -> None:
     """Swap the finished tree in; what it replaces goes into the work folder first, and away last."""
     final = output.final
@@ -238,14 +135,15 @@ def _publish(work: WorkFolder, output: Output) -> None:
     if not rename_new(work.tree, final):
         raise OutputError(f"{final}: appeared while the work went on, and is left alone.", _again(work))
     sync_file(final.parent)
-    shutil.rmtree(work.root, ignore_errors=True)  # what is left of it, the next run for this output removes
+    with suppress(OSError):  # what is left of it, the next run for this output removes
+        work.remove()
 
 
 def require_possible(output: Output) -> None:
     """What a dry run can know: the output is free or may be replaced, and there is room. OutputError."""
     try:
         require_free(output)
-        done = max((written_bytes(work.root) for work in _find(output.final)), default=0) if output.resume else 0
+        done = max((written_bytes(work.root) for work in find(output.final)), default=0) if output.resume else 0
         require_space(output.final, output.nbytes - done)
     except OSError as error:
         raise _unwritable(error, output.final) from None
@@ -270,14 +168,15 @@ def _after(error: BaseException, work: WorkFolder, output: Output) -> None:
             raise OutputError(f"{output.final}: {told}.", "Run `ailora-tools verify`, or copy it elsewhere.") from None
         return
     if worthless or not output.resumable:
-        if work.aside.exists() and not os.path.lexists(output.final):
-            work.aside.rename(output.final)
-        shutil.rmtree(work.root, ignore_errors=True)
+        with suppress(OSError):
+            work.put_back(output.final)
+            work.remove()
     if isinstance(error, OSError):
         raise _failed_write(error, work, output) from None
-    if output.resumable and isinstance(error, Exception) and not isinstance(error, AiloraError):
+    if isinstance(error, Exception) and not isinstance(error, AiloraError):
         first = str(error).splitlines()[0] if str(error) else "no message"
-        raise UnfinishedError(f"{output.final}: {type(error).__name__}: {first}", _again(work)) from error
+        hint = _again(work) if output.resumable else "Nothing of this run is left. Report it if it recurs."
+        raise UnfinishedError(f"{output.final}: {type(error).__name__}: {first}", hint) from error
 
 
 def _again(work: WorkFolder) -> str:
@@ -310,21 +209,3 @@ def _remove_empty(folders: list[Path]) -> None:
     for folder in folders:
         with suppress(OSError):
             folder.rmdir()
-
-
-def _read_journal(path: Path) -> list[dict[str, Any]]:
-    steps = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        try:
-            steps.append(json.loads(line))
-        except json.JSONDecodeError:  # the line that the interruption cut
-            break
-    return steps
-
-
-def _line(value: Mapping[str, Any]) -> str:
-    return json.dumps(value) + "\n"
-
-
-def _plain(value: Any) -> Any:
-    return json.loads(json.dumps(value))

@@ -7,11 +7,11 @@ from dataclasses import asdict
 from typing import Any
 
 from .adapter import AdapterWriter
-from .atomic import WorkFolder
 from .base import BaseWriter
 from .manifest import ModuleRecord, module_record
 from .names import MANIFEST
 from .spans import sha256, sha256_file
+from .work import WorkFolder
 
 _HEARTBEAT = 1.0  # seconds between two looks at how far copying is
 

@@ -22,7 +22,7 @@ def require_ours(final: Path, verb: str, force: bool) -> None:
     own = _own_files(final, marker, listing)
     if own is None:
         raise OutputError(
-            f"{final}: was not written by `ailora-tools {verb}` (no {marker} of it), so it is not replaced.",
+            f"{final}: was not written by ailora-tools {verb} (no {marker} of it), so it is not replaced.",
             "Remove it yourself, or choose another -o.",
         )
     foreign = sorted(_files(final) - own - {marker})

@@ -17,11 +17,12 @@ from ..checkpoint.transfer import Traffic
 from ..errors import NumericalError, OptionError, listed
 from ..metrics.heads import Heads, read_heads
 from ..output.analysis import dump, metrics_csv
-from ..output.atomic import Output, WorkFolder, building
+from ..output.atomic import Output, building
 from ..output.names import ANALYSIS, METRICS, RANKS, REPORT
 from ..output.place import output_folder
 from ..output.sources import Sources
 from ..output.spans import write_json
+from ..output.work import WorkFolder
 from ..progress import Progress, Silent
 from ..report.page import render
 from ..targets.plan import make_plan

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from ..output.names import ADAPTER_FOLDER, MANIFEST
 from ..output.place import output_folder
 from ..output.result import write_result
 from ..output.sources import Sources
-from ..output.spans import write_json
+from ..output.spans import write_json, write_new
 from ..progress import Progress, Silent
 
 _CONFIG = "config.json"
@@ -130,10 +131,13 @@ def _component(root: Path) -> str:
 
 
 def _save(path: Path, tensors: dict[str, Any], metadata: dict[str, str]) -> None:
+    """Through memory: what the libraries raise when a disk fails is no OSError, and their files are for one user."""
     import torch
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     if path.suffix == ".pt":
-        torch.save(tensors, path)
+        buffer = io.BytesIO()
+        torch.save(tensors, buffer)
+        write_new(path, buffer.getvalue())
     else:
-        save_file(tensors, path, metadata)
+        write_new(path, save(tensors, metadata))

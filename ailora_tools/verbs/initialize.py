@@ -13,7 +13,7 @@ from ..checkpoint.index import open_checkpoint
 from ..checkpoint.source import SourceOptions
 from ..methods import RULES, find_method
 from ..output.adapter import AdapterWriter
-from ..output.atomic import Output, WorkFolder, building, require_possible
+from ..output.atomic import Output, building, require_possible
 from ..output.base import BaseWriter, copy_file
 from ..output.init_folder import InitFolder
 from ..output.layout import restate_total
@@ -24,6 +24,7 @@ from ..output.place import output_folder
 from ..output.ranks import Ranks, read_ranks
 from ..output.sources import Sources
 from ..output.spans import write_json
+from ..output.work import WorkFolder
 from ..progress import Progress, Silent
 from ..surgery.describe import card, manifest, peft_config, provenance
 from ..surgery.operation import Operation

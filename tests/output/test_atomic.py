@@ -15,6 +15,7 @@ import pytest
 from ailora_tools.checkpoint.files import LocalFiles, Origin
 from ailora_tools.errors import CheckpointError, NumericalError, OutputError, UnfinishedError
 from ailora_tools.output import atomic, platform
+from ailora_tools.output import work as room
 from ailora_tools.output.atomic import Output, building, making, require_possible
 from ailora_tools.output.place import output_folder, require_outside, require_space
 from ailora_tools.output.sources import Sources
@@ -61,7 +62,7 @@ def last(old, new):
 
 atomic.rename_new = last
 if {step!r} == "while it removes":
-    atomic.shutil.rmtree = lambda *_, **__: os._exit(9)
+    atomic.WorkFolder.remove = lambda self: os._exit(9)
 with atomic.building(atomic.Output(Path({str(final)!r}), "init", {JOB!r}, overwrite=True)) as work:
     (work.tree / "ailora.json").write_text('{{"schema": 5, "files": {{}}}}')
 """
@@ -185,7 +186,7 @@ def test_only_folders_of_the_same_verb_are_replaced_and_only_without_strangers_i
     with pytest.raises(OutputError, match="already exists"):
         make(Output(final, "init", JOB))
     with (
-        pytest.raises(OutputError, match="not written by `ailora-tools merge`"),
+        pytest.raises(OutputError, match="not written by ailora-tools merge"),
         making(Output(final, "merge", None, True)),
     ):
         pass
@@ -239,6 +240,31 @@ def test_killed_while_the_old_folder_is_removed_the_next_run_removes_the_rest(tm
     assert names(tmp_path) == [".final.lock", "final", "final.partial"] and names(final) == ["ailora.json"]
     make(Output(final, "init", JOB, overwrite=True), file="x")
     assert names(tmp_path) == ["final"] and names(final) == ["file"]
+
+
+def test_a_work_folder_that_is_half_removed_still_says_whose_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    final = tmp_path / "final"
+    made_by_init(final, weights="old")
+    (final / "more").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(room.shutil, "rmtree", raising(errno.EIO))
+        make(Output(final, "init", JOB, overwrite=True, force=True), file="x")
+    assert names(tmp_path) == ["final", "final.partial"] and "owner.json" in names(tmp_path / "final.partial")
+    with pytest.raises(OutputError, match="already exists"):
+        make(Output(final, "init", JOB))
+    assert names(tmp_path) == ["final"]
+
+
+@pytest.mark.parametrize("inside", [[], ["owner.json"]])
+def test_what_a_run_left_before_it_said_whose_it_is(tmp_path: Path, inside: list[str]) -> None:
+    for name in (".final.0123abcd.partial", ".other.0123abcd.partial"):
+        (tmp_path / name).mkdir()
+        for file in inside:
+            (tmp_path / name / file).write_text('{"too')
+    make(Output(tmp_path / "final", "init", JOB))
+    assert names(tmp_path) == [".other.0123abcd.partial", "final"]
 
 
 def test_two_runs_on_one_output(tmp_path: Path) -> None:
@@ -312,7 +338,7 @@ def test_a_disk_that_fails_ends_in_one_message(
     final = tmp_path / "final"
     told = "cannot write" if number == errno.EIO else "the disk is full"
     with monkeypatch.context() as patch:
-        patch.setattr(atomic, call, raising(number))
+        patch.setattr(atomic if call == "sync_tree" else room, call, raising(number))
         with pytest.raises(OutputError, match=told), building(Output(final, "init", JOB)) as work:
             (work.tree / "file").write_text("x")
             work.record({"copied": "a"})
