@@ -40,7 +40,8 @@ def claimed(final: Path, verb: str) -> Iterator[None]:
         # Removed while it is held: whoever opened it meanwhile finds that it is no longer the file of that name.
         with suppress(OSError):  # Windows removes no open file: it stays, and is taken over
             path.unlink()
-        os.close(handle)
+        with suppress(OSError):  # nothing in it is of any worth now
+            os.close(handle)
 
 
 def _locked(path: Path, final: Path) -> int:

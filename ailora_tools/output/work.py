@@ -75,9 +75,10 @@ class WorkFolder:
         return [step[kind] for step in self.done if kind in step]
 
     def close(self) -> None:
-        if self._journal is not None:
-            os.close(self._journal)
-            self._journal = None
+        """Once: a handle is gone even where closing it fails."""
+        handle, self._journal = self._journal, None
+        if handle is not None:
+            os.close(handle)
 
     def put_back(self, final: Path) -> None:
         """What was to be replaced, if nothing took its place."""
@@ -85,10 +86,13 @@ class WorkFolder:
             self.aside.rename(final)
 
     def remove(self) -> None:
-        """The owner last: a folder that is half removed still says whose it is."""
-        for path in sorted(self.root.iterdir(), key=lambda path: path.name == OWNER):
+        """The owner last, under a chosen name, so that what is half removed still says whose it is."""
+        root = self.root
+        with suppress(OSError):
+            root = root.rename(_chosen_name(root.with_name(self.owner["final"])))
+        for path in sorted(root.iterdir(), key=lambda path: path.name == OWNER):
             path.unlink() if path.is_symlink() or not path.is_dir() else shutil.rmtree(path)
-        self.root.rmdir()
+        root.rmdir()
 
 
 def recovered(final: Path) -> list[WorkFolder]:
@@ -97,6 +101,7 @@ def recovered(final: Path) -> list[WorkFolder]:
     Where a run died after its last step the rest is done: a replaced folder goes back if nothing took its place, and
     what has been published needs no work folder.
     """
+    _remove_unmarked(final)
     left = []
     for work in find(final):
         published = not work.tree.exists() and final.exists()
@@ -134,8 +139,7 @@ def create(final: Path, verb: str, job: Mapping[str, Any] | None) -> WorkFolder:
     """A new folder that says whose it is from the moment it has a name that counts."""
     owner = {"tool": _TOOL, "verb": verb, "final": final.name, "job": job, "host": socket.gethostname(),
              "pid": os.getpid()}  # fmt: skip
-    _remove_stillborn(final)
-    fresh = beside(final, f".{token_hex(4)}.partial", ".")
+    fresh = _chosen_name(final)
     fresh.mkdir()
     try:
         write_new(fresh / OWNER, _line(owner).encode())
@@ -149,8 +153,12 @@ def create(final: Path, verb: str, job: Mapping[str, Any] | None) -> WorkFolder:
     return WorkFolder(root)
 
 
-def _remove_stillborn(final: Path) -> None:
-    """Folders of `_create` that a killed run left before they said whose they are; nothing else can be in them."""
+def _chosen_name(final: Path) -> Path:
+    return beside(final, f".{token_hex(4)}.partial", ".")
+
+
+def _remove_unmarked(final: Path) -> None:
+    """Folders of chosen names that a killed run left before or after they said whose they are: nothing else is in."""
     for entry in final.parent.glob(glob.escape(beside(final, ".", ".").name) + "????????.partial"):
         with suppress(OSError, ValueError):
             if {path.name for path in entry.iterdir()} <= {OWNER}:

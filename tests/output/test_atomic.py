@@ -251,7 +251,8 @@ def test_a_work_folder_that_is_half_removed_still_says_whose_it_is(
     with monkeypatch.context() as patch:
         patch.setattr(room.shutil, "rmtree", raising(errno.EIO))
         make(Output(final, "init", JOB, overwrite=True, force=True), file="x")
-    assert names(tmp_path) == ["final", "final.partial"] and "owner.json" in names(tmp_path / "final.partial")
+    (left,) = {path.name for path in tmp_path.iterdir()} - {"final"}
+    assert left.endswith(".partial") and (tmp_path / left / "owner.json").is_file()
     with pytest.raises(OutputError, match="already exists"):
         make(Output(final, "init", JOB))
     assert names(tmp_path) == ["final"]
