@@ -46,7 +46,7 @@ def replaced(path: Path) -> None:
 
 def lengthened(path: Path) -> None:
     """With more in its header."""
-    path.write_bytes(save(load_file(path), {"format": "pt", "note": "x" * 999}))
+    path.write_bytes(save(load_file(path), {"note": "x" * 999}))
 
 
 def described_anew(path: Path) -> None:
@@ -105,8 +105,10 @@ class Changing:
     def then_resumed(self, at: int) -> Iterator[str]:
         """Killed at a call, changed, gone on with."""
         self.room.run(self.room.command, KILL, at)
+        begun = any(name.endswith(".partial") for name in self.room.astray())
         self.change()
-        yield from self.ends_well(self.room.run([*self.room.command, RESUME]), self.room.finished)
+        done = self.room.run([*self.room.command, RESUME])
+        yield from self.ends_well(done, self.room.finished, *([] if begun else [self.other]))
 
     def meanwhile(self, at: int) -> Iterator[str]:
         """Changed while the run is held at a call."""
