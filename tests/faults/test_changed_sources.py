@@ -96,7 +96,7 @@ class Changing:
         if not (refused or (done.code == 0 and out is not None)):
             yield f"told: exit {done.code}, {last_line(done)}"
         if out is not None and out not in allowed:
-            yield f"whole: exit {done.code} with a mixture under OUT"
+            yield f"whole: exit {done.code} with neither the one nor the other result under OUT"
         again = self.room.run([*self.room.plain, OVERWRITE])
         if again.code != (0 if self.other is not None else 1) or (again.code == 0 and self.room.out() != self.other):
             yield f"again: {OVERWRITE}: exit {again.code}, {last_line(again)}"
@@ -105,7 +105,7 @@ class Changing:
     def then_resumed(self, at: int) -> Iterator[str]:
         """Killed at a call, changed, gone on with."""
         self.room.run(self.room.command, KILL, at)
-        begun = any(name.endswith(".partial") for name in self.room.astray())
+        begun = any(name.endswith(".partial/tree") for name in self.room.astray())
         self.change()
         done = self.room.run([*self.room.command, RESUME])
         yield from self.ends_well(done, self.room.finished, *([] if begun else [self.other]))

@@ -14,7 +14,7 @@ from kit.faults import BROKEN, FULL, FULL_ONCE, KILL, KILLED_READING, TORN, UNRE
 
 WRITING = (KILL, TORN, FULL_ONCE, FULL, BROKEN)
 READING = (UNREADABLE, KILLED_READING)
-SAMPLE = {KILL: (0.4, 0.97), FULL: (0.6,), BROKEN: (0.9,), UNREADABLE: (0.8,)}  # how far into the run
+SAMPLE = {KILL: (0.4, 0.98), FULL: (0.6,), BROKEN: (0.999,), UNREADABLE: (0.8,)}  # how far into the run
 
 
 def named(value: Form | Fault) -> str:
