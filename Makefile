@@ -10,7 +10,7 @@ DEMO := demo
 export PIP_CONSTRAINT := constraints.txt
 export PIP_BUILD_CONSTRAINT := constraints.txt
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench faults clean
 
 demo: $(VENV)/.demo
 	@BIN=$(BIN) DEMO=$(DEMO) sh examples/demo.sh
@@ -30,6 +30,14 @@ bench: $(VENV)/.test
 	$(BIN)/python examples/benchmarks/analyze.py
 	$(BIN)/python examples/benchmarks/hub.py
 	$(BIN)/python examples/benchmarks/life.py
+
+# Every point at which a run can be stopped, every leaf of every document: half an hour, counted in reports/faults.
+faults: export FAULTS_REPORT := $(CURDIR)/reports/faults/lines.jsonl
+faults: $(VENV)/.test
+	mkdir -p reports/faults
+	: > $(FAULTS_REPORT)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m faults -n 2 --dist worksteal; status=$$?; \
+		$(BIN)/python tests/faults/table.py && exit $$status
 
 clean:
 	rm -rf $(VENV) $(DEMO)
