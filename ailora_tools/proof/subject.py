@@ -16,7 +16,7 @@ from ..checkpoint.files import Files, LocalFiles
 from ..checkpoint.header import Header
 from ..checkpoint.index import Checkpoint, read_header, read_json
 from ..checkpoint.stream import load_matrix
-from ..errors import CheckpointError
+from ..errors import AiloraError, CheckpointError
 from ..matrices.dequantise import dequantise
 from ..matrices.quantisation import find_quantised
 from ..output.manifest import Manifest, ModuleRecord
@@ -72,7 +72,7 @@ class Subject:
             rank = pattern_value(config.get("rank_pattern"), module, config.get("r"))
             alpha = pattern_value(config.get("alpha_pattern"), module, config.get("lora_alpha"))
             return float(alpha / rank**0.5 if config.get("use_rslora") else alpha / rank)
-        except (CheckpointError, TypeError, ValueError, ArithmeticError, re.error):
+        except (AiloraError, TypeError, ValueError, ArithmeticError, re.error):
             return None
 
     @cached_property
