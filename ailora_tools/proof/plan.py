@@ -18,7 +18,6 @@ from ..targets.plan import make_plan
 from .folder import Check
 from .subject import Subject
 
-
 _NO_SETTINGS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError)  # of values of another type
 
 
