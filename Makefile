@@ -2,8 +2,13 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --only-binary :all: --constraint constraints.txt
 DEMO := demo
+# Versions are pinned and only wheels are taken, so that no package runs code while it is installed. There are no hashes:
+# the wheels of torch differ from platform to platform and from index to index, and pip wants hashes for all or for none.
+# These two hold for what builds this package, too, in older and in newer versions of pip.
+export PIP_CONSTRAINT := constraints.txt
+export PIP_BUILD_CONSTRAINT := constraints.txt
 
 .PHONY: demo test lint bench clean
 

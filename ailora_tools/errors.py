@@ -6,6 +6,7 @@ AiloraError                 a named problem: one message, exit code 1
 ├── OptionError             a value the user gave does not fit this model
 ├── NumericalError          the numbers of a matrix forbid the operation
 ├── OutputError             the result cannot be written where it was asked for
+├── UnfinishedError         something unforeseen stopped the work; what is finished is kept
 └── VerificationError       what is on disk is not what the manifest promises (exit code 3)
 """
 
@@ -49,6 +50,10 @@ class NumericalError(AiloraError):
 
 class OutputError(AiloraError):
     """The output cannot be created, or there is no room for it."""
+
+
+class UnfinishedError(AiloraError):
+    """Something unforeseen stopped the work; what is finished is kept, and the hint says how to go on."""
 
 
 class VerificationError(AiloraError):

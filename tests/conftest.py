@@ -26,7 +26,7 @@ for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_CACHE"):
     os.environ.pop(name, None)
 
 
-import transformers  # noqa: E402, F401 - once it is loaded, `init` need not start a process to ask it for its modules
+import transformers  # noqa: E402, F401 - loaded once, before tests count threads and memory
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:

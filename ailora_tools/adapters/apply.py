@@ -2,22 +2,49 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import TYPE_CHECKING
 
+from ..errors import NumericalError
 from .folder import Adapter, Factors
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_SAFE = 1e-15, 1e15  # norms between these have squares that float32 holds
 
 
 def applied(W: Tensor, adapter: Adapter, factors: Factors) -> Tensor:
     """W + s B A (out, in), in the dtype and on the device of W; with DoRA m (W + s B A) / norm of its rows
-    (arXiv 2402.09353, equation 5). NumericalError if the adapter holds NaN or infinity."""
+    (arXiv 2402.09353, equation 5). NumericalError if the adapter holds NaN or infinity, or as `rescaled` raises it."""
     A, B = (adapter.load(stored).to(W) for stored in (factors.A, factors.B))
     new = W + factors.scaling * (B @ A)
     if factors.magnitude is None:
         return new
-    return rescaled(new, adapter.load(factors.magnitude).to(W))
+    return rescaled(new, adapter.load(factors.magnitude).to(W), f"{adapter.location}: {factors.magnitude.name}")
 
 
-def rescaled(W: Tensor, magnitude: Tensor) -> Tensor:
-    """W (out, in) with rows of the norms `magnitude` (out,)."""
-    rows: Tensor = W * (magnitude.view(-1, 1) / W.norm(dim=1, keepdim=True))
+def rescaled(W: Tensor, magnitude: Tensor, name: str) -> Tensor:
+    """W (out, in) with rows of the norms `magnitude` (out,), called `name`. A row of zeros stays where its magnitude is
+    zero (PEFT divides 0 by 0 there); with any other magnitude it has no direction: NumericalError."""
+    norms, wanted = _row_norms(W), magnitude.view(-1, 1)
+    lost = ((norms == 0) & (wanted != 0)).flatten().nonzero()
+    if len(lost):
+        row = int(lost[0])
+        raise NumericalError(
+            f"{name}: magnitude {float(wanted[row]):.3g} for row {row}, which is zero in base plus adapter "
+            f"({len(lost)} of {len(W)} rows): there is nothing to scale.",
+            "PEFT makes NaN of such rows: train without DoRA, or leave the module out.",
+        )
+    rows: Tensor = W * (wanted / norms.where(norms != 0, 1.0))
     return rows
+
+
+def _row_norms(W: Tensor) -> Tensor:
+    """Norms (out, 1) of the rows of W, also where squares of its entries leave its dtype."""
+    norms: Tensor = W.norm(dim=1, keepdim=True)
+    low, high = _SAFE
+    if bool(((norms > low) & (norms < high)).all()):
+        return norms
+    peaks = W.abs().amax(dim=1, keepdim=True)
+    scaled: Tensor = peaks * (W / peaks.where(peaks != 0, 1.0)).norm(dim=1, keepdim=True)
+    return norms.where((norms > low) & (norms < high), scaled)

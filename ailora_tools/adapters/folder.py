@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoint.files import Files, LocalFiles
-from ..checkpoint.header import FLOATS, Header, StoredTensor
-from ..checkpoint.index import read_header, read_json
+from ..checkpoint.gate import INDEX_BYTES, Factor, Rank, View, read_json, typed
+from ..checkpoint.header import FLOATS, Header, StoredTensor, quoted
+from ..checkpoint.index import read_header
+from ..checkpoint.source import user_path
 from ..errors import CheckpointError, TargetError, listed
-from .peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PREFIX, pattern_value
+from .expressions import require_matchable
+from .peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS, LARGEST_SCALING, PREFIX, pattern_value, scaling_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,6 +24,25 @@ _KEY = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_(A|B|magnitude_vector)(?:
 # Settings of LoRA in PEFT under which W + s B A is not what the module computes.
 _VARIANTS = ("use_qalora", "use_bdlora", "arrow_config", "kasa_config", "monteclora_config", "velora_config",
              "alora_invocation_tokens", "layer_replication", "target_parameters")  # fmt: skip
+
+
+class _Settings(View):
+    """The fields of adapter_config.json that are used here, as PEFT knows them; null stands for the default."""
+
+    r: Rank | None = None
+    lora_alpha: Factor = 8.0
+    rank_pattern: dict[str, Rank] | None = None
+    alpha_pattern: dict[str, Factor] | None = None
+    target_modules: str | list[str] | None = None
+    exclude_modules: str | list[str] | None = None
+    modules_to_save: list[str] | None = None
+    use_rslora: bool | None = None
+    use_dora: bool | None = None
+    fan_in_fan_out: bool | None = None
+    lora_dropout: float | None = None
+    bias: str | None = None
+    task_type: str | None = None
+    revision: str | None = None
 
 
 @dataclass(frozen=True)
@@ -73,9 +95,10 @@ class Adapter:
 def open_adapter(folder: str | Path) -> Adapter:
     """A folder with an adapter in it, or in the only one of its subfolders that has one.
 
-    Raises CheckpointError where there is none, TargetError for another kind than LoRA.
+    Raises CheckpointError where there is none, or where its scaling is no usable number; TargetError for another kind
+    than LoRA.
     """
-    path = Path(folder).expanduser()
+    path = user_path(folder, "ADAPTER")
     if not (path / ADAPTER_CONFIG).is_file():
         inner = sorted(below.parent for below in path.glob(f"*/{ADAPTER_CONFIG}")) if path.is_dir() else []
         if len(inner) != 1:
@@ -90,10 +113,10 @@ def open_adapter(folder: str | Path) -> Adapter:
 
 def read_adapter(files: Files) -> Adapter:
     """The adapter in the root of `files`."""
-    config = read_json(files, ADAPTER_CONFIG)
+    config = read_config(files)
     if config.get("peft_type") != "LORA":
         raise TargetError(
-            f"{files.where(ADAPTER_CONFIG)}: peft_type is {config.get('peft_type')!r}; only LORA is known.",
+            f"{files.where(ADAPTER_CONFIG)}: peft_type is {quoted(config.get('peft_type'))}; only LORA is known.",
             "Merge the adapter into its base first, and work with the merged checkpoint.",
         )
     variants = [name for name in _VARIANTS if config.get(name)]
@@ -108,6 +131,19 @@ def read_adapter(files: Files) -> Adapter:
     parts, others = _sorted_out(header)
     modules = {module: _factors(files.origin.text, held, config, module) for module, held in parts.items()}
     return Adapter(files, config, modules, others)
+
+
+def read_config(files: Files) -> dict[str, Any]:
+    """adapter_config.json; CheckpointError if a field that is used here is not of PEFT's type, TargetError for an
+    expression that cannot be matched in bounded time."""
+    config = read_json(files, ADAPTER_CONFIG, INDEX_BYTES)
+    typed(config, files.where(ADAPTER_CONFIG), _Settings, "Save the adapter again, or correct the field.")
+    for field in ("rank_pattern", "alpha_pattern"):
+        try:
+            require_matchable(config.get(field) or ())
+        except TargetError as error:
+            raise TargetError(f"{files.where(ADAPTER_CONFIG)}: {field}: {error.problem}", error.hint) from None
+    return config
 
 
 def match_module(module: str, names: Mapping[str, Any]) -> str | None:
@@ -145,5 +181,11 @@ def _factors(folder: str, parts: Mapping[str, StoredTensor], config: Mapping[str
         )
     rank = A.shape[0]
     alpha = pattern_value(config.get("alpha_pattern"), module, config.get("lora_alpha", 8))
-    scaling = alpha / rank**0.5 if config.get("use_rslora") else alpha / rank
-    return Factors(A, B, parts.get("magnitude") if config.get("use_dora") else None, float(scaling))
+    scaling = scaling_of(alpha, rank, bool(config.get("use_rslora")))
+    if scaling is None:
+        raise CheckpointError(
+            f"{folder}/{ADAPTER_CONFIG}: alpha of {module} is {quoted(alpha)} at rank {rank}; the scaling must be a "
+            f"number above 0 and at most {LARGEST_SCALING:,.0f}.",
+            "Set lora_alpha (or alpha_pattern) to what the adapter was trained with.",
+        )
+    return Factors(A, B, parts.get("magnitude") if config.get("use_dora") else None, scaling)

@@ -6,19 +6,24 @@ fields that old releases know are written, because those refuse a config with un
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .expressions import ends_in
+
 ADAPTER_CONFIG = "adapter_config.json"
 
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
 
 
 PREFIX = "base_model.model."
+
+
+LARGEST_SCALING = 1e6  # far beyond any in use: what is above is a damaged file or a slip
 
 
 MAGNITUDE_DTYPE = "F32"  # whatever A and B are: rounded magnitudes would scale every row from the first step on
@@ -32,6 +37,18 @@ class AdapterModule:
     shape: tuple[int, int]
     rank: int
     alpha: int
+
+
+def scaling_of(alpha: object, rank: int, rslora: bool) -> float | None:
+    """What PEFT multiplies B A with: alpha / r, with rsLoRA alpha / sqrt(r) (arXiv 2312.03732). None where alpha is no
+    number, or the result not above 0 and at most `LARGEST_SCALING`: with NaN or infinity nothing computed is left."""
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float):
+        return None
+    try:
+        scaling = alpha / rank**0.5 if rslora else alpha / rank
+    except OverflowError:  # whole numbers beyond float64
+        return None
+    return scaling if 0 < scaling <= LARGEST_SCALING else None
 
 
 def tensor_names(module: str) -> tuple[str, str]:
@@ -97,8 +114,11 @@ def hits(target: str, module: str) -> bool:
 
 
 def pattern_value(pattern: object, module: str, default: Any) -> Any:
-    """PEFT's rule for rank_pattern and alpha_pattern: the first key, an expression, that the path ends with."""
+    """PEFT's rule for rank_pattern and alpha_pattern: the first key, an expression, that the path ends with.
+
+    TargetError for an expression that cannot be matched in bounded time.
+    """
     for key, value in pattern.items() if isinstance(pattern, dict) else ():
-        if re.match(rf"(.*\.)?({key})$", module):
+        if ends_in(key, module):
             return value
     return default

@@ -59,6 +59,7 @@ class Trainer:
 
 
 COMPONENTS = ("unet", "transformer", "transformer_2", "text_encoder", "text_encoder_2")
+_WIDER = "Save the adapter in a wider type: `ailora-tools convert` has --dtype, trainers have options of their own."
 _ROTATED = {"llama", "mistral", "gemma", "gemma2"}
 _STRAIGHT = {"qwen2", "qwen3"}
 _TORCHTUNE = re.compile(r"(?:model\.)?layers\.(\d+)\.self_attn\.([qkvo])_proj")
@@ -142,7 +143,7 @@ def diffusers(pairs: Mapping[str, Pair], context: Context) -> Export:
     kept = ("r", "lora_alpha", "lora_dropout", "rank_pattern", "alpha_pattern", "target_modules", "use_rslora", "bias",
             "init_lora_weights", "peft_type")  # fmt: skip
     stated = {f"{prefix}.{key}": context.peft[key] for key in kept if key in context.peft}
-    text = json.dumps(stated, indent=2, sort_keys=True)
+    text = json.dumps(stated, indent=2, sort_keys=True, allow_nan=False)
     return Export(tensors, {"format": "pt", "lora_adapter_metadata": text}, "", {})
 
 
@@ -154,9 +155,17 @@ def _evened(pairs: Mapping[str, Pair]) -> tuple[int, dict[str, Pair]]:
         r = len(pair.A)
         A = pair.A.new_zeros(rank, pair.A.shape[1])
         B = pair.B.new_zeros(len(pair.B), rank)
-        A[:r], B[:, :r] = pair.A, pair.B * pair.scaling
+        A[:r], B[:, :r] = pair.A, _scaled(pair, module)
         evened[module] = Pair(A, B, 1.0)
     return rank, evened
+
+
+def _scaled(pair: Pair, module: str) -> Tensor:
+    """s B in the dtype of B; NumericalError where that cannot hold it."""
+    from ..linalg.finite import stored
+
+    wide = pair.B if pair.B.dtype.itemsize > 4 else pair.B.float()
+    return stored(wide * pair.scaling, pair.B.dtype, f"{module}, lora_B times its scaling", _WIDER)
 
 
 TRAINERS = {

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..linalg.finite import require_finite
+from ..linalg.finite import require_finite, require_measurable
 from ..linalg.spectrum import spectrum
 from ..metrics.change import Anatomy, Difference, amount, placement
 from ..metrics.elements import QUANTILES, bfloat16_grid, element_statistics, predicted_survival
@@ -24,9 +24,11 @@ def measure(
     """Everything that is measured on W (m, n): spectrum, metrics, energies and gaps, elements, heads, changes.
 
     heads: number of attention heads in W, None to leave them out. rank: of the subspaces that are compared.
-    changes: one function per fine-tune that gives the difference to it. Raises NumericalError for NaN or infinity.
+    changes: one function per fine-tune that gives the difference to it. Raises NumericalError for NaN or infinity, and
+    for float64 values whose powers leave it.
     """
     require_finite(W, name)
+    require_measurable(W, name)
     shape = (W.shape[0], W.shape[1])
     found = spectrum(W)
     S = found.S.numpy()
@@ -43,18 +45,21 @@ def measure(
         },
         "elements": {**element_statistics(W), "quantile_levels": list(QUANTILES)},
         "heads": head_metrics(W, role, heads) if heads else None,
-        "changes": _changes(W, role, heads, min(rank, *shape), changes),
+        "changes": _changes(W, name, role, heads, min(rank, *shape), changes),
     }
     return {key: rounded(value) for key, value in record.items()}
 
 
 def _changes(
-    W: Tensor, role: str, heads: int | None, rank: int, changes: Sequence[Callable[[Tensor], Difference]]
+    W: Tensor, name: str, role: str, heads: int | None, rank: int, changes: Sequence[Callable[[Tensor], Difference]]
 ) -> list[Record]:
     if not changes:
         return []
     anatomy = Anatomy.of(W)
-    return [_change(anatomy, role, heads, rank, change(W)) for change in changes]
+    found = [change(W) for change in changes]
+    for change in found:
+        require_measurable(change.delta, f"{name}, change")
+    return [_change(anatomy, role, heads, rank, change) for change in found]
 
 
 def _change(base: Anatomy, role: str, heads: int | None, rank: int, change: Difference) -> Record:

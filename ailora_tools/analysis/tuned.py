@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..adapters.folder import Adapter, Factors, match_module, read_adapter
-from ..adapters.peft import ADAPTER_CONFIG
+from ..adapters.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from ..checkpoint.files import Files, Origin
 from ..checkpoint.header import StoredTensor
 from ..checkpoint.index import Checkpoint, read_checkpoint
@@ -36,6 +36,11 @@ class Tuned(Protocol):
     def origin(self) -> Origin: ...
     @property
     def kind(self) -> str: ...
+    @property
+    def reads(self) -> tuple[Files, list[str]]:
+        """The files that its numbers come from."""
+        ...
+
     @property
     def read_bytes(self) -> int: ...
     @property
@@ -78,6 +83,10 @@ class TunedCheckpoint:
         return self.files.origin
 
     @property
+    def reads(self) -> tuple[Files, list[str]]:
+        return self.files, sorted({pair.stored.file for pair in self.pairs.values()})
+
+    @property
     def read_bytes(self) -> int:
         return sum(stored.nbytes for stored in {pair.stored for pair in self.pairs.values()})
 
@@ -93,8 +102,9 @@ class TunedCheckpoint:
 
     def difference(self, target: Target, W: Tensor) -> Difference:
         """W1 - W in float64 and its singular values."""
+        from ..linalg.finite import require_finite
         from ..linalg.spectrum import spectrum
-        from ..metrics.change import Difference, require_finite
+        from ..metrics.change import Difference
 
         pair = self.pairs[target.label]
         tuned = load_projection(self.files, pair).to(W.device)
@@ -126,6 +136,10 @@ class TunedAdapter:
         return self.adapter.files.origin
 
     @property
+    def reads(self) -> tuple[Files, list[str]]:
+        return self.adapter.files, [ADAPTER_CONFIG, ADAPTER_WEIGHTS]
+
+    @property
     def read_bytes(self) -> int:
         return sum(factor.A.nbytes + factor.B.nbytes for factor in self.factors.values())
 
@@ -143,7 +157,8 @@ class TunedAdapter:
         A, B = self._load(factors.A, W), _own_rows(self._load(factors.B, W), target)
         delta = (factors.scaling * B) @ A
         if factors.magnitude is not None:
-            tuned = rescaled(W.double() + delta, _own_rows(self._load(factors.magnitude, W).view(-1, 1), target))
+            magnitude = _own_rows(self._load(factors.magnitude, W).view(-1, 1), target)
+            tuned = rescaled(W.double() + delta, magnitude, f"{self.origin.text}: {factors.magnitude.name}")
             delta = tuned - W.double()
             return Difference(delta, tuned, spectrum(delta).S, low_rank=True)
         return Difference(delta, W, low_rank_spectrum(factors.scaling * B, A).cpu(), low_rank=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from stat import S_ISREG
 from typing import Protocol
@@ -81,6 +82,10 @@ class Files(Protocol):
         """All file names, sorted; hidden folders are left out."""
         ...
 
+    def strays(self) -> list[str]:
+        """Those of `names` that are links to elsewhere: they may be read as weights, but are not copied as files."""
+        ...
+
     def size(self, name: str) -> int:
         """Bytes of a file; raises CheckpointError if it is not there."""
         ...
@@ -117,6 +122,10 @@ class LocalFiles:
             return sorted(_walk(self.root))
         except OSError as error:
             raise _refused(self.root, error) from None
+
+    def strays(self) -> list[str]:
+        homes = _homes(self.root.resolve())
+        return [name for name in self.names() if not _lies_in(self.root / name, homes)]
 
     def where(self, name: str) -> str:
         return str(self.root / name)
@@ -167,6 +176,20 @@ def _walk(root: Path) -> list[str]:
         inside = Path(folder).relative_to(root)
         found += [(inside / name).as_posix() for name in names if _is_file(Path(folder, name))]
     return found
+
+
+def _homes(root: Path) -> list[Path]:
+    """The folder itself; and of a snapshot in the Hugging Face cache, models--ORG--NAME/snapshots/COMMIT, what its
+    links lead to: the blobs of the same repository."""
+    for snapshots, repository in pairwise([root, *root.parents]):
+        if snapshots.name == "snapshots" and repository.name.startswith("models--"):
+            return [root, repository / "blobs", snapshots]
+    return [root]
+
+
+def _lies_in(path: Path, homes: list[Path]) -> bool:
+    real = path.resolve()
+    return any(home in real.parents for home in homes)
 
 
 def _is_file(path: Path) -> bool:

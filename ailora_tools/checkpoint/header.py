@@ -106,7 +106,9 @@ def build_header(
     tensors: Iterable[tuple[str, str, tuple[int, ...]]], metadata: Mapping[str, str], file: str = ""
 ) -> tuple[bytes, Header]:
     """Lay out (name, dtype, shape) triples in the given order; returns the header bytes and their parse."""
-    entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    # What UTF-8 cannot hold, such as bytes of a path, is told as text: safetensors refuses lone surrogates.
+    stated = {key: value.encode("utf-8", "backslashreplace").decode() for key, value in metadata.items()}
+    entries: dict[str, Any] = {"__metadata__": stated} if metadata else {}
     offset = 0
     for name, dtype, shape in tensors:
         stop = offset + tensor_bytes(dtype, shape)

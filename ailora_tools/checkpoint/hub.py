@@ -18,6 +18,8 @@ from huggingface_hub import constants, errors
 from huggingface_hub.utils import build_hf_headers, get_session  # type: ignore[attr-defined]
 
 from ..errors import CheckpointError
+from .gate import stays_inside
+from .header import quoted
 from .transfer import BUSY, Traffic, TransientError, retry_after
 
 _LIBRARY = "ailora-tools"
@@ -29,10 +31,14 @@ _FAILURES = (errors.HfHubHTTPError.__bases__[0], OSError)
 
 @dataclass(frozen=True)
 class Listing:
-    """A repository at one commit: its files and their sizes in bytes (None where the Hub does not say)."""
+    """A repository at one commit: its files and their sizes in bytes (None where the Hub does not say).
+
+    strange: names that are no file below a folder, such as "/etc/passwd" and "a//b", which are left out.
+    """
 
     commit: str
     sizes: Mapping[str, int | None]
+    strange: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,7 @@ class Address:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Response:
     """The beginning of an answer; `parts` yields its body as it arrives."""
 
     host: str
@@ -69,7 +75,8 @@ class Repository:
         with self._translated():
             api = hub.HfApi(library_name=_LIBRARY)
             info = api.model_info(self.name, revision=self.revision, files_metadata=True, timeout=_timeout())
-        return Listing(str(info.sha), {file.rfilename: file.size for file in info.siblings or ()})
+        found: dict[object, object] = {file.rfilename: file.size for file in info.siblings or ()}
+        return Listing(str(info.sha), *_sorted_out(found))
 
     def resolve(self, commit: str, path: str) -> Address:
         """The address of a file behind the redirect to the storage; one request."""
@@ -80,7 +87,7 @@ class Repository:
         return Address(found.location, found.commit_hash, found.etag, found.size)
 
     @contextmanager
-    def get(self, path: str, url: str, start: int, stop: int) -> Iterator[Answer]:
+    def get(self, path: str, url: str, start: int, stop: int) -> Iterator[Response]:
         """Ask for bytes [start, stop) at `url`; redirects are followed, the token is sent to the Hub only."""
         for _ in range(_MAX_REDIRECTS):
             wanted = {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
@@ -109,7 +116,18 @@ class Repository:
     def download(self, commit: str, path: str) -> Path:
         """The file in the local cache, fetched into it if it is not there yet."""
         with self._translated(path):
-            return Path(hub.hf_hub_download(self.name, path, revision=commit, library_name=_LIBRARY))
+            found = Path(hub.hf_hub_download(self.name, path, revision=commit, library_name=_LIBRARY))
+            self._remember(commit)
+        return found
+
+    def _remember(self, commit: str) -> None:
+        """Let the cache say which commit the revision is, as the client does where it resolves the revision itself:
+        without it the model is not found again offline."""
+        name, revision = f"models--{self.name.replace('/', '--')}", self.revision or constants.DEFAULT_REVISION
+        reference = Path(constants.HF_HUB_CACHE, name, "refs", *revision.split("/"))
+        if revision != commit and not (reference.is_file() and reference.read_text() == commit):
+            reference.parent.mkdir(parents=True, exist_ok=True)
+            reference.write_text(commit)
 
     @contextmanager
     def _translated(self, path: str = "") -> Iterator[None]:
@@ -122,6 +140,11 @@ class Repository:
             raise CheckpointError(f"{self._where(path)}: offline mode is on (HF_HUB_OFFLINE).", _GO_ONLINE) from None
         except errors.HFValidationError as error:
             raise CheckpointError(f"{self.name}: not a Hub id: {error}.", "Hub ids have the form org/name.") from None
+        except (KeyError, TypeError, AttributeError) as error:  # from an answer that is not the Hub's
+            raise CheckpointError(
+                f"{self._where(path)}: the answer of {constants.ENDPOINT} cannot be read ({_brief(error)}).",
+                "Check HF_ENDPOINT: a mirror may be out of order.",
+            ) from None
         except errors.HfHubHTTPError as error:
             raise self._refusal(error, path) from None
         except _FAILURES as error:  # type: ignore[misc]
@@ -158,23 +181,35 @@ class Repository:
         return f"{self.name}/{path}" if path else self.name
 
 
+def _sorted_out(found: Mapping[object, object]) -> tuple[dict[str, int | None], tuple[str, ...]]:
+    """The files of a listing with sizes that can be, and the names that are none of a file below a folder."""
+    sizes: dict[str, int | None] = {}
+    strange = []
+    for name, size in found.items():
+        if isinstance(name, str) and stays_inside(name):
+            sizes[name] = size if isinstance(size, int) and size >= 0 else None
+        else:
+            strange.append(quoted(name))
+    return sizes, tuple(strange)
+
+
 def is_offline() -> bool:
     """Whether HF_HUB_OFFLINE asks for no network at all."""
     return bool(constants.HF_HUB_OFFLINE)
 
 
 @contextmanager
-def _open(url: str, headers: Mapping[str, str]) -> Iterator[Answer]:
+def _open(url: str, headers: Mapping[str, str]) -> Iterator[Response]:
     """One GET through the client's session, without following redirects."""
     session: Any = get_session()
     timeout, host = _timeout(), urlsplit(url).netloc
     if callable(getattr(session, "stream", None)):  # httpx, since huggingface_hub 1.0
         with session.stream("GET", url, headers=headers, timeout=timeout, follow_redirects=False) as response:
-            yield Answer(host, response.status_code, response.headers, response.iter_raw())
+            yield Response(host, response.status_code, response.headers, response.iter_raw())
     else:
         found = session.get(url, headers=headers, timeout=timeout, allow_redirects=False, stream=True)
         with closing(found):
-            yield Answer(host, found.status_code, found.headers, found.iter_content(1 << 16))
+            yield Response(host, found.status_code, found.headers, found.iter_content(1 << 16))
 
 
 def _timeout() -> float:

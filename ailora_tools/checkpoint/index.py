@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Unpack
 
 from ..errors import CheckpointError, listed
 from .files import Files, Origin
-from .header import LENGTH_BYTES, MAX_HEADER_BYTES, Header, StoredTensor, header_size, parse_header, quoted
+from .gate import INDEX_BYTES, read_json, stays_inside
+from .header import LENGTH_BYTES, Header, StoredTensor, header_size, parse_header, quoted
 from .source import SourceOptions, open_files
 
 # transformers looks for the single file first, then for the index; diffusers uses its own stem.
+CONFIG = "config.json"
 STEMS = ("model", "diffusion_pytorch_model")
 FIRST_READ = 64 * 1024  # most headers fit, so one read is enough
 TRAINABLE_WEIGHTS = (".bin", ".pth", ".pt", ".ckpt", ".h5", ".msgpack", ".ot")
@@ -83,7 +84,7 @@ def read_checkpoint(files: Files) -> Checkpoint:
         headers = dict(zip(shards, pool.map(lambda shard: read_header(files, shard), shards), strict=True))
     if index_name is not None and weight_map is not None:
         _require_agreement(weight_map, headers, files.where(index_name))
-    config = read_json(files, "config.json") if "config.json" in names else {}
+    config = read_json(files, CONFIG, constants=True) if CONFIG in names else {}
     return Checkpoint(files, config, headers, index_name)
 
 
@@ -96,21 +97,6 @@ def read_header(files: Files, name: str) -> Header:
     if needed > len(raw):
         raw += files.read(name, len(raw), needed)
     return parse_header(bytes(raw[:needed]), name, size, where)
-
-
-def read_json(files: Files, name: str) -> dict[str, Any]:
-    """A JSON object; anything else is a CheckpointError that names the file."""
-    where = files.where(name)
-    size = files.size(name)
-    if size > MAX_HEADER_BYTES:
-        raise CheckpointError(f"{where}: {size:,} bytes; expected a JSON file of at most {MAX_HEADER_BYTES:,}.", _AGAIN)
-    try:
-        value = json.loads(files.read(name, 0, size))
-    except (ValueError, RecursionError) as error:  # also the integer of more than 4300 digits
-        raise CheckpointError(f"{where}: not valid JSON ({error}).", _AGAIN) from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{where}: expected a JSON object, found {quoted(value)}.", _AGAIN)
-    return value
 
 
 def _find_shards(files: Files, names: list[str]) -> tuple[list[str], str | None, dict[str, str] | None]:
@@ -136,7 +122,7 @@ def _find_shards(files: Files, names: list[str]) -> tuple[list[str], str | None,
 
 def _weight_map(files: Files, index_name: str) -> dict[str, str]:
     where = files.where(index_name)
-    weight_map = read_json(files, index_name).get("weight_map")
+    weight_map = read_json(files, index_name, INDEX_BYTES).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         found = f"found {quoted(weight_map)}" if weight_map is not None else "it is missing"
         raise CheckpointError(f"{where}: 'weight_map' must map tensors to shards, {found}.", _AGAIN)
@@ -145,7 +131,7 @@ def _weight_map(files: Files, index_name: str) -> dict[str, str]:
             raise CheckpointError(
                 f"{where}: tensor {quoted(tensor)} is mapped to {quoted(shard)}, not to a .safetensors file.", _AGAIN
             )
-        if PurePosixPath(shard).is_absolute() or ".." in PurePosixPath(shard).parts or "\\" in shard:
+        if not stays_inside(shard):
             raise CheckpointError(
                 f"{where}: tensor {quoted(tensor)} is mapped to {quoted(shard)}, which lies outside the folder.",
                 "Do not use this checkpoint unless you know why its index points elsewhere.",

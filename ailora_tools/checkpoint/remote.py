@@ -68,7 +68,9 @@ class HubFiles:
     ) -> None:
         self.origin = Origin(repository.name, listing.commit, subfolder)
         self.connections = connections
-        self.notices: tuple[str, ...] = ()
+        strange = listing.strange
+        told = f"{repository.name} lists {len(strange)} names that are no file in a folder, left out: {listed(strange)}"
+        self.notices: tuple[str, ...] = (told,) if strange else ()
         self.traffic: Traffic | None = repository.traffic
         self._download = download
         prefix, slots = f"{subfolder}/" if subfolder else "", threading.BoundedSemaphore(connections)
@@ -90,6 +92,9 @@ class HubFiles:
 
     def names(self) -> list[str]:
         return sorted(name for name in self._files if not any(part[0] == "." for part in name.split("/")[:-1]))
+
+    def strays(self) -> list[str]:
+        return []
 
     def size(self, name: str) -> int:
         return self._file(name).size

@@ -101,14 +101,26 @@ def _inside(subfolder: str | None) -> str:
 def _existing(model: str | Path) -> Path | None:
     if str(model).startswith((SCHEME, "http://", "https://")):
         return None
+    path = user_path(model)
+    return path if path.exists() else None
+
+
+def user_path(text: str | Path, what: str = "MODEL") -> Path:
+    """What a user wrote, with ~ expanded; the path need not be there.
+
+    CheckpointError that names it if it is empty, or could not be looked at: no permission to enter a folder of it, a
+    name that is too long, an unknown ~user, a NUL.
+    """
+    if not str(text):  # an unset variable in a shell; Path("") would silently be the current folder
+        raise CheckpointError(f"{what} is empty.", "Give a path.")
     try:
-        path = Path(model).expanduser()
+        path = Path(text).expanduser()
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, RuntimeError, ValueError) as error:  # no permission, name too long, unknown ~user, a NUL
+        pass
+    except (OSError, RuntimeError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error).rstrip(".")
-        raise CheckpointError(f"{model}: cannot be opened: {reason}.", "Check the path and its permissions.") from None
+        raise CheckpointError(f"{text}: cannot be opened: {reason}.", "Check the path and its permissions.") from None
     return path
 
 

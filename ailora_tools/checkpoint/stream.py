@@ -39,14 +39,17 @@ def stream(
     device: torch.device,
     notice: Callable[[str], None],
     at_once: int = 2,
+    of: int | None = None,
 ) -> Iterator[tuple[Item, Result]]:
     """Yield (item, work(item, W)) in the order of `items`, W the stored tensor of each, as stored, on `device`.
 
     On the CPU `at_once` matrices are worked on at a time, each with its part of the threads: LAPACK's eigensolvers
     scale badly over threads. If a matrix does not fit on the device it is worked on by the CPU, with a notice.
+
+    of: how many items there were before an interruption. The threads of each depend on it, and bytes on the threads.
     """
     cores = torch.get_num_threads()
-    workers = max(1, min(at_once, cores, len(items))) if device.type == "cpu" else 1
+    workers = max(1, min(at_once, cores, of or len(items))) if device.type == "cpu" else 1
     window: deque[tuple[Item, Future[Result]]] = deque()
     told: deque[str] = deque()
     waiting = deque(join_neighbours(items, join=files.connections > 1))
@@ -106,6 +109,12 @@ def find_device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda", "mps"):
         raise OptionError(f"Device {name!r} is not supported.", "Use auto, cpu, cuda, cuda:N or mps.")
     return device
+
+
+def computing(device: torch.device) -> dict[str, object]:
+    """What the last bits of a result depend on besides its input."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return {"torch": torch.__version__, "device": name, "threads": torch.get_num_threads()}
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from .options import (
     matrix_options,
     message_options,
     output_option,
-    overwrite_option,
+    overwrite_options,
     reading_options,
     resume_option,
 )
@@ -69,7 +69,7 @@ _BARS_WIDTH = 60
 @matrix_options
 @reading_options("MODEL")
 @output_option("DIR", "Folder to write.  [default: reports/<model>]")
-@overwrite_option("Replace DIR if an analysis is in it.")
+@overwrite_options("Replace DIR if an analysis is in it.")
 @device_option
 @resume_option
 @message_options

@@ -18,6 +18,7 @@ Rows = Sequence[tuple[str, str]]  # what stands on the left and on the right of 
 MESSAGES = "Messages"  # the group of what is printed, --help included
 _INTERRUPTED = 130  # 128 + SIGINT, as shells count
 _LEFT = 24  # columns for the names of options; longer ones get a line of their own
+_SYSTEM = "The system refused this: check the path, its permissions and `ulimit -a`."
 
 
 class Option(click.Option):
@@ -64,6 +65,11 @@ class Command(click.Command):
         except AiloraError as error:
             show_error(error)
             sys.exit(error.exit_code)
+        except OSError as error:  # of the system, such as a file that may not be read; not a defect
+            if error.filename is None:
+                raise
+            show_error(AiloraError(f"{os.fsdecode(error.filename)}: {error.strerror}.", _SYSTEM))
+            sys.exit(AiloraError.exit_code)
         except KeyboardInterrupt:
             show_interrupted("resume" in ctx.params)
             # Reads that still wait for the network would hold up a regular exit; everything to keep is on disk.

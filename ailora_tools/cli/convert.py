@@ -11,7 +11,7 @@ from rich.text import Text
 
 from ..errors import listed
 from .command import Command, option
-from .options import FOLDER, factor_dtype_option, message_options, output_option, overwrite_option
+from .options import FOLDER, factor_dtype_option, message_options, output_option, overwrite_options
 from .screens import print_facts, print_json, span
 from .terminal import out, progress
 
@@ -46,7 +46,7 @@ _EXAMPLES = (
 )
 @factor_dtype_option("--dtype", _CONVERSION)
 @output_option("OUT", "Folder to write.", required=True)
-@overwrite_option("Replace OUT if an adapter is in it.")
+@overwrite_options("Replace OUT if an adapter is in it.")
 @message_options
 def convert(trained: Path, start: Path, as_json: bool, quiet: bool, **options: Any) -> None:
     """Turn a trained adapter into a plain LoRA for the original model.

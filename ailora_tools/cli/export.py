@@ -9,7 +9,7 @@ import click
 
 from ..adapters.trainers import COMPONENTS, TRAINERS
 from .command import Command, option
-from .options import FOLDER, message_options, output_option, overwrite_option
+from .options import FOLDER, message_options, output_option, overwrite_options
 from .screens import print_json
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ _EXAMPLES = (
     "one that `init` was given]",
 )
 @output_option("OUT", "Folder to write.", required=True)
-@overwrite_option("Replace OUT if such a file is in it.")
+@overwrite_options("Replace OUT if such a file is in it.")
 @message_options
 def export(adapter: Path, as_json: bool, quiet: bool, **options: Any) -> None:
     """Write an adapter in the format of another trainer.

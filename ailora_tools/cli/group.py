@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from .analyze import analyze
@@ -12,6 +14,7 @@ from .init import init
 from .inspect import inspect
 from .merge import merge
 from .report import report
+from .terminal import settle_streams, visible
 from .verify import verify
 
 _EXAMPLES = (
@@ -22,6 +25,18 @@ _EXAMPLES = (
 
 
 class _Group(click.Group):
+    def main(self, *args: Any, **options: Any) -> Any:
+        settle_streams()
+        return super().main(*args, **options)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Wrong usage quotes arguments, which may be names of files that a shell has put in."""
+        try:
+            return super().invoke(ctx)
+        except click.UsageError as error:
+            error.message = visible(error.message)  # type: ignore[misc]
+            raise
+
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         write_examples(formatter, _EXAMPLES)
 

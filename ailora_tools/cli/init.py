@@ -21,7 +21,7 @@ from .options import (
     matrix_options,
     message_options,
     output_option,
-    overwrite_option,
+    overwrite_options,
     reading_options,
     resume_option,
 )
@@ -45,7 +45,7 @@ _EXAMPLES = (
     "init path/to/model --rank 8",
     "init path/to/model --rank 16 --method pissa -o model-pissa",
 )
-_BITFIT_OPTIONS = ("output", "overwrite", "dry_run", "revision", "subfolder", "download", "connections")
+_BITFIT_OPTIONS = ("output", "overwrite", "force", "dry_run", "revision", "subfolder", "download", "connections")
 _NUMBERS: dict[str, Callable[[list[ModuleRecord]], str]] = {
     "starts from": lambda group: group[0].rule,
     "matrices": lambda group: str(len(group)),
@@ -146,7 +146,7 @@ def _major(ctx: click.Context, param: click.Parameter, value: str) -> int | None
 @matrix_options
 @reading_options("MODEL")
 @output_option("DIR", "Folder to write.  [default: <model>-<method>-r<rank>]")
-@overwrite_option("Replace DIR if ailora-tools wrote it.")
+@overwrite_options("Replace DIR if ailora-tools wrote it.")
 @device_option
 @option("--seed", group=RUN, type=int, default=0, show_default=True, help="Seed of all random numbers.")
 @resume_option

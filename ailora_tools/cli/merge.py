@@ -15,7 +15,7 @@ from .options import (
     device_option,
     message_options,
     output_option,
-    overwrite_option,
+    overwrite_options,
     reading_options,
 )
 from .screens import print_facts, print_json
@@ -34,7 +34,7 @@ _EXAMPLES = (
 @click.argument("base", type=str)
 @click.argument("adapter", type=FOLDER)
 @output_option("OUT", "Folder to write.", required=True)
-@overwrite_option("Replace OUT if a checkpoint is in it.")
+@overwrite_options("Replace OUT if a checkpoint is in it.")
 @base_dtype_option(OUTPUT, "the changed tensors are stored")
 @reading_options("BASE")
 @device_option

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 from click.core import ParameterSource
@@ -16,8 +17,18 @@ MATRICES = "Matrices to work on"
 READING = "Reading the model"
 OUTPUT = "Output"
 RUN = "Run"
-FOLDER = click.Path(path_type=Path)
 
+
+class _Folder(click.Path):
+    """A path; that of an unset variable, which is empty, would silently be the current folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "" or "\0" in str(value):
+            self.fail("a path is empty" if value == "" else "a path holds a NUL", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+FOLDER = _Folder(path_type=Path)
 Decorator = Callable[[Function], Function]
 
 
@@ -79,9 +90,13 @@ def output_option(metavar: str, text: str, *, required: bool = False) -> Decorat
     return option("-o", "--output", group=OUTPUT, type=FOLDER, metavar=metavar, required=required, help=text)
 
 
-def overwrite_option(text: str) -> Decorator:
-    """--overwrite, with what it replaces."""
-    return option("--overwrite", group=OUTPUT, is_flag=True, help=text)
+def overwrite_options(text: str) -> Decorator:
+    """--overwrite, with what it replaces, and --force."""
+    return _together(
+        option("--overwrite", group=OUTPUT, is_flag=True, help=text),
+        option("--force", group=OUTPUT, is_flag=True,
+               help="With --overwrite: also remove files in it that ailora-tools did not write."),
+    )  # fmt: skip
 
 
 def device_option(command: Function) -> Function:

@@ -4,6 +4,7 @@ stderr; `terminal` has the consoles, the bar and the notices."""
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors import AiloraError
+from ..output.spans import json_text
 from ..report.words import matrix, ranges, size
-from .terminal import err, out
+from .terminal import OBEYED, err, out
 
 if TYPE_CHECKING:
     from ..checkpoint.transfer import Traffic
@@ -41,8 +43,14 @@ def show_traffic(traffic: Traffic | None, quiet: bool) -> None:
 
 
 def print_json(document: Mapping[str, Any]) -> None:
-    """The one document of `--json`."""
-    click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+    """The one document of `--json`; what a terminal would obey or stdout cannot hold is escaped."""
+    lines = (OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", line) for line in json_text(document, 2).split("\n"))
+    text = "\n".join(lines)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(document, indent=2, allow_nan=False)
+    click.echo(text)
 
 
 def table(*headings: str) -> Table:

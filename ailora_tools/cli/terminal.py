@@ -1,15 +1,21 @@
-"""The terminal: its two consoles, how long a transfer takes, notices, and the progress bar."""
+"""The terminal: its two consoles, how long a transfer takes, notices, and the progress bar.
+
+Names in a checkpoint are a stranger's. What a terminal would obey in them is shown as an escape sequence instead.
+"""
 
 from __future__ import annotations
 
+import re
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
+from rich.segment import Segment
 from rich.text import Text
 
 from ..report.words import size
@@ -19,11 +25,44 @@ if TYPE_CHECKING:
     from rich.progress import ProgressColumn, Task, TaskID
 
 _PIPED_WIDTH = 200  # wide enough that no table folds where there is no terminal to fit
+# Control characters (C0, DEL, C1), line separators, what turns the direction of writing, and lone surrogates.
+OBEYED = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def visible(text: str) -> str:
+    """Text as it can be shown in one line: ESC becomes \\x1b. A byte of a name that is not UTF-8 reads \\xe9, too."""
+    return OBEYED.sub(lambda found: _escaped(found[0]), text)
+
+
+def _escaped(character: str) -> str:
+    byte = ord(character) - 0xDC00 if "\udc80" <= character <= "\udcff" else ord(character)  # PEP 383
+    return f"\\x{byte:02x}" if byte < 0x100 else f"\\u{byte:04x}"
+
+
+def settle_streams() -> None:
+    """Characters that the encoding of stdout or stderr lacks are written as escape sequences, not refused."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+class _Console(Console):
+    """Takes every text for a text: no markup in it, and nothing that a terminal would obey."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        if isinstance(renderable, str):
+            renderable = visible(renderable)
+        elif isinstance(renderable, Text) and OBEYED.search(renderable.plain):
+            renderable = renderable.blank_copy(visible(renderable.plain))
+        return super().render(renderable, options)
 
 
 def _console(stderr: bool) -> Console:
-    console = Console(stderr=stderr, highlight=False)
-    return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=_PIPED_WIDTH)
+    def make(width: int | None) -> Console:
+        return _Console(stderr=stderr, highlight=False, markup=False, emoji=False, width=width)
+
+    console = make(None)
+    return console if console.is_terminal else make(_PIPED_WIDTH)
 
 
 out, err = _console(stderr=False), _console(stderr=True)

@@ -1,4 +1,4 @@
-"""The one test for NaN and infinity, and what it says."""
+"""The one test for NaN and infinity, and the one way from arithmetic into a stored dtype."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ import torch
 from torch import Tensor
 
 from ..errors import NumericalError
+from .rounding import round_stochastic
+from .scale import peak
 
 _AGAIN = "Download the file again; if it was trained like this, use an earlier checkpoint."
+_MEASURABLE = 1e60
 
 
 def require_finite(W: Tensor, name: str, hint: str = _AGAIN) -> None:
@@ -23,3 +26,34 @@ def require_finite(W: Tensor, name: str, hint: str = _AGAIN) -> None:
     raise NumericalError(
         f"{name}: {int(bad.sum()):,} of {W.numel():,} values are NaN or infinite, the first at {first}.", hint
     )
+
+
+def require_measurable(W: Tensor, name: str) -> None:
+    """NumericalError unless W, finite, any shape and float dtype, is zero or of a size whose fourth powers float64
+    holds, as norms, energies and kurtosis need. Only float64 has other numbers."""
+    largest, low, high = peak(W), 1 / _MEASURABLE, _MEASURABLE
+    if largest and not low < largest < high:
+        raise NumericalError(
+            f"{name}: its largest value is {largest:.3g}; between {low:.0e} and {high:.0e} it can be measured.",
+            "Scale the weights, or leave the layer out with --layers.",
+        )
+
+
+def stored(exact: Tensor, dtype: torch.dtype, name: str, hint: str, generator: torch.Generator | None = None) -> Tensor:
+    """`exact`, any shape and float dtype, rounded to `dtype`: to nearest, or with a generator at random (float32 to 16
+    bits). Everything computed that is written goes through here.
+
+    NumericalError where a value is not finite or rounds to infinity in `dtype`, in either rounding: cut off at the
+    largest number it would be another value. `name` is the tensor as messages name it, `hint` the way out.
+    """
+    require_finite(exact, name, hint)
+    if exact.numel():
+        largest = exact.abs().max()
+        if not bool(torch.isfinite(largest.to(dtype))):
+            kind = str(dtype).removeprefix("torch.")
+            raise NumericalError(
+                f"{name}: values up to {float(largest):.5g} do not fit {kind}, which ends at "
+                f"{torch.finfo(dtype).max:.5g}.",
+                hint,
+            )
+    return exact.to(dtype) if generator is None else round_stochastic(exact.float(), dtype, generator)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from .scale import norm
 
 NEAR = 0.25  # rounding moves `share` by far less than this from -1, 0 and 1
 _CHUNK_ROWS = 512
@@ -30,15 +33,27 @@ def recombine(
     """base and source (out, in), A (r, in), B (out, r), all as stored; arithmetic in float64 by rows."""
     A64 = A.double() * scaling  # (r, in)
     B64 = B.double()  # (out, r)
-    inner = error = norm = torch.zeros((), dtype=torch.float64)
-    for top in range(0, len(base), _CHUNK_ROWS):
-        rows = slice(top, top + _CHUNK_ROWS)
-        block = base[rows].double()
-        inner = inner + ((block @ A64.T) * B64[rows]).sum()
-        if source is not None:
-            original = source[rows].double()
-            error = error + (original - block - B64[rows] @ A64).square().sum()
-            norm = norm + original.square().sum()
+    inner = torch.zeros((), dtype=torch.float64)
+    for rows in _row_blocks(base):
+        inner = inner + ((base[rows].double() @ A64.T) * B64[rows]).sum()
     size = ((B64.T @ B64) * (A64 @ A64.T)).sum()  # norm(s B A)^2
-    relative = None if source is None else float((error / norm).sqrt()) if norm > 0 else float(error.sqrt())
+    relative = None if source is None else recombination_error(base, A, B, scaling, source)
     return Recombination(relative, float(inner / size) - overlap + 1.0 if size > 0 else 0.0)
+
+
+def recombination_error(base: Tensor, A: Tensor, B: Tensor, scaling: float, source: Tensor) -> float:
+    """norm(W - (W_base + s B A)) / norm(W), Frobenius, everything as stored, in float64; 0.0 where both are zero.
+
+    What `init` records and `verify` measures: one function, so that they agree however small the error is.
+    """
+    A64, B64 = A.double() * scaling, B.double()
+    error = whole = 0.0
+    for rows in _row_blocks(source):
+        original = source[rows].double()
+        whole = math.hypot(whole, norm(original))
+        error = math.hypot(error, norm((original - base[rows]).addmm_(B64[rows], A64, alpha=-1)))
+    return error / whole if whole else error
+
+
+def _row_blocks(W: Tensor) -> list[slice]:
+    return [slice(top, top + _CHUNK_ROWS) for top in range(0, len(W), _CHUNK_ROWS)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from .components import Components, product, require_rank
 from .lowrank import factorise
 from .minor import minor
 from .principal import principal
+from .scale import near_one
 
 
 @dataclass(frozen=True)
@@ -37,13 +38,20 @@ class Start:
     sigma_max: float | None = None
     error: float | None = None
     moved: bool = True
+    halves: tuple[int, int] = (1, 1)  # of W's scale: how much of it is in A and in B; together all that is moved
+
+    def times(self, k: int) -> Start:
+        """The start of 4^k W from that of W."""
+        (a, b), unit, whole = self.halves, 2.0**k, 4.0**k
+        sigma_max = None if self.sigma_max is None else self.sigma_max * whole
+        return replace(self, A=self.A * unit**a, B=self.B * unit**b, S=self.S * whole, sigma_max=sigma_max)
 
 
 Finder = Callable[[Tensor, int, torch.Generator], Components]
-Rule = Callable[[Tensor, int, torch.Generator], Start]
+Starter = Callable[[Tensor, int, torch.Generator], Start]
 
 
-def _spectral(find: Finder) -> Rule:
+def _spectral(find: Finder) -> Starter:
     """sqrt(S) on both sides (PiSSA, arXiv 2404.02948, section 3; AILoRA and MiLoRA use the same split)."""
 
     def start(W: Tensor, rank: int, generator: torch.Generator) -> Start:
@@ -93,7 +101,7 @@ def leading_qr(W: Tensor, rank: int, generator: torch.Generator) -> Start:
     """
     require_rank(W, rank)
     Q, _ = torch.linalg.qr(W[:, :rank].double())
-    return _factored(Q, product(W.T, Q).T, "qr")
+    return replace(_factored(Q, product(W.T, Q).T, "qr"), halves=(2, 0))
 
 
 def nystrom(W: Tensor, rank: int, generator: torch.Generator) -> Start:
@@ -117,7 +125,7 @@ def minor_left(W: Tensor, rank: int, generator: torch.Generator) -> Start:
     A = torch.zeros(rank, W.shape[1], dtype=torch.float64, device=W.device)
     return Start(
         A=A, B=found.U, U=found.U, S=found.S, Vh=found.Vh,
-        gap=found.gap, sigma_max=found.sigma_max, error=found.error, route=found.route, moved=False,
+        gap=found.gap, sigma_max=found.sigma_max, error=found.error, route=found.route, moved=False, halves=(0, 0),
     )  # fmt: skip
 
 
@@ -127,7 +135,7 @@ def kaiming(W: Tensor, rank: int, generator: torch.Generator) -> Start:
     draw = torch.rand(rank, W.shape[1], generator=generator)
     A = ((2 * draw - 1) * bound).double().to(W.device)
     B = torch.zeros(W.shape[0], rank, dtype=torch.float64, device=W.device)
-    return Start(A=A, B=B, U=B, S=torch.zeros(0, dtype=torch.float64), Vh=A, route="random", moved=False)
+    return Start(A=A, B=B, U=B, S=torch.zeros(0, dtype=torch.float64), Vh=A, route="random", moved=False, halves=(0, 0))
 
 
 def _factored(B: Tensor, A: Tensor, route: str) -> Start:
@@ -135,7 +143,15 @@ def _factored(B: Tensor, A: Tensor, route: str) -> Start:
     return Start(A=A, B=B, U=found.U, S=found.S, Vh=found.Vh, route=route)
 
 
-STARTS: dict[str, Rule] = {
+def find_start(rule: str, W: Tensor, rank: int, generator: torch.Generator) -> Start:
+    """The start by a key of `STARTS` from W (m, n), any float dtype, finite, of any scale: where squares could leave
+    float32 or float64, or digits are few as in denormal numbers, W is brought near 1 first."""
+    near, k = near_one(W)
+    found = STARTS[rule](near, rank, generator)
+    return found.times(k) if k else found
+
+
+STARTS: dict[str, Starter] = {
     "principal": _spectral(principal),
     "minor": _spectral(minor),
     "middle": _spectral(middle),

@@ -45,7 +45,7 @@ def dequantise_pieces(pieces: Pieces, quantised: Quantised) -> Tensor:
     """The matrix (out, in), float32, from its pieces as stored."""
     try:
         W = _RULES[quantised.format.name](pieces, quantised)
-    except (RuntimeError, IndexError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+    except (RuntimeError, IndexError, KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise _unfit(quantised, str(error).splitlines()[0]) from None
     if W.shape != quantised.shape:
         raise _unfit(quantised, f"{list(W.shape)} came out")
@@ -73,7 +73,9 @@ def _fp8(pieces: Pieces, quantised: Quantised) -> Tensor:
     expected = [-(-rows // high), -(-columns // wide)]
     if list(factors.shape) != expected:
         raise ValueError(f"for blocks of {high} x {wide} the scale should have shape {expected}")
-    return q * factors.repeat_interleave(high, 0)[:rows].repeat_interleave(wide, 1)[:, :columns]
+    return (
+        q * factors.repeat_interleave(min(high, rows), 0)[:rows].repeat_interleave(min(wide, columns), 1)[:, :columns]
+    )
 
 
 def _block(quantised: Quantised) -> tuple[int, int]:
@@ -100,7 +102,7 @@ def _stretch(factors: Tensor, block: int, length: int) -> Tensor:
     """Each factor `block` times; ValueError if they are too few."""
     if factors.numel() != -(-length // block):
         raise ValueError(f"{length} entries in blocks of {block} have {factors.numel()} factors")
-    return factors.reshape(-1).repeat_interleave(block)[:length]
+    return factors.reshape(-1).repeat_interleave(min(block, length))[:length]
 
 
 def _bnb_int8(pieces: Pieces, quantised: Quantised) -> Tensor:

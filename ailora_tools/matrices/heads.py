@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..checkpoint.gate import MOST_HEADS
+from ..checkpoint.header import quoted
+
 _QUERIES = ("num_attention_heads", "n_head", "n_heads", "num_heads", "encoder_attention_heads")
 _KEYS = ("num_key_value_heads", "num_kv_heads", "kv_n_heads", "n_head_kv")
 # Types whose classes take `multi_query` as true where config.json does not state it.
@@ -40,7 +43,11 @@ def _stated(config: Mapping[str, Any], names: Sequence[str]) -> int:
     name = next((name for name in names if config.get(name) is not None), None)
     if name is None:
         return 0
-    value = config[name]
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ValueError(f"{name} is {value!r}, not a positive integer")
+    return whole(config[name], name)
+
+
+def whole(value: object, name: str) -> int:
+    """A number of heads or of their rows as config.json states it; ValueError with `name` if it can be none."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MOST_HEADS:
+        raise ValueError(f"{name} is {quoted(value)}, not a positive integer up to {MOST_HEADS:,}")
     return value

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import TargetError
-from .heads import head_counts
+from .heads import head_counts, whole
 
 Runs = tuple[tuple[int, int], ...]
 Pattern = tuple[int, list[tuple[str, int]]]  # how often which sequence of (role, lines) repeats
@@ -122,7 +122,8 @@ def _all_of_it(config: Mapping[str, Any], lines: int, layer: int) -> Pattern:
 
 
 def _openelm(config: Mapping[str, Any], lines: int, layer: int) -> Pattern:
-    return _three_blocks(config["num_query_heads"][layer], config["num_kv_heads"][layer], lines)
+    queries, keys = (whole(config[name][layer], name) for name in ("num_query_heads", "num_kv_heads"))
+    return _three_blocks(queries, keys, lines)
 
 
 def _codegen(config: Mapping[str, Any], lines: int, layer: int) -> Pattern:
@@ -136,7 +137,9 @@ def _gate(config: Mapping[str, Any], lines: int, layer: int) -> Pattern:
 
 def _latent(config: Mapping[str, Any], lines: int, layer: int) -> Pattern:
     queries, _ = head_counts(config)
-    return queries, [("k", int(config["qk_nope_head_dim"])), ("v", int(config["v_head_dim"]))]
+    return queries, [
+        (role, whole(config[name], name)) for role, name in (("k", "qk_nope_head_dim"), ("v", "v_head_dim"))
+    ]
 
 
 SIDE_BY_SIDE = Layout("[Q | K | V]", _side_by_side)

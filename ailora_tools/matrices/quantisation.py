@@ -5,13 +5,13 @@ What the pieces mean is in `dequantise`; a format that is not in the table is ne
 
 from __future__ import annotations
 
-import json
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..checkpoint.header import StoredTensor
+from ..checkpoint.gate import CONFIG_BYTES, parse
+from ..checkpoint.header import StoredTensor, quoted
 from ..checkpoint.index import Checkpoint
 from ..errors import TargetError
 
@@ -122,7 +122,7 @@ def _described(checkpoint: Checkpoint, row: Format, pieces: dict[str, StoredTens
     try:
         match row.name:
             case "bnb_4bit":
-                settings |= json.loads(_bytes(checkpoint, pieces["state"]))
+                settings |= parse(_bytes(checkpoint, pieces["state"]), checkpoint.files.where(pieces["state"].file))
                 shape = settings["shape"]
             case "gptq":
                 shape = (columns, rows * 32 // int(settings["bits"]))
@@ -133,6 +133,8 @@ def _described(checkpoint: Checkpoint, row: Format, pieces: dict[str, StoredTens
             case _:
                 shape = (rows, columns)
         high, wide = (int(side) for side in shape)
+        if min(high, wide) < 0 or high * wide > 4 * pieces["main"].nbytes:  # no format has less than two bits an entry
+            raise ValueError(f"{quoted(shape)} does not fit {pieces['main'].nbytes:,} bytes")
     except (KeyError, ValueError, TypeError, ArithmeticError, struct.error) as error:
         raise TargetError(
             f"{pieces['main'].name}: looks like {row.label}, but does not say its shape ({error}).",
@@ -142,6 +144,8 @@ def _described(checkpoint: Checkpoint, row: Format, pieces: dict[str, StoredTens
 
 
 def _bytes(checkpoint: Checkpoint, piece: StoredTensor) -> bytes:
+    if piece.nbytes > CONFIG_BYTES:
+        raise ValueError(f"{piece.name} has {piece.nbytes:,} bytes")
     return bytes(checkpoint.files.read(piece.file, piece.start, piece.stop))
 
 

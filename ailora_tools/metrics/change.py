@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from ..linalg.components import Components
-from ..linalg.finite import require_finite as require_finite
 from ..linalg.minor import minor
 from ..linalg.principal import principal
+from ..linalg.scale import near_one
 from ..linalg.spectrum import whole
 from .elements import chunks, rounding_rms, stored_dtype
 from .noise import change_edge
@@ -97,7 +97,7 @@ def placement(base: Anatomy, change: Difference, rank: int) -> dict[str, Any]:
     of their principal angles. intruders: how many of the top ten left vectors after have no cosine of 0.5 or more
     with any left vector before (arXiv 2410.21228).
     """
-    D = change.delta.float()
+    D = near_one(change.delta)[0].float()  # only shares of it are stated
     m, n = D.shape
     k = len(base.S)
     total = max(float(D.norm()) ** 2, 1e-300)
@@ -124,6 +124,7 @@ def _angles(base: Anatomy, change: Difference, rank: int) -> dict[str, Any]:
     tuned = (base.W.double() + change.delta) if change.low_rank else change.tuned
     if not bool(tuned.any()):
         return {}
+    tuned, _ = near_one(tuned)  # angles have no scale
     generator = torch.Generator().manual_seed(0)
     top = principal(tuned, max(rank, min(INTRUDERS, *tuned.shape)), generator)
     bottom = minor(tuned, rank, generator)

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..linalg.scale import near_one
+
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 _CHUNK = 1 << 20
 _BINS = 4096
@@ -50,8 +52,10 @@ def element_statistics(W: Tensor) -> dict[str, float | list[float] | None]:
 
 
 def _quantiles(W: Tensor, mean: float, std: float, low: float, high: float) -> list[float]:
-    """At `QUANTILES`, linear within the bins of a histogram."""
-    left, right = max(low, mean - _REACH * std), min(high, mean + _REACH * std)
+    """At `QUANTILES`, linear within the bins of a histogram in float32, where W is brought near 1."""
+    W, k = near_one(W)
+    unit = 4.0**k
+    left, right = max(low, mean - _REACH * std) / unit, min(high, mean + _REACH * std) / unit
     if not left < right:
         return [mean] * len(QUANTILES)
     counts = torch.zeros(_BINS, dtype=torch.float64)
@@ -61,7 +65,7 @@ def _quantiles(W: Tensor, mean: float, std: float, low: float, high: float) -> l
     wanted = torch.tensor(QUANTILES, dtype=torch.float64) * cumulative[-1]
     at = torch.searchsorted(cumulative, wanted).clamp(1, _BINS)
     within = (wanted - cumulative[at - 1]) / (cumulative[at] - cumulative[at - 1]).clamp_min(1e-300)
-    return [float(value) for value in left + (at - 1 + within) * ((right - left) / _BINS)]
+    return [float(value) * unit for value in left + (at - 1 + within) * ((right - left) / _BINS)]
 
 
 def stored_dtype(W: Tensor) -> torch.dtype:

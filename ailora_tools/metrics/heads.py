@@ -50,7 +50,7 @@ def _head_dim(config: Mapping[str, Any]) -> int | None:
     if config.get("v_head_dim"):  # heads of keys and of values have two sizes
         return None
     sizes = (config.get(name) for name in _HEAD_DIM)
-    return next((size for size in sizes if isinstance(size, int) and size > 0), None)
+    return next((size for size in sizes if type(size) is int and size > 0), None)
 
 
 def split(W: Tensor, role: str, count: int) -> Tensor:

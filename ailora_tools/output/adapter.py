@@ -9,7 +9,7 @@ import numpy as np
 
 from ..adapters.peft import ADAPTER_WEIGHTS, MAGNITUDE_DTYPE, AdapterModule, magnitude_name, tensor_names
 from ..checkpoint.header import build_header, tensor_bytes
-from .spans import create, read_span, write_span
+from .spans import read_span, renew, write_span
 
 
 class AdapterWriter:
@@ -33,8 +33,7 @@ class AdapterWriter:
         self._itemsize = tensor_bytes(dtype, (1,))
         raw, self._header = build_header(sorted(entries), {"format": "pt", **metadata}, ADAPTER_WEIGHTS)
         self.path = folder / ADAPTER_WEIGHTS
-        if not self.path.exists():
-            create(self.path, self._header.file_size, raw)
+        renew(self.path, self._header.file_size, raw)
 
     @property
     def nbytes(self) -> int:

@@ -10,12 +10,15 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from ..checkpoint.gate import DOCUMENT_BYTES, decode, read_path
+from ..checkpoint.header import quoted
 from ..errors import CheckpointError
 from ..metrics.definitions import DEFINITIONS
+from .analysis_fields import Analysis, require_whole
 from .names import ANALYSIS
+from .spans import json_text
 
 ANALYSIS_FORMAT, ANALYSIS_VERSION = "ailora-tools analysis", 1
-_LARGEST = 1 << 30
 _PLACE = ("role", "stack", "layer", "tensor", "rows", "columns", "dtype")
 
 
@@ -28,29 +31,30 @@ def schema() -> dict[str, Any]:
 def dump(document: Mapping[str, Any]) -> str:
     """One matrix a line, so that the file can be read and compared; NaN and infinity are refused, not written."""
     head = {key: value for key, value in document.items() if key != "matrices"}
-    body = json.dumps(head, ensure_ascii=False, indent=1, allow_nan=False)
-    rows = ",\n".join(json.dumps(row, ensure_ascii=False, allow_nan=False) for row in document["matrices"])
+    body = json_text(head, 1)
+    rows = ",\n".join(json_text(row) for row in document["matrices"])
     return f'{body[:-2]},\n "matrices": [\n{rows}\n ]\n}}\n'
 
 
 def read_analysis(path: Path) -> dict[str, Any]:
-    """An analysis.json, or the one in a folder; CheckpointError if it is not one of this version."""
+    """An analysis.json, or the one in a folder; CheckpointError if it is not one of this version, or not whole."""
     path = path / ANALYSIS if path.is_dir() else path
-    try:
-        if path.stat().st_size > _LARGEST:
-            raise CheckpointError(f"{path}: larger than {_LARGEST:,} bytes.", "Give an analysis.json.")
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror}.", "Give the analysis.json that `analyze` wrote.") from None
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not valid JSON ({error}).", "Run `analyze` again.") from None
-    found = [document.get(key) if isinstance(document, dict) else None for key in ("format", "version")]
+    raw = read_path(path, "Give the analysis.json that `analyze` wrote.", limit=DOCUMENT_BYTES)
+    document = decode(raw, str(path), dict[str, Any], "Run `analyze` again.")
+    found = [document.get(key) for key in ("format", "version")]
     if found != [ANALYSIS_FORMAT, ANALYSIS_VERSION]:
         raise CheckpointError(
-            f"{path}: format and version are {found}, expected {[ANALYSIS_FORMAT, ANALYSIS_VERSION]}.",
+            f"{path}: format and version are {quoted(found)}, expected {[ANALYSIS_FORMAT, ANALYSIS_VERSION]}.",
             "Give the analysis.json that this version of `analyze` wrote.",
         )
-    return dict(document)
+    try:
+        require_whole(decode(raw, str(path), Analysis, _AGAIN))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}.", _AGAIN) from None
+    return document
+
+
+_AGAIN = "It was changed or is damaged: run `analyze` again."
 
 
 def metrics_csv(document: Mapping[str, Any]) -> str:

@@ -17,10 +17,11 @@ from ..adapters.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from ..checkpoint.ahead import read_ahead
 from ..checkpoint.files import Files
 from ..checkpoint.index import OTHER_WEIGHTS, Checkpoint
+from ..errors import CheckpointError, listed
 from .layout import Copy, ShardLayout
 from .names import CARD, LR_GROUPS, MANIFEST, RESULT
 from .platform import copy_range, share_extents
-from .spans import blocks, create, read_span, sha256_file, sync_file, write_span
+from .spans import blocks, create, read_span, renew, sha256_file, sync_file, write_span
 
 _STEP = 16 << 20
 _SYNC_EVERY = 256 << 20  # bytes between two marks from which an interrupted copy can go on
@@ -30,13 +31,38 @@ _OWN_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, MANIFEST, RESULT, LR_GROUPS, CARD
 def companions(checkpoint: Checkpoint) -> list[str]:
     """Files copied along unchanged: config, tokenizer, code, the index. No other weights, no adapter, no card.
 
-    A stale copy of the weights in another format beside patched shards would be loaded by some programs.
+    A stale copy of the weights in another format beside patched shards would be loaded by some programs. Hidden files
+    (.env) and links to elsewhere stay where they are, because the copy is made to be published.
     """
+    strays = set(checkpoint.files.strays())
+    return [name for name in _wanted(checkpoint) if name not in strays]
 
+
+def left_out(checkpoint: Checkpoint) -> list[str]:
+    """Notices about links that are not followed; CheckpointError where no model can do without the file."""
+    strays = sorted(set(checkpoint.files.strays()).intersection(_wanted(checkpoint)))
+    vital = [name for name in strays if name in ("config.json", checkpoint.index_name)]
+    if vital:
+        raise CheckpointError(
+            f"{checkpoint.files.where(vital[0])}: a link out of the model's folder, which is not followed when copied.",
+            "Put the file itself there: cp -L copies what links lead to.",
+        )
+    return [f"not copied, because they are links out of the model's folder: {listed(strays)}"] if strays else []
+
+
+def require_readable(checkpoint: Checkpoint, names: Iterable[str]) -> None:
+    """CheckpointError for a file on this machine that could not be copied, before any work is done."""
+    if checkpoint.files.traffic is None:
+        for name in names:
+            checkpoint.files.read(name, 0, 0)
+
+
+def _wanted(checkpoint: Checkpoint) -> list[str]:
     def wanted(name: str) -> bool:
         weights = name.endswith((".safetensors", *OTHER_WEIGHTS))
         foreign_index = name.endswith(".index.json") and name != checkpoint.index_name
-        return not (weights or foreign_index or name.rsplit("/", 1)[-1] in _OWN_FILES)
+        last = name.rsplit("/", 1)[-1]
+        return not (weights or foreign_index or last in _OWN_FILES or last.startswith("."))
 
     return [name for name in checkpoint.files.names() if wanted(name)]
 
@@ -112,9 +138,8 @@ class BaseWriter:
     def _prepare(self, shard: str, copied: int) -> int:
         """Make the file unless it is there; how many bytes need no copying, all if the file system could share them."""
         path, layout = self._tree / shard, self._layouts[shard]
-        if path.exists() and path.stat().st_size == layout.size:
+        if renew(path, layout.size, layout.header):
             return copied
-        create(path, layout.size, layout.header)
         return layout.copied_bytes if not layout.header and _clone(self._files, shard, path) else 0
 
     def _copy(self, shard: str) -> None:
@@ -173,4 +198,7 @@ def rest_of(copies: Iterable[Copy], done: int) -> Iterator[Copy]:
 
 def _clone(files: Files, name: str, path: Path) -> bool:
     held = files.local_path(name)
-    return held is not None and share_extents(held, path)
+    if held is None or not share_extents(held, path):
+        return False
+    sync_file(path)
+    return True

@@ -7,10 +7,11 @@ from dataclasses import asdict
 from typing import Any
 
 from .adapter import AdapterWriter
-from .atomic import WorkFolder
 from .base import BaseWriter
 from .manifest import ModuleRecord, module_record
+from .names import MANIFEST
 from .spans import sha256, sha256_file
+from .work import WorkFolder
 
 _HEARTBEAT = 1.0  # seconds between two looks at how far copying is
 
@@ -55,10 +56,11 @@ class InitFolder:
             yield shard
 
     def file_hashes(self) -> dict[str, dict[str, Any]]:
-        """Size and SHA-256 of every file in the folder, by path."""
+        """Size and SHA-256 of every file in the folder but the manifest, which an interrupted run may have left."""
         known = {shard: self._base.sha256(shard) for shard in self._base.shards}
         tree = self._work.tree
         names = sorted(path.relative_to(tree).as_posix() for path in tree.rglob("*") if path.is_file())
+        names = [name for name in names if name != MANIFEST]
         return {
             name: {"size": (tree / name).stat().st_size, "sha256": known.get(name) or sha256_file(tree / name)}
             for name in names

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..checkpoint.files import LocalFiles
+from ..checkpoint.gate import INDEX_BYTES, read_json
 from ..checkpoint.header import DTYPE_BITS, Header, StoredTensor, build_header, tensor_bytes
 from ..checkpoint.index import Checkpoint
 from .spans import write_json
@@ -72,8 +73,8 @@ def lay_out(checkpoint: Checkpoint, changed: Iterable[StoredTensor], base_dtype:
 def restate_total(tree: Path, checkpoint: Checkpoint, dtypes: Mapping[str, str]) -> None:
     """Write the total anew into the index that was copied to `tree`, where it changes."""
     if checkpoint.index_name is not None and not keeps_total(checkpoint, dtypes):
-        path = tree / checkpoint.index_name
-        write_json(path, restated(json.loads(path.read_text(encoding="utf-8")), checkpoint, dtypes))
+        index = read_json(LocalFiles(tree), checkpoint.index_name, INDEX_BYTES)
+        write_json(tree / checkpoint.index_name, restated(index, checkpoint, dtypes))
 
 
 def keeps_total(checkpoint: Checkpoint, dtypes: Mapping[str, str]) -> bool:

@@ -4,10 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from ..checkpoint.gate import Factor, View, read_document
 from ..metrics.motion import lr_scales, role_motion
 from .manifest import ModuleRecord
+from .names import LR_GROUPS
+
+
+class LrGroups(View):
+    """modules: factor of the learning rate by module path. shared: those that hold several projections."""
+
+    modules: dict[str, Factor]
+    shared: list[str]
+
+
+def read_lr_groups(folder: Path) -> LrGroups:
+    """CheckpointError if there is no lr_groups.json in `folder`, or if it is none."""
+    return read_document(
+        folder / LR_GROUPS, LrGroups, "Give the ailora_init of a folder that `ailora-tools init` wrote."
+    )
 
 
 def lr_document(records: Sequence[ModuleRecord]) -> dict[str, Any]:

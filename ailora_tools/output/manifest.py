@@ -5,17 +5,33 @@ No time stamps: the same input, options and seed give the same bytes.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from ..checkpoint.gate import (
+    DOCUMENT_BYTES,
+    Amount,
+    Digest,
+    Factor,
+    Meta,
+    Rank,
+    Side,
+    Size,
+    View,
+    parse,
+    read_path,
+    stays_inside,
+    typed,
+)
+from ..checkpoint.header import quoted
 from ..checkpoint.index import Checkpoint
-from ..errors import CheckpointError, VerificationError
+from ..errors import CheckpointError, VerificationError, listed
 from ..matrices.layouts import Part
+from ..methods import ROLES, RULES
 from .names import MANIFEST
-from .spans import sha256
+from .spans import in_utf8, json_text, sha256
 
 SCHEMA = 5
 
@@ -34,32 +50,32 @@ class ModuleRecord:
     tensor: str
     file: str
     role: str
-    layer: int
+    layer: Size
     stack: str
-    shape: tuple[int, int]
+    shape: tuple[Side, Side]
     dtype: str
     base_dtype: str
     part: Part | None
-    outputs: int  # of the module: rows of B
+    outputs: Side  # of the module: rows of B
     rule: str
-    rank: int
-    alpha: int
-    scaling: float
+    rank: Rank
+    alpha: Rank
+    scaling: Factor
     route: str
     rounding: str
-    reconstruction_error: float
+    reconstruction_error: Amount
     survival: float | None
     survival_nearest: float | None
     gap: float | None
-    dead: int
-    residual_error: float | None
+    dead: Size
+    residual_error: Amount | None
     overlap: float
-    motion: float
-    sigma_max: float | None
-    singular_values: tuple[float, ...]
-    source_sha256: str
-    base_sha256: str
-    adapter_sha256: str
+    motion: Amount
+    sigma_max: Amount | None
+    singular_values: tuple[Amount, ...]
+    source_sha256: Digest
+    base_sha256: Digest
+    adapter_sha256: Digest
 
 
 @dataclass(frozen=True)
@@ -74,9 +90,9 @@ class Manifest:
     base: bool
     offset: bool
     motion: Mapping[str, float]
-    modules: Sequence[ModuleRecord]
+    modules: tuple[ModuleRecord, ...]
     files: Mapping[str, Mapping[str, Any]]
-    notices: Sequence[str] = field(default=())
+    notices: tuple[str, ...] = field(default=())
 
     def to_json(self) -> str:
         """Indented JSON that ends with the SHA-256 of itself without that last field."""
@@ -90,24 +106,24 @@ def read_manifest(folder: Path) -> Manifest:
     """Parse and check `ailora.json`; CheckpointError if there is none,
     VerificationError if it was changed or is of another version."""
     path = folder / MANIFEST
+    raw = read_path(path, "Give a folder that `ailora-tools init` wrote (a list of biases has nothing to verify).",
+                    limit=DOCUMENT_BYTES)  # fmt: skip
     try:
-        text = path.read_text(encoding="utf-8")
-        body = json.loads(text)
-        if body.get("schema") != SCHEMA:
-            raise VerificationError(
-                f"{path}: schema {body.get('schema')!r}, this version reads {SCHEMA}.",
-                "Use the version of ailora-tools that wrote the folder.",
-            )
-        recorded = body.pop("sha256", None)
-        intact = recorded == sha256(_dump(body).encode())
-        if not intact or text != _dump({**body, "sha256": recorded}):
-            raise VerificationError(f"{path}: was changed after it was written: its own hash does not fit.", _RESTORE)
-        return _from_json(body)
-    except OSError as error:
-        hint = "Give a folder that `ailora-tools init` wrote (a list of biases has nothing to verify)."
-        raise CheckpointError(f"{path}: {error.strerror}.", hint) from None
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise VerificationError(f"{path}: cannot be read ({error}).", _RESTORE) from None
+        body = parse(raw, str(path))
+    except CheckpointError as error:
+        raise VerificationError(error.problem, _RESTORE) from None
+    schema = body.get("schema") if isinstance(body, dict) else None
+    if schema != SCHEMA:
+        raise VerificationError(
+            f"{path}: schema {quoted(schema)}, this version reads {SCHEMA}.",
+            "Use the version of ailora-tools that wrote the folder.",
+        )
+    text = raw.decode().replace("\r\n", "\n")  # as Python writes lines on Windows
+    recorded = body.pop("sha256", None)
+    intact = recorded == sha256(_dump(body).encode())
+    if not intact or text != _dump({**body, "sha256": recorded}):
+        raise VerificationError(f"{path}: was changed after it was written: its own hash does not fit.", _RESTORE)
+    return _from_json(body, path)
 
 
 def fingerprint(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
@@ -122,18 +138,81 @@ _RESTORE = "Restore it from a copy, or run init again: the same seed gives the s
 
 
 def _dump(body: Mapping[str, Any]) -> str:
-    return json.dumps(body, indent=1, ensure_ascii=False) + "\n"
+    return in_utf8(json_text(body, 1)) + "\n"
 
 
-def _from_json(body: dict[str, Any]) -> Manifest:
-    body.pop("schema")
-    modules = tuple(module_record(entry) for entry in body.pop("modules"))
-    return Manifest(modules=modules, **body)
+class _File(View):
+    size: Size
+    sha256: Digest
+
+
+class _Shard(View):
+    size: Size
+    header_sha256: Digest
+
+
+class _Source(View):
+    location: str
+    revision: str | None
+    subfolder: str
+    shards: dict[str, _Shard]
+
+
+class _Settings(View):
+    seed: Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
+    dora: bool
+    rslora: bool
+
+
+class _Document(View):
+    """Those parts of the file that stay mappings, typed."""
+
+    tool: dict[str, str]
+    source: _Source
+    settings: _Settings
+    files: dict[str, _File]
+
+
+def _from_json(body: dict[str, Any], path: Path) -> Manifest:
+    """The typed manifest; VerificationError for one that this tool cannot have written, whatever its hash says."""
+    known = {item.name for item in fields(Manifest)} | {"schema"}
+    if strange := [quoted(key) for key in body if key not in known]:
+        raise VerificationError(f"{path}: has the unknown fields {listed(strange)}.", _RESTORE)
+    typed(body, str(path), _Document, _RESTORE, error=VerificationError)
+    manifest = typed(body, str(path), Manifest, _RESTORE, error=VerificationError)
+    outside = [quoted(name) for name in _names(manifest) if not stays_inside(name)]
+    if outside:
+        raise VerificationError(f"{path}: names files that lie outside the folder: {listed(outside)}.", _RESTORE)
+    faults = [fault for record in manifest.modules for fault in _impossible(record)]
+    if faults:
+        raise VerificationError(f"{path}: {listed(faults)}.", _RESTORE)
+    return manifest
+
+
+def _names(manifest: Manifest) -> list[str]:
+    return [*manifest.files, *(record.file for record in manifest.modules), *manifest.source["shards"]]
+
+
+def _impossible(record: ModuleRecord) -> list[str]:
+    """What in a record contradicts itself, so that arithmetic on it would fail."""
+    name = quoted(record.module)
+    faults = [] if record.rank <= min(record.shape) else [f"{name} has rank {record.rank}, above {min(record.shape)}"]
+    if record.role not in ROLES:
+        faults.append(f"{name} has the unknown role {quoted(record.role)}")
+    if record.rule not in RULES:
+        faults.append(f"{name} has the unknown rule {quoted(record.rule)}")
+    if record.shape[0] > record.outputs:
+        faults.append(f"{name} has {record.shape[0]} rows of {record.outputs}")
+    if record.part is not None and not _in_order(record.part, record):
+        faults.append(f"{name} is said to lie in lines that cannot be")
+    return faults
+
+
+def _in_order(part: Part, record: ModuleRecord) -> bool:
+    edges = [edge for run in part.runs for edge in run]
+    return part.lines == record.shape[0] and edges == sorted(edges) and edges[0] >= 0 and edges[-1] <= record.outputs
 
 
 def module_record(entry: Mapping[str, Any]) -> ModuleRecord:
-    """A record from its JSON form; TypeError or KeyError if fields are missing or unknown."""
-    shape, values, part = tuple(entry["shape"]), tuple(entry["singular_values"]), entry["part"]
-    if part is not None:
-        part = Part(**{**part, "runs": tuple(tuple(run) for run in part["runs"])})
-    return ModuleRecord(**{**entry, "shape": shape, "singular_values": values, "part": part})
+    """A record from its JSON form; VerificationError if fields are missing or are not what they must be."""
+    return typed(entry, "a record of a module", ModuleRecord, _RESTORE, error=VerificationError)

@@ -6,14 +6,20 @@ out of, and no `fsync` of a folder or of what was opened to be read.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
+try:
+    import msvcrt
+except ImportError:
+    msvcrt = None  # type: ignore[assignment]
 
 _FICLONE = 0x40049409  # linux/fs.h: share all extents of one file with another (btrfs, xfs, bcachefs)
 _CANNOT = {errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EBADF}
@@ -59,3 +65,59 @@ def share_extents(source: Path, path: Path) -> bool:
             return True
         except OSError:
             return False
+
+
+def write_all(handle: int, data: bytes) -> None:
+    """All of `data` at the handle's position: one call may take only a part."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(handle, view) :]
+
+
+def lock(handle: int) -> bool:
+    """Take the lock of an open file for this process, until it is closed; False if another one has it.
+
+    Where the file system knows no locks the answer is True: nothing better can be known there.
+    """
+    try:
+        if fcntl is not None:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        elif msvcrt is not None:
+            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        return error.errno not in (errno.EACCES, errno.EDEADLK)
+    return True
+
+
+def rename_new(old: Path, new: Path) -> bool:
+    """Give a file or folder a name that nothing has yet; False, and nothing is changed, if something has it.
+
+    In one step where the system can (renameat2 of Linux); elsewhere it is looked up first.
+    """
+    if _renameat2 is not None:
+        if _renameat2(_AT_FDCWD, os.fsencode(old), _AT_FDCWD, os.fsencode(new), _NOREPLACE) == 0:
+            return True
+        error = ctypes.get_errno()
+        if error == errno.EEXIST:
+            return False
+        if error not in _CANNOT:
+            raise OSError(error, os.strerror(error), str(old), None, str(new))
+    if os.path.lexists(new):
+        return False
+    old.rename(new)
+    return True
+
+
+def _find_renameat2() -> Callable[..., int] | None:
+    try:
+        call = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError, TypeError):  # no such function, or no such library (Windows)
+        return None
+    call.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint]
+    return call
+
+
+_AT_FDCWD, _NOREPLACE = -100, 1  # fcntl.h and linux/fs.h
+_renameat2 = _find_renameat2()

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import OptionError, listed
+from ..checkpoint.gate import CONFIG_BYTES, parse, read_path
+from ..checkpoint.header import quoted
+from ..errors import CheckpointError, OptionError, listed
 
 RANKS_FORMAT, RANKS_VERSION = "ailora-tools ranks", 1
-_LARGEST = 10_000_000
 _HINT = "Give the ranks.json that `ailora-tools analyze --suggest-ranks` wrote."
 
 
@@ -27,18 +27,16 @@ class Ranks:
 def read_ranks(path: Path) -> Ranks:
     """Raises OptionError for a file that is not there, is not of this format, or holds anything but whole numbers."""
     try:
-        if path.stat().st_size > _LARGEST:
-            raise OptionError(f"{path}: larger than {_LARGEST:,} bytes.", _HINT)
-        body = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise OptionError(f"{path}: {error.strerror}.", _HINT) from None
-    except (ValueError, RecursionError) as error:
-        raise OptionError(f"{path}: not valid JSON ({error}).", _HINT) from None
+        body = parse(read_path(path, _HINT, limit=CONFIG_BYTES), str(path))
+    except CheckpointError as error:
+        raise OptionError(error.problem, _HINT) from None
     found = [body.get(key) if isinstance(body, dict) else None for key in ("format", "version")]
     if found != [RANKS_FORMAT, RANKS_VERSION]:
-        raise OptionError(f"{path}: format and version are {found}, expected {[RANKS_FORMAT, RANKS_VERSION]}.", _HINT)
+        raise OptionError(
+            f"{path}: format and version are {quoted(found)}, expected {[RANKS_FORMAT, RANKS_VERSION]}.", _HINT
+        )
     rank = body.get("rank")
-    wrong = [] if rank is None or _positive(rank) else [f"rank is {rank!r}"]
+    wrong = [] if rank is None or _positive(rank) else [f"rank is {quoted(rank)}"]
     patterns = [_pattern(body.get(key, {}), key, wrong) for key in ("rank_pattern", "alpha_pattern")]
     wrong += [f"alpha_pattern names {module}, rank_pattern does not" for module in patterns[1].keys() - patterns[0]]
     if wrong:
@@ -50,7 +48,9 @@ def _pattern(value: Any, key: str, wrong: list[str]) -> dict[str, int]:
     if not isinstance(value, dict):
         wrong.append(f"{key} is no object")
         return {}
-    wrong += [f"{key} of {module} is {number!r}" for module, number in value.items() if not _positive(number)]
+    wrong += [
+        f"{key} of {module[:200]} is {quoted(number)}" for module, number in value.items() if not _positive(number)
+    ]
     return value
 
 

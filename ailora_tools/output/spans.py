@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from .platform import BINARY, pwrite
+from ..errors import NumericalError
+from .platform import BINARY, pwrite, write_all
 
 BLOCK = 4 << 20
 
@@ -41,6 +43,25 @@ def create(path: Path, size: int, first: bytes = b"") -> None:
         file.truncate(size)
 
 
+def renew(path: Path, size: int, first: bytes) -> bool:
+    """Leave a file of that size that starts with `first` as it is (True), make any other anew: an interruption may have
+    come before its size was set, or before the disk had its first bytes."""
+    if path.is_file() and path.stat().st_size == size and read_span(path, 0, len(first)) == first:
+        return True
+    create(path, size, first)
+    return False
+
+
+def write_new(path: Path, data: bytes) -> None:
+    """A new file that the disk has when this returns; FileExistsError if the name is taken."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | BINARY, 0o666)
+    try:
+        write_all(handle, data)
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def blocks(start: int, stop: int, step: int = BLOCK) -> Iterable[tuple[int, int]]:
     """[start, stop) in pieces of at most `step` bytes."""
     return ((low, min(low + step, stop)) for low in range(start, stop, step))
@@ -61,9 +82,12 @@ def sync_file(path: Path) -> None:
         os.close(handle)
 
 
-def written_json(value: Any) -> str:
-    """The text that `write_json` writes, to compare with a file of it."""
-    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+def sync_tree(root: Path) -> None:
+    """Wait until the disk has everything in a folder."""
+    for folder, _, names in os.walk(root, topdown=False):
+        for name in names:
+            sync_file(Path(folder, name))
+        sync_file(Path(folder))
 
 
 def sha256(*parts: memoryview | bytes | bytearray) -> str:
@@ -84,6 +108,42 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
+def json_text(value: Any, indent: int | None = None) -> str:
+    """JSON, which has neither NaN nor infinity: NumericalError that names the field. The one way a document of ours
+    becomes text."""
+    try:
+        return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        raise NumericalError(
+            f"{_not_finite(value) or 'a number'} is NaN or infinite, which JSON cannot hold.",
+            "A number of the input is not finite or too large: look for it with `ailora-tools analyze`.",
+        ) from None
+
+
+def _not_finite(value: Any, path: str = "") -> str | None:
+    """Where the first such number lies, as a path of keys and places."""
+    if isinstance(value, float):
+        return None if math.isfinite(value) else path
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
+    return next((found for key, item in items if (found := _not_finite(item, f"{path}.{key}".lstrip(".")))), None)
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Indented JSON with a newline at the end, the same bytes on every system."""
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
+    """Indented JSON with a newline at the end, the same bytes on every system; NumericalError as in `json_text`."""
+    write_text(path, file_text(value))
+
+
+def file_text(value: Any) -> str:
+    """What `write_json` writes."""
+    return in_utf8(json_text(value, 2)) + "\n"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Text in UTF-8, the same bytes on every system."""
+    path.write_text(in_utf8(text), encoding="utf-8", newline="\n")
+
+
+def in_utf8(text: str) -> str:
+    """Text that UTF-8 can hold. A byte of a file name that is not UTF-8 is a lone surrogate in Python (PEP 383); it
+    becomes an escape such as \\udce9, which JSON and Python read as that very name."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -13,7 +13,7 @@ from ..adapters.peft import ADAPTER_CONFIG, AdapterModule, adapter_config, hits,
 from ..checkpoint.header import quoted
 from ..errors import AiloraError, listed
 from ..output.names import ADAPTER_FOLDER
-from ..output.spans import written_json
+from ..output.spans import file_text
 from ..targets.notices import leaf
 from ..targets.plan import target_modules
 from .folder import Check
@@ -33,7 +33,7 @@ def check_adapter_config(subject: Subject) -> Check:
         config = subject.adapter_config
         faults = [*_named_faults(config, subject), *_field_faults(config, subject), *_spelling(subject)]
     except AiloraError as error:
-        return Check("adapter config", False, error.problem)
+        return Check("adapter config", False, f"{ADAPTER_FOLDER}/{ADAPTER_CONFIG} cannot be read: {error.problem}")
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, re.error) as error:
         return Check("adapter config", False, f"{ADAPTER_FOLDER}/{ADAPTER_CONFIG} cannot be read: {error}")
     detail = f"init_lora_weights is true; targets reach all {len(subject.modules)} modules"
@@ -137,5 +137,5 @@ def _spelling(subject: Subject) -> Iterator[str]:
     """Of a key that stands twice Python's readers take the last, others the first."""
     files = subject.adapter_files
     text = files.read(ADAPTER_CONFIG, 0, files.size(ADAPTER_CONFIG)).decode()
-    if text != written_json(json.loads(text)):
+    if text != file_text(json.loads(text)):
         yield "it is not spelt as init writes it (a key twice, or other white space)"

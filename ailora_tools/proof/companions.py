@@ -6,12 +6,13 @@ from collections.abc import Iterator, Mapping
 
 from ..checkpoint.ahead import read_ahead
 from ..checkpoint.files import Files
+from ..checkpoint.gate import INDEX_BYTES, read_json
 from ..checkpoint.header import Header
-from ..checkpoint.index import Checkpoint, read_json
+from ..checkpoint.index import Checkpoint
 from ..errors import CheckpointError, listed
 from ..output.base import companions
 from ..output.layout import keeps_total, restated
-from ..output.spans import blocks, written_json
+from ..output.spans import blocks, file_text
 from ..surgery.operation import Operation
 from .folder import Check, loadable, own_files
 from .subject import Subject
@@ -69,9 +70,9 @@ def _same_companion(subject: Subject, source: Checkpoint, name: str) -> bool:
         if name == source.index_name and subject.operation is not None:
             dtypes = stored_dtypes(subject.operation)
             if not keeps_total(source, dtypes):
-                index = restated(read_json(source.files, name), source, dtypes)
+                index = restated(read_json(source.files, name, INDEX_BYTES), source, dtypes)
                 held = bytes(subject.files.read(name, 0, subject.files.size(name)))
-                return held == written_json(index).encode()
+                return held == file_text(index).encode()
         ours, theirs = (name, 0, subject.files.size(name)), (name, 0, source.files.size(name))
         return same_bytes(subject.files, ours, source.files, theirs)
     except CheckpointError:
@@ -116,7 +117,7 @@ def _index_faults(subject: Subject, headers: Mapping[str, Header]) -> Iterator[s
     names = [name for name in subject.manifest.files if name.endswith(_INDEX) and "/" not in name]
     for name in names:
         try:
-            stated = read_json(subject.files, name).get("weight_map")
+            stated = read_json(subject.files, name, INDEX_BYTES).get("weight_map")
         except CheckpointError as error:
             yield error.problem.rstrip(".")
             continue

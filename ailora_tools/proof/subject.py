@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,10 +10,11 @@ from typing import Any
 
 from torch import Tensor
 
-from ..adapters.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS, magnitude_name, pattern_value, tensor_names
+from ..adapters.folder import read_config
+from ..adapters.peft import ADAPTER_WEIGHTS, magnitude_name, pattern_value, scaling_of, tensor_names
 from ..checkpoint.files import Files, LocalFiles
 from ..checkpoint.header import Header
-from ..checkpoint.index import Checkpoint, read_header, read_json
+from ..checkpoint.index import Checkpoint, read_header
 from ..checkpoint.stream import load_matrix
 from ..errors import AiloraError, CheckpointError
 from ..matrices.dequantise import dequantise
@@ -63,17 +63,17 @@ class Subject:
     @cached_property
     def adapter_config(self) -> Mapping[str, Any]:
         """adapter_config.json; CheckpointError if it cannot be read."""
-        return read_json(self.adapter_files, ADAPTER_CONFIG)
+        return read_config(self.adapter_files)
 
     def scaling(self, module: str) -> float | None:
-        """What PEFT will multiply B A of a module with, by adapter_config.json; None if that makes no number."""
+        """What PEFT will multiply B A of a module with, by adapter_config.json; None if that makes no sane number."""
         try:
             config = self.adapter_config
-            rank = pattern_value(config.get("rank_pattern"), module, config.get("r"))
-            alpha = pattern_value(config.get("alpha_pattern"), module, config.get("lora_alpha"))
-            return float(alpha / rank**0.5 if config.get("use_rslora") else alpha / rank)
-        except (AiloraError, TypeError, ValueError, ArithmeticError, re.error):
+        except AiloraError:
             return None
+        rank = pattern_value(config.get("rank_pattern"), module, config.get("r"))
+        alpha = pattern_value(config.get("alpha_pattern"), module, config.get("lora_alpha"))
+        return scaling_of(alpha, int(rank or 1), bool(config.get("use_rslora")))
 
     @cached_property
     def modules(self) -> Mapping[str, tuple[ModuleRecord, ...]]:

@@ -60,5 +60,5 @@ def motion_by_rank(rows: Sequence[Row]) -> Figure:
 
 
 def _motions(row: Row) -> list[float]:
-    S = np.asarray(row.singular_values)
+    S = np.asarray(row.singular_values, float)
     return list(motions(S, row.cuts.ranks, row.shape)[PARTS[row.role]])

@@ -87,14 +87,18 @@ def _spectra(parts: Parts, rows: Sequence[Row]) -> None:
                    "One line a layer, from blue for the first to yellow for the last.", figures.spectra(rows, role))
         for role in roles(rows)
     ]  # fmt: skip
-    floor = max(row.floor / row.singular_values[0] for row in rows if _some(row))
+    parts.section("spectra", "Spectra", _resolution(rows), f'<div class="grid">{"".join(cards)}</div>')
+
+
+def _resolution(rows: Sequence[Row]) -> str:
+    floors = [row.floor / row.singular_values[0] for row in rows if _some(row)]
+    if not floors:
+        return "Every value is zero: there is nothing to draw."
     hidden = sum(value < row.floor for row in rows for value in row.singular_values)
-    parts.section(
-        "spectra", "Spectra",
-        f"Every value is known to one part in a million down to the resolvable floor, {floor:.0e} of the largest or "
-        f"better; {hidden:,} values lie below it and are not drawn.",
-        f'<div class="grid">{"".join(cards)}</div>',
-    )  # fmt: skip
+    return (
+        f"Every value is known to one part in a million down to the resolvable floor, {max(floors):.0e} of the largest "
+        f"or better; {hidden:,} values lie below it and are not drawn."
+    )
 
 
 def _some(row: Row) -> bool:

@@ -15,13 +15,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..errors import NumericalError, listed
 from ..linalg.components import product
-from ..linalg.finite import require_finite
-from ..linalg.rounding import can_be_stochastic, round_stochastic
-from ..linalg.starts import STARTS, Start
+from ..linalg.finite import require_finite, stored
+from ..linalg.recombine import recombination_error
+from ..linalg.rounding import can_be_stochastic
+from ..linalg.scale import norm
+from ..linalg.starts import Start, find_start
 from ..methods import SURVIVAL_WANTED
 
 _DIVERGED = "The checkpoint is damaged or its training diverged: it has no SVD. Leave the layer out with --layers."
+_LEAVE_OUT = "Leave the layer out with --layers."
 _CHUNK_ELEMENTS = 1 << 21  # residual arithmetic goes by row blocks of this many elements
 
 
@@ -50,13 +54,15 @@ def matrix_name(tensor: str, role: str, *, fused: bool) -> str:
 class Numbers:
     """What the tool states about one module (all measured on what is stored).
 
-    reconstruction_error: norm(W - (W_res + s B A)) / norm(W), Frobenius.
+    reconstruction_error: norm(W - (W_res + s B A)) / norm(W), Frobenius, in float64: with the rounding of the
+        subtraction as well as that of its result.
     survival: 1 - norm(U_r^T E V_r) / norm(S_r), with E the rounding error of the residual and U_r, S_r, V_r
         the moved triplets: how much of the surgery is really in the stored base.
     survival_nearest: the same had the residual been rounded to nearest.
     gap: (s_k - s_k+1) / s_k at the cut. sigma_max: largest singular value of W. None for rules without an SVD.
     singular_values: those moved into the adapter, descending. dead: how many of them are numerically zero,
-        at most max(out, in) * eps(float32) * sigma_max (of what is moved, if that of W is not known).
+        at most max(out, in) * eps(float32) * sigma_max (of what is moved, if that of W is not known), or have nothing
+        but zeros in A and B as stored.
     residual_error: the decomposition's own a-posteriori error, relative to sigma_max.
     overlap: <W, s B A> / <s B A, s B A>: 1 for singular components and for Q R, any number for other rules.
     motion: relative change of W expected from the first step of Adam, for a learning rate of 1 (see `_motion`).
@@ -94,40 +100,63 @@ class Decomposition:
 def decompose(W: Tensor, recipe: Recipe) -> Decomposition:
     """Split W (out, in), any float dtype and device, by the recipe.
 
-    Raises NumericalError if W holds NaN or infinity.
+    Raises NumericalError if W holds NaN or infinity, or if a result does not fit the dtype it is stored in.
     """
     require_finite(W, recipe.name, _DIVERGED)
-    start = STARTS[recipe.rule](W, recipe.rank, _generator(recipe, "start"))
+    start = find_start(recipe.rule, W, recipe.rank, _generator(recipe, "start"))
     A, B = _factors(start, recipe)
-    residual, error, survival, nearest, rounding = (
-        _rounded_residual(W, A, B, start, recipe)
-        if recipe.residual and start.moved
-        else (None, 0.0, None, None, "none")
+    residual, survival, nearest, rounding = (
+        _rounded_residual(W, A, B, start, recipe) if recipe.residual and start.moved else (None, None, None, "none")
     )
     values = start.S if start.moved else start.S[:0]
-    largest = start.sigma_max if start.sigma_max is not None else float(values.max()) if len(values) else 0.0
-    floor = max(W.shape) * torch.finfo(torch.float32).eps * largest
     numbers = Numbers(
-        reconstruction_error=error,
+        reconstruction_error=0.0 if residual is None else recombination_error(residual, A, B, recipe.scaling, W),
         survival=survival,
         survival_nearest=nearest,
         gap=start.gap,
         sigma_max=start.sigma_max,
         singular_values=tuple(values.tolist()),
-        dead=int((floor >= values).sum()),
+        dead=_dead(start, A, B) if start.moved else 0,
         residual_error=start.error,
         overlap=1.0 if start.sigma_max is not None else _overlap(W, A, B, recipe.scaling),
         motion=_motion(W, A, B, recipe),
         route=start.route,
         rounding=rounding,
     )
+    _require_numbers(numbers, recipe)
     return Decomposition(A, B, residual, numbers)
 
 
 def _factors(start: Start, recipe: Recipe) -> tuple[Tensor, Tensor]:
     """Round to storage. What is moved is divided by the scaling first, half on each side, as PEFT's PiSSA does."""
     root = math.sqrt(recipe.scaling) if start.moved else 1.0
-    return (start.A / root).to(recipe.adapter_dtype), (start.B / root).to(recipe.adapter_dtype)
+    hint = _wider("--adapter-dtype", recipe.adapter_dtype)
+    A = stored(start.A / root, recipe.adapter_dtype, f"{recipe.name}, lora_A", hint)
+    return A, stored(start.B / root, recipe.adapter_dtype, f"{recipe.name}, lora_B", hint)
+
+
+def _wider(option: str, dtype: torch.dtype) -> str:
+    """The way out of an overflow in `dtype`."""
+    return f"Store it in a wider type: {option} float32." if dtype.itemsize < 4 else _LEAVE_OUT
+
+
+def _dead(start: Start, A: Tensor, B: Tensor) -> int:
+    """Components without a gradient. Small values come last, so that one count holds the other."""
+    largest = start.sigma_max if start.sigma_max is not None else float(start.S.max())
+    floor = max(len(B), A.shape[1]) * torch.finfo(torch.float32).eps * largest
+    empty = ~(A.any(dim=1) | B.any(dim=0))
+    return max(int((floor >= start.S).sum()), int(empty.sum()))
+
+
+def _require_numbers(numbers: Numbers, recipe: Recipe) -> None:
+    """What is stated about finite factors can still leave float64."""
+    found = {key: value for key, value in vars(numbers).items() if isinstance(value, float)}
+    wrong = [key for key, value in found.items() if not math.isfinite(value)]
+    if wrong or not all(map(math.isfinite, numbers.singular_values)):
+        raise NumericalError(
+            f"{recipe.name}: {listed(wrong or ['a singular value'])} cannot be computed in float64.",
+            _LEAVE_OUT,
+        )
 
 
 def _overlap(W: Tensor, A: Tensor, B: Tensor, scaling: float) -> float:
@@ -139,84 +168,63 @@ def _overlap(W: Tensor, A: Tensor, B: Tensor, scaling: float) -> float:
 def _motion(W: Tensor, A: Tensor, B: Tensor, recipe: Recipe) -> float:
     """Expected norm(s (B dA + dB A)) / norm(W) where every entry of dA and dB is 1 in size, with independent signs:
     E norm(B dA)^2 = in * norm(B)^2 and E norm(dB A)^2 = out * norm(A)^2. The first step of Adam is that, times lr."""
-    a, b, w = (float(torch.linalg.vector_norm(part, dtype=torch.float64)) for part in (A, B, W))
+    a, b, w = norm(A), norm(B), norm(W)
     step = recipe.scaling * math.hypot(math.sqrt(W.shape[1]) * b, 0.0 if recipe.frozen_b else math.sqrt(W.shape[0]) * a)
     return step / w if w else 0.0
 
 
 def _rounded_residual(
     W: Tensor, A: Tensor, B: Tensor, start: Start, recipe: Recipe
-) -> tuple[Tensor, float, float, float, str]:
-    """Residual, reconstruction error, survival, survival of rounding to nearest, and the rounding used."""
+) -> tuple[Tensor, float, float, str]:
+    """Residual, survival, survival of rounding to nearest, and the rounding used."""
     stochastic_possible = can_be_stochastic(recipe.base_dtype)
     if recipe.rounding == "stochastic" and stochastic_possible:
-        nearest = _residual(W, A, B, start, recipe, None)[2]
+        nearest = _residual(W, A, B, start, recipe, None)[1]
     else:
-        residual, error, nearest = _residual(W, A, B, start, recipe, None)
+        residual, nearest = _residual(W, A, B, start, recipe, None)
         if recipe.rounding == "nearest" or nearest >= SURVIVAL_WANTED or not stochastic_possible:
-            return residual, error, nearest, nearest, "nearest"
+            return residual, nearest, nearest, "nearest"
         del residual
-    residual, error, survival = _residual(W, A, B, start, recipe, _generator(recipe, "rounding"))
-    return residual, error, survival, nearest, "stochastic"
+    residual, survival = _residual(W, A, B, start, recipe, _generator(recipe, "rounding"))
+    return residual, survival, nearest, "stochastic"
 
 
 def _residual(
     W: Tensor, A: Tensor, B: Tensor, start: Start, recipe: Recipe, generator: torch.Generator | None
-) -> tuple[Tensor, float, float]:
-    """W - s B A rounded to the base dtype, with its reconstruction error and survival, by blocks of rows.
-
-    W - (W_res + s B A) is minus the rounding error E of the residual, so E gives both numbers.
-    """
+) -> tuple[Tensor, float]:
+    """W - s B A rounded to the base dtype, and its survival, by blocks of rows."""
     wide = torch.float32 if recipe.base_dtype.itemsize == 2 else torch.float64
     A_wide = A.to(wide) * recipe.scaling  # (r, in)
     V = start.Vh.T.to(wide)  # (in, r)
     U = start.U.to(wide)  # (out, r)
+    hint = _wider("--base-dtype", recipe.base_dtype)
     residual = torch.empty(W.shape, dtype=recipe.base_dtype, device=W.device)
     leak = torch.zeros(len(A), len(A), dtype=torch.float64, device=W.device)  # U_r^T E V_r
-    error = total = torch.zeros((), dtype=torch.float64, device=W.device)
     for rows in _row_blocks(W):
-        block = W[rows].to(wide)
-        total = total + _sum_squares(block)
-        exact = block - B[rows].to(wide) @ A_wide
-        stored = _store(exact, recipe.base_dtype, generator)
-        residual[rows] = stored
-        E = stored.to(wide) - exact
-        error = error + _sum_squares(E)
+        exact = W[rows].to(wide) - B[rows].to(wide) @ A_wide
+        residual[rows] = stored(exact, recipe.base_dtype, f"{recipe.name}, residual", hint, generator)
+        E = residual[rows].to(wide) - exact
         leak += (U[rows].T @ (E @ V)).double()
-    moved_norm = float(torch.linalg.vector_norm(start.S))
-    survival = 1.0 - float(torch.linalg.matrix_norm(leak)) / moved_norm if moved_norm > 0 else 1.0
-    relative = math.sqrt(float(error) / float(total)) if float(total) > 0 else 0.0
-    return residual, relative, survival
+    moved_norm = norm(start.S)
+    return residual, 1.0 - norm(leak) / moved_norm if moved_norm > 0 else 1.0
 
 
 def subtract(W: Tensor, A: Tensor, B: Tensor, recipe: Recipe, rounding: str) -> Tensor:
-    """W - s B A in the recipe's base dtype, bit for bit as `decompose` stores it; `rounding` is the one it used."""
+    """W - s B A in the recipe's base dtype, bit for bit as `decompose` stores it; `rounding` is the one it used.
+    NumericalError where that dtype cannot hold it."""
     generator = _generator(recipe, "rounding") if rounding == "stochastic" else None
     wide = torch.float32 if recipe.base_dtype.itemsize == 2 else torch.float64
     A_wide = A.to(wide) * recipe.scaling
     residual = torch.empty(W.shape, dtype=recipe.base_dtype, device=W.device)
     for rows in _row_blocks(W):
         exact = W[rows].to(wide) - B[rows].to(wide) @ A_wide
-        residual[rows] = _store(exact, recipe.base_dtype, generator)
+        residual[rows] = stored(exact, recipe.base_dtype, recipe.name, "Load the model in float32.", generator)
     return residual
 
 
 def _row_blocks(W: Tensor) -> Iterator[slice]:
     step = max(1, _CHUNK_ELEMENTS // W.shape[1])
     return (slice(top, top + step) for top in range(0, W.shape[0], step))
-
-
-def _store(exact: Tensor, dtype: torch.dtype, generator: torch.Generator | None) -> Tensor:
-    return exact.to(dtype) if generator is None else _stochastic(exact, dtype, generator)
-
-
-def _stochastic(exact: Tensor, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
-    return round_stochastic(exact.to(torch.float32), dtype, generator)
-
-
-def _sum_squares(block: Tensor) -> Tensor:
-    norm: Tensor = torch.linalg.vector_norm(block, dtype=torch.float64)
-    return norm.square()
 
 
 def _generator(recipe: Recipe, purpose: str) -> torch.Generator:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from ..checkpoint.header import BASE_DTYPES, FACTOR_DTYPES
+from ..adapters.peft import LARGEST_SCALING, scaling_of
+from ..checkpoint.header import BASE_DTYPES, FACTOR_DTYPES, quoted
 from ..errors import OptionError, listed
 from ..matrices.quantisation import BARE
 from ..methods import RULES, Method
@@ -73,8 +74,22 @@ def _choices(settings: Settings) -> Iterator[str]:
     ):
         if value not in choices:
             yield f"{label} is {value!r}; it must be one of {', '.join(choices)}"
-    if settings.rank < 1 or settings.alpha < 1:
+    if settings.rank < 1 or not settings.alpha >= 1:
         yield f"rank is {settings.rank} and alpha {settings.alpha}; both must be at least 1"
+    else:
+        yield from _scalings(settings)
+
+
+def _scalings(settings: Settings) -> Iterator[str]:
+    """That of modules which the patterns do not name, and of those which they do."""
+    named = settings.rank_pattern.keys() | settings.alpha_pattern.keys()
+    pairs = {(settings.rank, settings.alpha), *((settings.rank_of(name), settings.alpha_of(name)) for name in named)}
+    for rank, alpha in sorted(pairs):
+        if scaling_of(alpha, rank, settings.rslora) is None:
+            yield (
+                f"alpha {quoted(alpha)} at rank {quoted(rank)} makes a scaling beyond {LARGEST_SCALING:,.0f}, "
+                "the largest that is taken"
+            )
 
 
 def _together(settings: Settings, method: Method) -> Iterator[str]:

@@ -11,7 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..adapters.peft import MAGNITUDE_DTYPE
 from ..checkpoint.stream import DTYPES, matrix_bytes
+from ..errors import NumericalError
+from ..linalg import finite
 from ..matrices.gather import gather, scatter
 from ..output.manifest import ModuleRecord
 from ..output.spans import sha256
@@ -20,6 +23,8 @@ from .blocks import spread
 from .decompose import Decomposition, decompose
 from .describe import module_record
 from .operation import Operation
+
+_NO_DORA = "Do without --dora, or leave the layer out with --layers."
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ def operate_on(carrier: Carrier, stored: Tensor, operation: Operation) -> Outcom
     found = [_decomposed(carrier, target, stored, operation) for target in carrier.targets]
     A = torch.cat([one.decomposition.A for one in found])
     B = torch.cat([spread(one.decomposition.B, one.target.part, carrier.sides[0]) for one in found], dim=1)
-    factors = [A, B, _magnitudes(carrier, stored).float().to(A.device)] if operation.settings.dora else [A, B]
+    factors = [A, B, _magnitudes(carrier, stored).to(A.device)] if operation.settings.dora else [A, B]
     parts = tuple(matrix_bytes(factor) for factor in factors)
     digest = sha256(*parts)
     records = tuple(
@@ -65,9 +70,18 @@ def operate_on(carrier: Carrier, stored: Tensor, operation: Operation) -> Outcom
 
 def _magnitudes(carrier: Carrier, stored: Tensor) -> Tensor:
     """Norms of the rows of the original (DoRA, arXiv 2402.09353, section 4.1): W_res + s B A has them again, so that
-    nothing changes at step 0. Of all rows of a fused module, because PEFT renormalises all of them."""
-    norms: Tensor = torch.linalg.vector_norm(stored.double(), dim=0 if carrier.transposed else 1)
-    return norms
+    nothing changes at step 0. Of all rows of a fused module, because PEFT renormalises all of them. In float32;
+    NumericalError for rows of zeros, whose output PEFT makes NaN from the first step on (0 / 0)."""
+    norms = torch.linalg.vector_norm(stored.double(), dim=0 if carrier.transposed else 1)
+    magnitudes = finite.stored(norms, DTYPES[MAGNITUDE_DTYPE], f"{carrier.stored.name}, norms of its rows", _NO_DORA)
+    zero = (magnitudes == 0).nonzero()
+    if len(zero):
+        raise NumericalError(
+            f"{carrier.stored.name}: {len(zero):,} of {len(norms):,} rows are zero, the first is row {int(zero[0])}: "
+            "DoRA divides by the norm of each row.",
+            _NO_DORA,
+        )
+    return magnitudes
 
 
 def _decomposed(carrier: Carrier, target: Target, stored: Tensor, operation: Operation) -> _Projection:

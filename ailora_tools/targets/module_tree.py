@@ -1,17 +1,21 @@
 """Are the planned modules really there? Asked of the class itself, built without memory on the meta device.
 
 Names in a checkpoint are not always names of modules, and PEFT is silent about a target that hits nothing or too much.
-If transformers is loaded already the answer comes at once; else a process of its own finds it while the work goes on.
+A process of its own finds the answer while the work goes on, with little time and memory: the config is a stranger's.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from ..checkpoint.index import Checkpoint
@@ -23,6 +27,10 @@ from .projections import Plan
 from .selection import Selection
 
 Answer = Mapping[str, Any]
+
+_SCRIPT = str(Path(__file__).with_name("built_class.py"))
+_PATIENCE = 300.0  # seconds that a finished run waits for a process of low priority, which may compute for 120
+_CLOSED = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "USE_HUB_KERNELS": "NO"}
 
 
 @dataclass(frozen=True)
@@ -36,11 +44,17 @@ class Verdict:
 class ModuleCheck:
     """Asks whether the class has the planned modules, in a process of its own where the answer takes time.
 
-    `modules` are the planned paths, `targets` PEFT's target_modules for them, `location` the checkpoint in messages.
+    `modules` are the planned paths, `targets` PEFT's target_modules for them, `location` the checkpoint in messages;
+    nothing in the folder `model` is seen by that process.
     """
 
     def __init__(
-        self, config: Mapping[str, Any], modules: Sequence[str], targets: Sequence[str], location: str
+        self,
+        config: Mapping[str, Any],
+        modules: Sequence[str],
+        targets: Sequence[str],
+        location: str,
+        model: Path | None = None,
     ) -> None:
         self._location = location
         self._answer: Answer | None = None
@@ -48,10 +62,8 @@ class ModuleCheck:
         question = {"config": dict(config), "modules": list(modules), "targets": list(targets)}
         if find_spec("transformers") is None:
             self._answer = {"unknown": "transformers is not installed"}
-        elif "transformers" in sys.modules:
-            self._answer = look(question)
         else:
-            self._process = _ask(question)
+            self._process = _ask(question, model)
 
     @classmethod
     def skipped(cls, reason: str) -> ModuleCheck:
@@ -91,11 +103,14 @@ class ModuleCheck:
 
     def _wait(self) -> Answer:
         assert self._process is not None
-        out, _ = self._process.communicate()
         try:
+            out, _ = self._process.communicate(timeout=_PATIENCE)
             return dict(json.loads(out.splitlines()[-1]))
+        except subprocess.TimeoutExpired:
+            self.cancel()
+            return {"unknown": f"the class was not built within {_PATIENCE:.0f} s"}
         except (ValueError, IndexError):
-            return {"unknown": "the class could not be built"}
+            return {"unknown": "the class could not be built within the time and memory it is given"}
 
 
 def check_modules(checkpoint: Checkpoint, plan: Plan, selection: Selection, transformers_major: int) -> ModuleCheck:
@@ -108,47 +123,38 @@ def check_modules(checkpoint: Checkpoint, plan: Plan, selection: Selection, tran
     if plan.model_type in BY_MODEL_TYPE and installed_transformers().startswith(PROVEN_WITH):
         return ModuleCheck.proven()
     modules = [carrier.module for carrier in plan.carriers]
-    return ModuleCheck(checkpoint.config, modules, target_modules(plan, checkpoint), checkpoint.location)
+    path = checkpoint.origin.path
+    folder = path.parent if path is not None and path.is_file() else path
+    return ModuleCheck(checkpoint.config, modules, target_modules(plan, checkpoint), checkpoint.location, folder)
 
 
-def look(question: Mapping[str, Any]) -> dict[str, Any]:
-    """Build the class that config.json names, and compare; any failure of the class is "unknown", not an error."""
-    import torch
-    import transformers
-    from transformers.pytorch_utils import Conv1D
-
-    config = question["config"]
-    names = config.get("architectures")
-    name = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else None
-    kind = getattr(transformers, name, None) if name else None
-    if kind is None:
-        return {"unknown": f"transformers {transformers.__version__} has no class {name}" if name else "no class named"}
-    try:
-        with torch.device("meta"):
-            model = kind(kind.config_class.from_dict(config))
-    except Exception as error:  # whatever the code of the class raises for this config
-        return {"unknown": f"{name} could not be built ({type(error).__name__})"}
-    tree = {path for path, module in model.named_modules() if isinstance(module, torch.nn.Linear | Conv1D)}
-    wanted = set(question["modules"])
-    hit = {path for path in tree if any(path == end or path.endswith(f".{end}") for end in question["targets"])}
-    version = transformers.__version__
-    return {"class": name, "version": version, "missing": sorted(wanted - tree), "extra": sorted(hit - wanted)}
-
-
-def _ask(question: Mapping[str, Any]) -> subprocess.Popen[str]:
-    code = (
-        "import json, os, sys; hasattr(os, 'nice') and os.nice(10); from ailora_tools.targets.module_tree import look; "
-        "print(json.dumps(look(json.load(sys.stdin))))"
-    )
+def _ask(question: Mapping[str, Any], model: Path | None) -> subprocess.Popen[str]:
+    """`built_class` as a script that sees nothing of the current folder or the model's: neither as its own folder, nor
+    among the places where Python looks for modules, nor by the environment."""
     process = subprocess.Popen(
-        [sys.executable, "-c", code],
+        [sys.executable, "-I", _SCRIPT, json.dumps(library_folders(model))],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
+        cwd=Path(sys.executable).anchor,
+        env={**{key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}, **_CLOSED},
     )
     assert process.stdin is not None
-    with process.stdin as stdin:
+    with suppress(OSError, RecursionError), process.stdin as stdin:  # it ended before it read everything: no answer
         json.dump(question, stdin)
     process.stdin = None
     return process
+
+
+def library_folders(model: Path | None) -> list[str]:
+    """Where this Python looks for modules, without the current folder and what lies in that of the model; the
+    interpreter's own folders stay, wherever they are."""
+    own = {str(Path(sysconfig.get_path(kind)).resolve()) for kind in ("stdlib", "platstdlib", "purelib", "platlib")}
+    here, strange = Path.cwd(), None if model is None else model.resolve()
+    found = []
+    for entry in filter(None, sys.path):
+        path = Path(entry).resolve()
+        if str(path) in own or (path != here and strange not in (path, *path.parents)):
+            found.append(str(path))
+    return found

@@ -72,7 +72,8 @@ def skipped(matches: Sequence[Match], checkpoint: Checkpoint) -> list[str]:
     count = (text if isinstance(text, dict) else config).get("num_hidden_layers")
     there = {match.layer for match in matches if match.stack in ("", "text")}
     held = {int(hit[1]) for name in checkpoint.tensors if (hit := re.search(r"\blayers\.(\d{1,9})\.", name))}
-    lacking = sorted((held & set(range(count))) - there) if isinstance(count, int) and there else []
+    within = {layer for layer in held if layer < count} if isinstance(count, int) else set()
+    lacking = sorted(within - there) if there else []
     shown = listed([str(layer) for layer in lacking], 8)
     told = f"layers {shown} are of another kind and have no W^Q and W^V like these: they are left alone"
     return [told] if lacking else []

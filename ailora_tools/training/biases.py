@@ -10,10 +10,14 @@ from pathlib import Path
 
 from torch import nn
 
-from ..checkpoint.files import LocalFiles
-from ..checkpoint.index import read_json
+from ..checkpoint.gate import View, read_document
+from ..checkpoint.source import user_path
 from ..errors import TargetError, listed
 from ..output.names import BIAS_LIST
+
+
+class _BiasList(View):
+    biases: list[str]
 
 
 def train_biases(model: nn.Module, folder: str | Path) -> list[nn.Parameter]:
@@ -23,7 +27,8 @@ def train_biases(model: nn.Module, folder: str | Path) -> list[nn.Parameter]:
 
     Raises CheckpointError if there is no bitfit.json, TargetError, and changes nothing, if the model has none of them.
     """
-    wanted = read_json(LocalFiles(Path(folder).expanduser()), BIAS_LIST)["biases"]
+    path = user_path(folder, "folder") / BIAS_LIST
+    wanted = read_document(path, _BiasList, "Give the folder that `ailora-tools init --method bitfit` wrote.").biases
     named = dict(model.named_parameters())
     places = _places(wanted, named)
     found = {name for name in places.values() if name in named}

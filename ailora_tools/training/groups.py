@@ -9,11 +9,9 @@ from typing import Any
 
 from torch import nn
 
-from ..checkpoint.files import LocalFiles
-from ..checkpoint.index import read_json
 from ..errors import TargetError, listed
 from ..methods import RULES
-from ..output.names import LR_GROUPS
+from ..output.lr_groups import read_lr_groups
 from .folder import init_folder, manifest_of
 
 
@@ -30,9 +28,9 @@ def lr_groups(model: nn.Module, adapter_dir: str | Path, lr: float) -> list[dict
 
     Raises CheckpointError if there is no lr_groups.json beside `adapter_dir`, TargetError for modules the model lacks.
     """
-    document = read_json(LocalFiles(init_folder(adapter_dir)), LR_GROUPS)
-    scales = document["modules"]
-    if shared := document["shared"]:
+    document = read_lr_groups(init_folder(adapter_dir))
+    scales = document.modules
+    if shared := document.shared:
         text = f"{len(shared)} modules hold several projections, which move by one learning rate: {listed(shared)}."
         warnings.warn(text, UserWarning, stacklevel=2)
     found: dict[float, list[nn.Parameter]] = {}

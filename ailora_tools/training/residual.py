@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..adapters.folder import Adapter, open_adapter
+from ..checkpoint.source import user_path
 from ..checkpoint.stream import DTYPES, matrix_bytes
 from ..errors import TargetError, listed
 from ..linalg.recombine import NEAR, recombine
@@ -57,18 +58,23 @@ def residualize(model: nn.Module, adapter_dir: str | Path) -> Residualized:
     rounded stochastically with its seed. Needs the memory of the touched matrices for `undo`.
 
     Raises TargetError, and changes nothing, where a module is missing or quantised, where the weights are those of
-    another model, or where they are residualised already.
+    another model, or where they are residualised already; NumericalError where their dtype cannot hold the residual.
     """
-    folder = Path(adapter_dir).expanduser().resolve()
+    folder = user_path(adapter_dir, "adapter_dir").resolve()
     manifest, adapter = read_manifest(folder.parent), open_adapter(folder)
     steps = _find(model, manifest, folder)
     _require_original(steps, adapter, manifest, folder)
     weights = {id(step.weight): step.weight for step in steps}
     originals = tuple(weight.detach().to("cpu", copy=True) for weight in weights.values())
-    with torch.no_grad():
-        for step in steps:
-            _put(step, _residual(step, adapter, manifest))
-    return Residualized(tuple(weights.values()), originals)
+    taken = Residualized(tuple(weights.values()), originals)
+    try:
+        with torch.no_grad():
+            for step in steps:
+                _put(step, _residual(step, adapter, manifest))
+    except BaseException:  # all of them or none
+        taken.undo()
+        raise
+    return taken
 
 
 def _put(step: _Step, W: Tensor) -> None:

@@ -17,9 +17,12 @@ from ..checkpoint.transfer import Traffic
 from ..errors import NumericalError, OptionError, listed
 from ..metrics.heads import Heads, read_heads
 from ..output.analysis import dump, metrics_csv
-from ..output.atomic import WorkFolder, building, require_outside
+from ..output.atomic import Output, building
 from ..output.names import ANALYSIS, METRICS, RANKS, REPORT
-from ..output.spans import write_json
+from ..output.place import output_folder
+from ..output.sources import Sources
+from ..output.spans import write_json, write_text
+from ..output.work import WorkFolder
 from ..progress import Progress, Silent
 from ..report.page import render
 from ..targets.plan import make_plan
@@ -70,6 +73,7 @@ def analyze(
     q_tensor: str | None = None,
     v_tensor: str | None = None,
     overwrite: bool = False,
+    force: bool = False,
     resume: bool = False,
     progress: Progress | None = None,
     **source: Unpack[SourceOptions],
@@ -94,14 +98,18 @@ def analyze(
     job = AnalysisJob(checkpoint, plan, tuned, _heads(checkpoint, heads, progress), rank, settings)
     _require_rank(plan, rank)
     budget = None if suggest_ranks is None else parse_budget(suggest_ranks, plan)
-    folder = Path(output or Path("reports", checkpoint.origin.name)).expanduser().absolute()
-    for origin in (checkpoint.origin, *(other.origin for other in tuned)):
-        require_outside(folder, origin)
+    inputs = [checkpoint.origin, *(other.origin for other in tuned)]
+    folder = output_folder(output, Path("reports", checkpoint.origin.name), inputs, progress)
     notices = [*plan.notices, *(text for other in tuned for text in other.notices)]
     for text in notices:
         progress.notice(text)
     announce(checkpoint.files, plan.reads, checkpoint.nbytes, progress)
-    with building(folder, job.to_json(), overwrite=overwrite, resume=resume, marker=ANALYSIS) as work:
+    sources = Sources((checkpoint.files, checkpoint.headers), *(other.reads for other in tuned))
+    out = Output(
+        folder, "analyze", {**job.to_json(), "files": sources.to_json()}, overwrite=overwrite, resume=resume,
+        force=force,
+    )  # fmt: skip
+    with building(out, sources.require_unchanged) as work:
         rows = _measure(job, work, progress)
         document = write_up(job, rows, notices, time.monotonic() - started)
         _write(work.tree, document, budget)
@@ -111,7 +119,7 @@ def analyze(
 def _measure(job: AnalysisJob, work: WorkFolder, progress: Progress) -> dict[str, Any]:
     """Tensor name -> record, those of an interrupted run included; every finished matrix is kept at once."""
     from ..analysis.measure import measure
-    from ..checkpoint.stream import find_device, stream
+    from ..checkpoint.stream import computing, find_device, stream
     from ..matrices.dequantise import dequantise
     from ..matrices.gather import gather
 
@@ -127,15 +135,16 @@ def _measure(job: AnalysisJob, work: WorkFolder, progress: Progress) -> dict[str
         except NumericalError as error:
             return {"skipped": error.problem}
 
-    rows = {label: record for step in work.done for label, record in step["records"].items()}
+    rows = {label: record for records in work.finished("records") for label, record in records.items()}
     progress.start("Analysing", len(job.plan.targets), len(rows))
     waiting = [
         carrier for carrier in job.plan.carriers if not {target.label for target in carrier.targets} <= rows.keys()
     ]
     device = find_device(job.settings["device"])
-    largest = max((min(target.shape) for carrier in waiting for target in carrier.targets), default=0)
-    at_once = 2 if largest <= _LARGE_SIDE else 1
-    for _, records in stream(job.checkpoint.files, waiting, work_on, device, progress.notice, at_once):
+    work.agree("compute", computing(device))
+    at_once = 2 if max(min(target.shape) for target in job.plan.targets) <= _LARGE_SIDE else 1
+    of = len(job.plan.carriers)
+    for _, records in stream(job.checkpoint.files, waiting, work_on, device, progress.notice, at_once, of):
         rows.update(records)
         work.record({"records": records})
         for label in records:
@@ -147,9 +156,9 @@ def _write(tree: Path, document: dict[str, Any], budget: int | None) -> None:
     if budget is not None:
         document["ranks"] = suggest_ranks(document, budget)
         write_json(tree / RANKS, document["ranks"])
-    (tree / ANALYSIS).write_text(dump(document), encoding="utf-8")
-    (tree / METRICS).write_text(metrics_csv(document), encoding="utf-8")
-    (tree / REPORT).write_text(render(document), encoding="utf-8")
+    write_text(tree / ANALYSIS, dump(document))
+    write_text(tree / METRICS, metrics_csv(document))
+    write_text(tree / REPORT, render(document))
 
 
 def _heads(checkpoint: Checkpoint, wanted: bool, progress: Progress) -> Heads | None:

@@ -13,9 +13,12 @@ from typing import Any, Unpack
 from ..checkpoint.index import open_checkpoint
 from ..checkpoint.source import SourceOptions
 from ..errors import OptionError
-from ..output.atomic import making, require_outside
-from ..output.names import BIAS_LIST, CARD, RESULT
-from ..output.spans import write_json
+from ..output.atomic import Output, making, require_possible
+from ..output.names import BIAS_LIST, CARD
+from ..output.place import output_folder
+from ..output.result import write_result
+from ..output.spans import write_json, write_text
+from ..progress import Progress, Silent
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,9 @@ def bitfit(
     output: str | Path | None = None,
     *,
     overwrite: bool = False,
+    force: bool = False,
     dry_run: bool = False,
+    progress: Progress | None = None,
     **source: Unpack[SourceOptions],
 ) -> BiasList:
     """Write bitfit.json, the names of all biases of `model`, and a card (not with `dry_run`); only headers are read.
@@ -57,16 +62,17 @@ def bitfit(
             f"{checkpoint.location}: none of its {len(shapes)} tensors is a bias, so that BitFit has nothing to train.",
             "Choose a method with an adapter, such as ailora or lora.",
         )
-    folder = Path(output or f"{checkpoint.origin.name}-bitfit").expanduser().absolute()
-    require_outside(folder, checkpoint.origin)
+    folder = output_folder(output, f"{checkpoint.origin.name}-bitfit", [checkpoint.origin], progress or Silent())
     count, total = (sum(prod(shapes[name]) for name in names) for names in (biases, shapes))
     found = BiasList(folder, checkpoint.location, biases, count, total)
+    out = Output(folder, "bitfit", overwrite=overwrite, force=force)
     if dry_run:
+        require_possible(out)
         return found
-    with making(folder, overwrite=overwrite) as tree:
+    with making(out) as tree:
         write_json(tree / BIAS_LIST, found.contents())
-        write_json(tree / RESULT, {"verb": "init", "method": "bitfit", "source": found.source})
-        (tree / CARD).write_text(_card(found), encoding="utf-8")
+        write_text(tree / CARD, _card(found))
+        write_result(tree, {"verb": "init", "method": "bitfit", "source": found.source})
     return found
 
 

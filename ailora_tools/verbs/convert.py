@@ -12,13 +12,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..adapters.folder import Adapter, match_module, open_adapter
-from ..adapters.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PREFIX, AdapterModule, adapter_config, tensor_names
+from ..adapters.peft import (
+    ADAPTER_CONFIG,
+    ADAPTER_FILES,
+    ADAPTER_WEIGHTS,
+    PREFIX,
+    AdapterModule,
+    adapter_config,
+    tensor_names,
+)
 from ..checkpoint.files import Origin
 from ..checkpoint.header import FACTOR_DTYPES, build_header
+from ..checkpoint.source import user_path
 from ..errors import OptionError, TargetError, listed
-from ..output.atomic import making, require_outside
+from ..output.atomic import Output, making
 from ..output.manifest import Manifest, read_manifest
-from ..output.names import ADAPTER_FOLDER, MANIFEST, RESULT
+from ..output.names import ADAPTER_FOLDER, MANIFEST
+from ..output.place import output_folder
+from ..output.result import write_result
+from ..output.sources import Sources
 from ..output.spans import create, write_json, write_span
 from ..progress import Progress, Silent
 
@@ -26,6 +38,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _NOTHING = 1e-12  # of the size of both products: below it their difference is the rounding of float64
+_WIDER = "Store the result in a wider type: --dtype float32 (or bfloat16, which reaches as far)."
 _STRANGER = 0.2  # cosine between all factors before and after training; random ones are far below
 
 
@@ -90,6 +103,7 @@ def convert(
     rank: int | None = None,
     dtype: str = "float32",
     overwrite: bool = False,
+    force: bool = False,
     progress: Progress | None = None,
 ) -> Conversion:
     """Write a LoRA that does to the original base what `trained` does to the base in `init`.
@@ -104,14 +118,15 @@ def convert(
     if dtype not in FACTOR_DTYPES or (rank is not None and rank < 1):
         known = ", ".join(FACTOR_DTYPES)
         raise OptionError(f"dtype {dtype!r}, rank {rank!r}: a dtype of {known} and a rank of at least 1.")
-    job = _match(open_adapter(trained), Path(init).expanduser(), Path(output).expanduser().absolute())
-    for place in (job.trained.files.origin, Origin(str(_root(Path(init).expanduser())))):
-        require_outside(job.folder, place)
     progress = progress or Silent()
-    with making(job.folder, overwrite=overwrite) as tree:
+    held, root = open_adapter(trained), _root(user_path(init, "--init"))
+    inputs = [held.files.origin, Origin(str(root))]
+    job = _match(held, root, output_folder(output, "", inputs, progress))
+    sources = Sources((held.files, ADAPTER_FILES), (job.initial.files, ADAPTER_FILES))
+    with making(Output(job.folder, "convert", overwrite=overwrite, force=force), sources.require_unchanged) as tree:
         modules = _write(job, tree, rank, FACTOR_DTYPES[dtype], progress)
         result = Conversion(job.folder, job.base[0], modules, tuple(job.trained.others))
-        write_json(tree / RESULT, {"verb": "convert", "trained": job.trained.location, **result.to_json()})
+        write_result(tree, {"verb": "convert", "trained": job.trained.location, **result.to_json()})
     return result
 
 
@@ -120,9 +135,8 @@ def _root(init: Path) -> Path:
     return init.parent if not (init / MANIFEST).is_file() and (init.parent / MANIFEST).is_file() else init
 
 
-def _match(trained: Adapter, init: Path, folder: Path) -> _ConvertJob:
+def _match(trained: Adapter, root: Path, folder: Path) -> _ConvertJob:
     """Everything that does not fit, before anything is written."""
-    root = _root(init)
     manifest = read_manifest(root)
     initial = open_adapter(root / ADAPTER_FOLDER)
     if trained.dora:
@@ -158,6 +172,7 @@ def _shapes_apart(trained: Adapter, initial: Adapter, module: str, name: str) ->
 def _write(job: _ConvertJob, tree: Path, rank: int | None, dtype: str, progress: Progress) -> tuple[Converted, ...]:
     """One module after the other into a file that was laid out before."""
     from ..checkpoint.stream import DTYPES, matrix_bytes
+    from ..linalg.finite import stored
     from ..linalg.lowrank import distance, factorise
 
     ranks = {module: rank or _whole_rank(job, module) for module in job.names}
@@ -167,7 +182,7 @@ def _write(job: _ConvertJob, tree: Path, rank: int | None, dtype: str, progress:
     for module in job.names:
         B, A = _change(job, module, alike)
         found = factorise(B, A).cleared(_NOTHING * float(B.norm() * A.norm()))
-        factors = [side.to(DTYPES[dtype]) for side in found.balanced(ranks[module])]
+        factors = [stored(side, DTYPES[dtype], module, _WIDER) for side in found.balanced(ranks[module])]
         for name, side in zip(tensor_names(module), factors, strict=True):
             write_span(tree / ADAPTER_WEIGHTS, header[name], matrix_bytes(side))
         error = distance(B, A, factors[1], factors[0]) if found.S.any() else 0.0

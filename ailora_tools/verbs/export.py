@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..adapters.folder import Adapter, open_adapter
+from ..adapters.peft import ADAPTER_FILES
 from ..adapters.trainers import COMPONENTS, Context, Pair, find_trainer
 from ..checkpoint.files import Files, LocalFiles
-from ..checkpoint.index import read_json
-from ..checkpoint.source import open_files
+from ..checkpoint.gate import read_json
+from ..checkpoint.index import CONFIG
+from ..checkpoint.source import open_files, user_path
 from ..errors import TargetError, listed
-from ..output.atomic import making, require_outside
+from ..output.atomic import Output, making
 from ..output.manifest import read_manifest
-from ..output.names import ADAPTER_FOLDER, MANIFEST, RESULT
-from ..output.spans import write_json
-
-_CONFIG = "config.json"
+from ..output.names import ADAPTER_FOLDER, MANIFEST
+from ..output.place import output_folder
+from ..output.result import write_result
+from ..output.sources import Sources
+from ..output.spans import write_json, write_new
+from ..progress import Progress, Silent
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,8 @@ def export(
     base: str | Path | None = None,
     component: str | None = None,
     overwrite: bool = False,
+    force: bool = False,
+    progress: Progress | None = None,
 ) -> Exported:
     """Write `adapter` for `to`: "torchtune", "mlx" or "diffusers".
 
@@ -56,18 +63,18 @@ def export(
     Raises CheckpointError, TargetError for DoRA, `modules_to_save` and models the trainer does not know, OutputError.
     """
     row = find_trainer(to)
-    root = Path(adapter).expanduser()
+    root = user_path(adapter, "ADAPTER")
     held = open_adapter(root / ADAPTER_FOLDER if (root / MANIFEST).is_file() else root)
     _require_plain(held, to)
-    folder = Path(output).expanduser().absolute()
-    require_outside(folder, held.files.origin)
+    folder = output_folder(output, "", [held.files.origin], progress or Silent())
     made = row.make(_pairs(held), _context(held, root, base, component))
     result = Exported(folder, to, tuple(name for name in (row.file, made.config_name) if name), len(held.modules))
-    with making(folder, overwrite=overwrite) as tree:
+    sources = Sources((held.files, ADAPTER_FILES))
+    with making(Output(folder, "export", overwrite=overwrite, force=force), sources.require_unchanged) as tree:
         _save(tree / row.file, dict(made.tensors), dict(made.metadata))
         if made.config_name:
             write_json(tree / made.config_name, made.config)
-        write_json(tree / RESULT, {"verb": "export", "adapter": held.location, **result.to_json()})
+        write_result(tree, {"verb": "export", "adapter": held.location, **result.to_json()})
     return result
 
 
@@ -97,7 +104,7 @@ def _context(held: Adapter, root: Path, base: str | Path | None, component: str 
 def _model_config(held: Adapter, root: Path, base: str | Path | None) -> dict[str, Any]:
     """config.json of the model; empty if none is at hand. CheckpointError if it is not a JSON object."""
     files = _nearby(held, root) if base is None else open_files(base)
-    return read_json(files, _CONFIG) if files is not None and _CONFIG in files.names() else {}
+    return read_json(files, CONFIG, constants=True) if files is not None and CONFIG in files.names() else {}
 
 
 def _nearby(held: Adapter, root: Path) -> Files | None:
@@ -105,7 +112,7 @@ def _nearby(held: Adapter, root: Path) -> Files | None:
     named = held.config.get("base_model_name_or_path")
     for place in (root, root.parent, *([Path(named)] if isinstance(named, str) and named else [])):
         try:
-            if (place / _CONFIG).is_file():
+            if (place / CONFIG).is_file():
                 return LocalFiles(place)
         except OSError:  # a folder that may not be entered
             continue
@@ -123,10 +130,13 @@ def _component(root: Path) -> str:
 
 
 def _save(path: Path, tensors: dict[str, Any], metadata: dict[str, str]) -> None:
+    """Through memory: what the libraries raise when a disk fails is no OSError, and their files are for one user."""
     import torch
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     if path.suffix == ".pt":
-        torch.save(tensors, path)
+        buffer = io.BytesIO()
+        torch.save(tensors, buffer)
+        write_new(path, buffer.getvalue())
     else:
-        save_file(tensors, path, metadata)
+        write_new(path, save(tensors, metadata))

@@ -10,18 +10,21 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from ..adapters.peft import ADAPTER_CONFIG
 from ..checkpoint.index import open_checkpoint
-from ..checkpoint.source import SourceOptions
+from ..checkpoint.source import SourceOptions, user_path
 from ..methods import RULES, find_method
 from ..output.adapter import AdapterWriter
-from ..output.atomic import WorkFolder, building, require_outside, require_space
-from ..output.base import BaseWriter, copy_file
+from ..output.atomic import Output, building, require_possible
+from ..output.base import BaseWriter, copy_file, left_out, require_readable
 from ..output.init_folder import InitFolder
 from ..output.layout import restate_total
 from ..output.lr_groups import lr_document
 from ..output.manifest import Manifest, ModuleRecord
 from ..output.names import ADAPTER_FOLDER, CARD, LR_GROUPS, MANIFEST, OFFSET_FOLDER
+from ..output.place import output_folder
 from ..output.ranks import Ranks, read_ranks
-from ..output.spans import sync_file, write_json
+from ..output.sources import Sources
+from ..output.spans import write_json, write_text
+from ..output.work import WorkFolder
 from ..progress import Progress, Silent
 from ..surgery.describe import card, manifest, peft_config, provenance
 from ..surgery.operation import Operation
@@ -100,6 +103,7 @@ def initialize(
     v_tensor: str | None = None,
     transformers_major: int | None = None,
     overwrite: bool = False,
+    force: bool = False,
     resume: bool = False,
     dry_run: bool = False,
     progress: Progress | None = None,
@@ -124,7 +128,7 @@ def initialize(
     the final name; the source is never written to.
     """
     progress = progress or Silent()
-    sizes = Ranks(None, {}, {}) if ranks is None else read_ranks(Path(ranks).expanduser())
+    sizes = Ranks(None, {}, {}) if ranks is None else read_ranks(user_path(ranks, "--ranks"))
     general = rank if rank is not None else sizes.rank or 8
     row, roles = find_method(method, roles)
     settings = Settings(
@@ -139,22 +143,24 @@ def initialize(
         checkpoint, settings.selection, transformers_major=settings.transformers_major,
         quantised=no_base or not row.residual,
     )  # fmt: skip
-    folder = (
-        Path(output or f"{checkpoint.origin.name}-{row.slug}-{f'r{general}' if ranks is None else 'ranks'}")
-        .expanduser()
-        .absolute()
-    )
-    require_outside(folder, checkpoint.origin)
+    default = f"{checkpoint.origin.name}-{row.slug}-{f'r{general}' if ranks is None else 'ranks'}"
+    folder = output_folder(output, default, [checkpoint.origin], progress)
     operation = Operation(checkpoint, plan, row, settings, folder)
-    _tell(plan.notices, progress)
+    copied = left_out(checkpoint) if operation.layouts else []
+    require_readable(checkpoint, operation.companions)
+    _tell([*plan.notices, *copied], progress)
     announce(checkpoint.files, operation.reads, operation.source_bytes, progress)
+    sources = Sources((checkpoint.files, [*checkpoint.headers, *operation.companions]))
+    out = Output(
+        folder, "init", {**operation.job(), "files": sources.to_json()}, overwrite=overwrite, resume=resume,
+        force=force, nbytes=operation.nbytes,
+    )  # fmt: skip
     with checking(operation) as check:
         if dry_run:
+            require_possible(out)
             _tell(check.finish().notices, progress)
             return Initialization(operation, None)
-        with building(folder, operation.job(), overwrite=overwrite, resume=resume) as work:
-            if not work.done:
-                require_space(folder, operation.nbytes)
+        with building(out, sources.require_unchanged) as work:
             manifest = _operate(operation, work, check, progress)
     return Initialization(operation, manifest)
 
@@ -182,7 +188,7 @@ def _operate(operation: Operation, work: WorkFolder, check: ModuleCheck, progres
     offset = _adapter_writer(operation, work.tree / OFFSET_FOLDER) if operation.offset else None
     with BaseWriter(files, operation.layouts, work.tree, dict(work.finished("copied"))) as base:
         # Imported here so that torch loads (about a second) while the shards are already being copied.
-        from ..checkpoint.stream import find_device, stream
+        from ..checkpoint.stream import computing, find_device, stream
         from ..matrices.dequantise import dequantise
         from ..surgery.tensor import operate_on
 
@@ -190,10 +196,11 @@ def _operate(operation: Operation, work: WorkFolder, check: ModuleCheck, progres
             return operate_on(carrier, dequantise(stored, carrier.quantised, files), operation)
 
         device = find_device(operation.settings.device)
+        work.agree("compute", computing(device))
         folder = InitFolder(work, adapter, base, offset)
         progress.start("Decomposing", len(carriers), len(folder.records))
         waiting = [carrier for carrier in carriers if carrier.module not in folder.records]
-        for carrier, outcome in stream(files, waiting, operate, device, progress.notice):
+        for carrier, outcome in stream(files, waiting, operate, device, progress.notice, of=len(carriers)):
             folder.store(outcome.records, outcome.factors, outcome.residual, outcome.residual_sha256)
             progress.advance(carrier.label)
         progress.start("Copying", len(base.shards), 0)
@@ -240,11 +247,8 @@ def _describe(
         restate_total(tree, operation.checkpoint, dtypes)
     for name in (ADAPTER_FOLDER, OFFSET_FOLDER)[: 1 + operation.offset]:
         write_json(tree / name / ADAPTER_CONFIG, peft_config(operation, short))
-    (tree / CARD).write_text(card(operation, records), encoding="utf-8")
+    write_text(tree / CARD, card(operation, records))
     write_json(tree / LR_GROUPS, lr_document(records))
     proof = manifest(operation, records, folder.file_hashes(), device)
-    (tree / MANIFEST).write_text(proof.to_json(), encoding="utf-8")
-    for path in tree.rglob("*"):
-        if path.is_file():
-            sync_file(path)
+    write_text(tree / MANIFEST, proof.to_json())
     return proof

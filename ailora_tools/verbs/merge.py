@@ -12,22 +12,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from ..adapters.folder import Adapter, open_adapter
+from ..adapters.peft import ADAPTER_FILES
 from ..adapters.places import Place, find_places
+from ..checkpoint.gate import stated_path
 from ..checkpoint.header import BASE_DTYPES, StoredTensor
 from ..checkpoint.index import Checkpoint, open_checkpoint
 from ..checkpoint.source import SourceOptions
 from ..errors import AiloraError, OptionError, TargetError
-from ..output.atomic import making, require_outside, require_space
-from ..output.base import BaseWriter, companions, copy_file
+from ..output.atomic import Output, making
+from ..output.base import BaseWriter, companions, copy_file, left_out, require_readable
 from ..output.layout import lay_out, restate_total, widened
 from ..output.manifest import Manifest, read_manifest
-from ..output.names import MANIFEST, RESULT
-from ..output.spans import write_json
+from ..output.names import MANIFEST
+from ..output.place import output_folder
+from ..output.result import write_result
+from ..output.sources import Sources
 from ..progress import Progress, Silent
 from .announce import announce
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+_WIDER = "Write it in a wider type: --base-dtype float32. If that does not hold it either, its training diverged."
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,7 @@ def merge(
     base_dtype: str = "keep",
     device: str = "auto",
     overwrite: bool = False,
+    force: bool = False,
     progress: Progress | None = None,
     **source: Unpack[SourceOptions],
 ) -> Merge:
@@ -75,19 +83,23 @@ def merge(
     """
     if base_dtype not in BASE_DTYPES:
         raise OptionError(f"base dtype {base_dtype!r}: it must be {' or '.join(BASE_DTYPES)}.")
-    progress, folder = progress or Silent(), Path(output).expanduser().absolute()
+    progress = progress or Silent()
     checkpoint, held = open_checkpoint(base, **source), open_adapter(adapter)
-    for origin in (checkpoint.origin, held.files.origin):
-        require_outside(folder, origin)
+    folder = output_folder(output, "", [checkpoint.origin, held.files.origin], progress)
     _require_right_base(checkpoint, held)
     places = find_places(checkpoint, held)
     layouts = lay_out(checkpoint, (place.stored for place in places), base_dtype)
     dtypes = {place.stored.name: widened(place.stored.dtype, base_dtype) for place in places}
+    for text in left_out(checkpoint):
+        progress.notice(text)
     copied = [(name, checkpoint.files.size(name)) for name in companions(checkpoint)]
+    require_readable(checkpoint, (name for name, _ in copied))
     parts = [*copied, *((shard, header.file_size) for shard, header in checkpoint.headers.items())]
     announce(checkpoint.files, parts, sum(size for _, size in parts), progress)
-    with making(folder, overwrite=overwrite) as tree:
-        require_space(folder, sum(layout.size for layout in layouts.values()) + sum(size for _, size in copied))
+    nbytes = sum(layout.size for layout in layouts.values()) + sum(size for _, size in copied)
+    sources = Sources((checkpoint.files, [name for name, _ in parts]), (held.files, ADAPTER_FILES))
+    out = Output(folder, "merge", overwrite=overwrite, force=force, nbytes=nbytes)
+    with making(out, sources.require_unchanged) as tree:
         with BaseWriter(checkpoint.files, layouts, tree, {}) as writer:
             merging = partial(_merged, held, base_dtype=base_dtype)
             modules = tuple(_write(checkpoint, places, merging, writer, device, progress))
@@ -96,16 +108,16 @@ def merge(
         restate_total(tree, checkpoint, dtypes)
         result = Merge(folder, modules, tuple(sorted(set(dtypes.values()))))
         made_from = {"base": checkpoint.origin.to_json(), "adapter": held.location}
-        write_json(tree / RESULT, {"verb": "merge", **made_from, **result.to_json()})
+        write_result(tree, {"verb": "merge", **made_from, **result.to_json()})
     return result
 
 
 def _require_right_base(checkpoint: Checkpoint, adapter: Adapter) -> None:
     """An adapter that started from the weights fits the residual base only; a plain LoRA the original only."""
     stated = str(adapter.config.get("base_model_name_or_path") or "")
-    trained_on = Path(stated).expanduser().resolve()
+    trained_on = stated_path(stated)
     here = checkpoint.origin.path.resolve() if checkpoint.origin.path else None
-    if trained_on == here:
+    if trained_on is not None and trained_on == here:
         return
     residual = _manifest(trained_on)
     if residual is not None and residual.base:
@@ -124,10 +136,18 @@ def _require_right_base(checkpoint: Checkpoint, adapter: Adapter) -> None:
         )
 
 
+def _named(stated: str) -> Path | None:
+    """The path that an adapter names as its base; None for what is none, such as an unknown ~user."""
+    try:
+        return Path(stated).expanduser().resolve()
+    except (OSError, RuntimeError, ValueError):
+        return None
+
+
 def _manifest(folder: Path | None) -> Manifest | None:
     try:
         return read_manifest(folder) if folder and (folder / MANIFEST).is_file() else None
-    except AiloraError:
+    except (AiloraError, OSError):
         return None
 
 
@@ -149,17 +169,19 @@ def _write(
         progress.advance(shard)
 
 
-def _merged(adapter: Adapter, place: Place, stored: Tensor, base_dtype: str) -> tuple[Tensor, float]:
+def _merged(adapter: Adapter, place: Place, old: Tensor, base_dtype: str) -> tuple[Tensor, float]:
     """The new tensor as it is stored, on the CPU, and how far it is from the old one."""
     from ..adapters.apply import applied
     from ..checkpoint.stream import DTYPES
+    from ..linalg.finite import stored
+    from ..linalg.scale import norm
 
-    wide = stored.double() if place.stored.dtype == "F64" else stored.float()
+    wide = old.double() if place.stored.dtype == "F64" else old.float()
     if isinstance(place.change, StoredTensor):
         new = adapter.load(place.change).to(wide)
     else:
         new = applied(wide.T if place.transposed else wide, adapter, place.change)
         new = new.T if place.transposed else new
-    result = new.to(DTYPES[widened(place.stored.dtype, base_dtype)])
-    size = float(wide.norm())
-    return result.cpu().contiguous(), float((result.to(wide) - wide).norm()) / size if size else 0.0
+    result = stored(new, DTYPES[widened(place.stored.dtype, base_dtype)], place.stored.name, _WIDER)
+    size = norm(wide)
+    return result.cpu().contiguous(), norm(result.to(wide) - wide) / size if size else 0.0

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from ..checkpoint.index import Checkpoint, open_checkpoint
-from ..checkpoint.source import SourceOptions
+from ..checkpoint.source import SourceOptions, user_path
 from ..errors import CheckpointError
 from ..output.manifest import Manifest, fingerprint, read_manifest
 from ..progress import Progress, Silent
@@ -64,7 +64,7 @@ def verify(
     that is changed or not there; every other fault is a check that does not hold.
     """
     progress = progress or Silent()
-    folder = Path(folder).expanduser()
+    folder = user_path(folder, "DIR")
     manifest = read_manifest(folder)
     original, strange = _find_source(manifest, source, options, progress)
     operation, refusal = (None, "") if original is None else derive(manifest, original, folder)
@@ -107,6 +107,8 @@ def _find_source(
     if given is None and manifest.source["revision"] is not None:
         progress.notice(_far(manifest.source))
         return None, []
+    if given is None and not _is_here(location):
+        return None, []
     try:
         checkpoint = open_checkpoint(location, **options)
     except CheckpointError:
@@ -119,6 +121,17 @@ def _find_source(
         progress.notice(f"The model at {location} is no longer the one this folder was made from: hashes alone decide.")
         return None, []
     return None, [Check("source", False, f"{location} is not the model this folder was made from")]
+
+
+def _is_here(location: object) -> bool:
+    """Whether a manifest names an absolute path of this machine that is there. It may be a stranger's: nothing on a
+    network is asked because it says so, neither the Hub nor a share."""
+    if not isinstance(location, str) or not Path(location).is_absolute() or location.startswith(("//", "\\\\")):
+        return False
+    try:
+        return Path(location).exists()
+    except (OSError, ValueError):
+        return False
 
 
 def _far(source: Mapping[str, Any]) -> str:

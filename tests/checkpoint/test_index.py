@@ -292,7 +292,7 @@ REFUSED: dict[str, tuple[dict[str, bytes], str, str, str]] = {
     "deep value": (
         raw_index(b'{"weight_map":{"a":' + b"[" * 900 + b"]" * 900 + b"}}"),
         INDEX,
-        "tensor 'a' is mapped to [[[",
+        "not valid JSON (nested more than 64 deep)",
         AGAIN,
     ),
     "weight_map absent": (
@@ -374,7 +374,7 @@ def test_a_dangling_shard_is_a_missing_one(tmp_path: Path) -> None:
 def test_a_json_file_of_gigabytes_is_not_read(tmp_path: Path) -> None:
     write(tmp_path, SINGLE)
     os.truncate(tmp_path / "config.json", 3 * 10**9)
-    with pytest.raises(CheckpointError, match=r"config\.json: 3,000,000,000 bytes; expected .* at most 100,000,000"):
+    with pytest.raises(CheckpointError, match=r"config\.json: 3,000,000,000 bytes; expected .* at most 10,000,000"):
         open_checkpoint(tmp_path)
 
 

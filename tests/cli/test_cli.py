@@ -96,7 +96,11 @@ def test_model_defaults_to_here_and_the_output_to_its_name(model: Path, tmp_path
     assert here.returncode == 0, here.stderr
     named = process("init", model, "--rank", 4, "--method", "pissa", cwd=tmp_path)
     assert named.returncode == 0 and (tmp_path / "model-pissa-r4" / "ailora.json").is_file()
-    assert process("init", "--rank", 4, cwd=model).returncode == 1, "the default output would lie inside the source"
+    beside = process("init", "--rank", 4, cwd=model)
+    assert beside.returncode == 0 and (tmp_path / "model-ailora-r4" / "ailora.json").is_file()
+    assert "the output goes beside the model" in beside.stderr
+    report = process("analyze", ".", "--rank", 2, cwd=model)
+    assert report.returncode == 0 and (tmp_path / "reports" / "model" / "report.html").is_file()
 
 
 @pytest.mark.parametrize(

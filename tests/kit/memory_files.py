@@ -24,6 +24,9 @@ class MemoryFiles:
     def names(self) -> list[str]:
         return sorted(self.contents)
 
+    def strays(self) -> list[str]:
+        return []
+
     def size(self, name: str) -> int:
         return len(self._bytes(name))
 

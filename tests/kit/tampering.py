@@ -15,7 +15,7 @@ from torch import Tensor
 from ailora_tools.adapters.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS, tensor_names
 from ailora_tools.checkpoint.stream import matrix_bytes
 from ailora_tools.matrices.gather import gather
-from ailora_tools.output.manifest import module_record
+from ailora_tools.matrices.layouts import Part
 from ailora_tools.output.names import ADAPTER_FOLDER, OFFSET_FOLDER
 from ailora_tools.output.spans import sha256, sha256_file, write_json
 
@@ -91,13 +91,15 @@ class Tampered:
         path.write_text(_dump(body))
 
     def _hashes(self, entry: Body) -> Body:
-        record = module_record(entry)
+        """By hand, because the record may be one that the tool refuses to read."""
+        module, tensor, part = entry["module"], entry["tensor"], entry["part"]
         adapter = load_file(self / WEIGHTS)
-        keys = [*tensor_names(record.module), f"base_model.model.{record.module}.lora_magnitude_vector"]
+        keys = [*tensor_names(module), f"base_model.model.{module}.lora_magnitude_vector"]
         found = {"adapter_sha256": sha256(*(matrix_bytes(adapter[key]) for key in keys if key in adapter))}
         base = self / entry["file"]
-        if base.is_file() and record.tensor in (held := load_file(base)):
-            found["base_sha256"] = sha256(matrix_bytes(gather(held[record.tensor], record.part)))
+        if base.is_file() and tensor in (held := load_file(base)):
+            lines = None if part is None else Part(tuple(map(tuple, part["runs"])), part["transposed"])
+            found["base_sha256"] = sha256(matrix_bytes(gather(held[tensor], lines)))
         return found
 
 

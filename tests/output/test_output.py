@@ -12,12 +12,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from ailora_tools.adapters.peft import AdapterModule, adapter_config
-from ailora_tools.checkpoint.files import LocalFiles, Origin
+from ailora_tools.checkpoint.files import LocalFiles
 from ailora_tools.checkpoint.index import open_checkpoint, read_header
-from ailora_tools.errors import NumericalError, OutputError
+from ailora_tools.errors import OutputError
 from ailora_tools.output import base as base_room
 from ailora_tools.output.adapter import AdapterWriter
-from ailora_tools.output.atomic import building, require_outside, require_space
+from ailora_tools.output.atomic import Output, building
 from ailora_tools.output.base import BaseWriter, companions, copy_spans, rest_of
 from ailora_tools.output.layout import keep_layout, recast_layout
 from ailora_tools.output.spans import sha256_file
@@ -115,7 +115,7 @@ def test_a_full_disk_stops_the_run_and_is_named(source: Path, tmp_path: Path, mo
     monkeypatch.setattr(os, "copy_file_range", full)
     monkeypatch.setattr(base_room, "_clone", lambda *_: False)
     final = tmp_path / "final"
-    with pytest.raises(OutputError, match="the disk is full"), building(final, JOB, overwrite=False, resume=False):
+    with pytest.raises(OutputError, match="the disk is full"), building(Output(final, "init", JOB)):
         write_base(source, tmp_path / "out", {}, keep=True)
     assert not final.exists()
 
@@ -128,87 +128,6 @@ def test_companions_leave_other_weights_and_adapters_behind(source: Path) -> Non
         (source / name).parent.mkdir(exist_ok=True)
         (source / name).write_text("{}")
     assert companions(open_checkpoint(source)) == copied
-
-
-def test_the_folder_appears_whole(tmp_path: Path) -> None:
-    final = tmp_path / "final"
-    with building(final, JOB, overwrite=False, resume=False) as work:
-        (work.tree / "file").write_text("x")
-        assert not final.exists()
-    assert [path.name for path in tmp_path.iterdir()] == ["final"]
-    assert (final / "file").read_text() == "x"
-
-
-def test_bad_input_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(NumericalError), building(tmp_path / "final", JOB, overwrite=False, resume=False) as work:
-        (work.tree / "file").write_text("x")
-        raise NumericalError("NaN")
-    assert not list(tmp_path.iterdir())
-
-
-def interrupted(final: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), building(final, JOB, overwrite=False, resume=False) as work:
-        work.record({"copied": "a"})
-        raise KeyboardInterrupt
-
-
-def test_an_interruption_can_be_resumed_and_only_with_the_same_job(tmp_path: Path) -> None:
-    final = tmp_path / "final"
-    interrupted(final)
-    with pytest.raises(OutputError, match="unfinished"), building(final, JOB, overwrite=False, resume=False):
-        pass
-    other = {**JOB, "rank": 16}
-    with pytest.raises(OutputError, match="differs in rank"), building(final, other, overwrite=False, resume=True):
-        pass
-    with building(final, JOB, overwrite=False, resume=True) as work:
-        assert work.finished("copied") == ["a"]
-    assert final.is_dir() and not final.with_name("final.partial").exists()
-
-
-def test_a_cut_journal_line_is_ignored(tmp_path: Path) -> None:
-    final = tmp_path / "final"
-    interrupted(final)
-    with open(tmp_path / "final.partial" / "journal.jsonl", "a") as journal:
-        journal.write('{"copied": "b')
-    with building(final, JOB, overwrite=False, resume=True) as work:
-        assert work.finished("copied") == ["a"]
-        work.record({"copied": "c"})
-        lines = (tmp_path / "final.partial" / "journal.jsonl").read_text().splitlines()
-        assert lines[-1] == '{"copied": "c"}' and len(lines) == 3
-
-
-def test_only_our_own_folders_are_replaced(tmp_path: Path) -> None:
-    final = tmp_path / "final"
-    final.mkdir()
-    (final / "precious").write_text("x")
-    with pytest.raises(OutputError, match="already exists"), building(final, JOB, overwrite=False, resume=False):
-        pass
-    with pytest.raises(OutputError, match="not written by"), building(final, JOB, overwrite=True, resume=False):
-        pass
-    assert (final / "precious").read_text() == "x"
-    (final / "ailora.json").write_text("{}")
-    with building(final, JOB, overwrite=True, resume=False) as work:
-        (work.tree / "new").write_text("y")
-        assert (final / "precious").exists(), "the old folder stays until the new one is complete"
-    assert sorted(path.name for path in final.iterdir()) == ["new"]
-    assert [path.name for path in tmp_path.iterdir()] == ["final"]
-
-
-@pytest.mark.parametrize("place", ["source", "source/inside", "source/../source", "."])
-def test_the_output_stays_clear_of_the_source(source: Path, place: str) -> None:
-    with pytest.raises(OutputError, match="source"):
-        require_outside(source.parent / place, Origin(str(source)))
-
-
-def test_a_link_to_the_source_is_the_source(source: Path) -> None:
-    (source.parent / "link").symlink_to(source)
-    with pytest.raises(OutputError, match="the source itself"):
-        require_outside(source.parent / "link", Origin(str(source)))
-
-
-def test_too_little_room_is_said_before_writing(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="GB are needed"):
-        require_space(tmp_path / "not" / "there", 1 << 60)
 
 
 def test_the_adapter_file_is_what_safetensors_reads(tmp_path: Path) -> None:

@@ -170,9 +170,12 @@ def test_the_module_check_asks_without_nice(monkeypatch: pytest.MonkeyPatch) -> 
 
     def without(command: list[str], **options: object) -> subprocess.Popen[str]:
         asked.append(command)
-        return real([*command[:2], f"import os; del os.nice; {command[2]}"], **options)  # type: ignore[call-overload]
+        lacking = (
+            "import os, runpy, sys; del os.nice; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
+        )
+        return real([*command[:2], "-c", lacking, *command[2:]], **options)  # type: ignore[call-overload]
 
     monkeypatch.setattr(subprocess, "Popen", without)
-    process = module_tree._ask({"config": {}, "modules": [], "targets": []})
+    process = module_tree._ask({"config": {}, "modules": [], "targets": []}, None)
     answer, _ = process.communicate()
     assert process.returncode == 0 and json.loads(answer) == {"unknown": "no class named"} and asked

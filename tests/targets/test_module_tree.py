@@ -15,10 +15,10 @@ from kit.checkpoints import llama_tensors, write_checkpoint
 from ailora_tools import initialize
 from ailora_tools.errors import TargetError
 from ailora_tools.progress import Silent
-from ailora_tools.surgery import operation
 from ailora_tools.targets import module_tree
 from ailora_tools.targets.architectures import PROVEN_WITH
-from ailora_tools.targets.module_tree import ModuleCheck, Verdict, look
+from ailora_tools.targets.built_class import look
+from ailora_tools.targets.module_tree import ModuleCheck, Verdict
 
 CONFIG = {
     "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 48, "num_hidden_layers": 2,
@@ -55,8 +55,7 @@ def test_what_cannot_be_told_is_a_notice_and_no_error(config: dict[str, object],
     assert "unchecked" in notice and reason in notice
 
 
-def test_a_process_of_its_own_gives_the_same_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "transformers")
+def test_a_process_of_its_own_gives_the_same_answer() -> None:
     good = ModuleCheck(CONFIG, [f"model.layers.{n}.self_attn.q_proj" for n in (0, 1)], ["q_proj"], "here")
     bad = ModuleCheck(CONFIG, ["model.layers.9.self_attn.q_proj"], ["model.layers.9.self_attn.q_proj"], "here")
     assert good._process is not None and good.finish() == Verdict(exact=True)
@@ -89,7 +88,7 @@ def test_the_proven_version_is_the_one_that_the_tests_run_with() -> None:
 
 def test_full_paths_where_short_names_would_hit_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The class has a third layer, which the file lacks; asked of a transformers that the tests do not know."""
-    monkeypatch.setattr(operation, "PROVEN_WITH", "0.0.")
+    monkeypatch.setattr(module_tree, "PROVEN_WITH", "0.0.")
     folder = write_checkpoint(tmp_path / "model", llama_tensors(), **{**CONFIG, "num_hidden_layers": 3})
     config = json.loads((initialize(folder, 4, output=tmp_path / "out").adapter / "adapter_config.json").read_text())
     expected = [f"model.layers.{layer}.self_attn.{leaf}_proj" for layer in (0, 1) for leaf in "qv"]

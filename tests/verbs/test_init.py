@@ -138,14 +138,16 @@ def test_a_single_file_is_a_model(tmp_path: Path) -> None:
 
 
 def test_linked_files_of_a_cache_are_copied_not_linked(tmp_path: Path) -> None:
-    src = source(tmp_path)
-    snapshot = tmp_path / "snapshot"
-    snapshot.mkdir()
+    repository = tmp_path / "hub" / "models--org--model"
+    snapshot, src = repository / "snapshots" / "0123abcd", repository / "blobs"
+    snapshot.mkdir(parents=True)
+    source(tmp_path).rename(src)
     for path in src.iterdir():
-        (snapshot / path.name).symlink_to(path)
+        (snapshot / path.name).symlink_to(Path("..", "..", "blobs", path.name))
     before = tree(src)
     out = initialize(snapshot, 2, output=tmp_path / "out").folder
     assert not any(path.is_symlink() for path in out.rglob("*"))
+    assert {path.name for path in src.iterdir()} <= {path.name for path in out.iterdir()}
     assert tree(src) == before
 
 

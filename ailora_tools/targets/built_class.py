@@ -1,0 +1,108 @@
+"""The class that a config.json names, built without memory on the meta device and compared with the plan.
+
+`module_tree` runs this file as an isolated script, so it imports nothing of the package. The config is a stranger's,
+and what it makes the class do is bounded here; not even transformers' own means to fetch or run code are left.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any
+
+CPU_SECONDS = 120
+ROOM = 2 << 30  # bytes beside the imported libraries; a class of 405B parameters takes a tenth of it
+_MOST = 4096  # layers or experts; the largest published models have some hundreds
+_COUNTS = ("layer", "block", "depth", "expert")
+# Names of code, of files and of kernels, and how weights are stored: nothing of it decides which modules there are.
+_DROPPED = (
+    "attn_implementation", "experts_implementation", "auto_map", "custom_pipelines", "trust_remote_code", "use_kernels",
+    "kernel_config", "dtype", "quantization_config", "backbone_kwargs", "pretrained", "checkpoint_path", "name_or_path",
+)  # fmt: skip
+_LEAVING = ("socket.", "subprocess.", "os.system", "os.exec", "os.fork", "os.posix_spawn", "pickle.find_class")
+
+
+def look(question: Mapping[str, Any], before: Callable[[], None] = lambda: None) -> dict[str, Any]:
+    """`question` has a "config", planned "modules" and PEFT's "targets"; which modules the class lacks, which are hit
+    besides, or {"unknown": reason}: any failure of the class is that, and no error. `before` is called when the
+    libraries are loaded and the class is not yet built."""
+    config = harmless(question["config"])
+    if count := _excessive(config):
+        return {"unknown": f"config.json asks for {count}"}
+    names = config.get("architectures")
+    name = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else None
+    if name is None:
+        return {"unknown": "no class named"}
+    try:
+        import torch
+        import transformers
+        from transformers.pytorch_utils import Conv1D
+    except ImportError as error:
+        return {"unknown": f"transformers cannot be imported ({error})"}
+    kind = getattr(transformers, name, None)
+    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
+        return {"unknown": f"transformers {transformers.__version__} has no class {name}"}
+    try:
+        before()
+        with torch.device("meta"):
+            model = kind(kind.config_class.from_dict(config))  # type: ignore[union-attr]
+    except Exception as error:  # whatever the code of the class raises for this config
+        return {"unknown": f"{name} could not be built ({type(error).__name__})"}
+    tree = {path for path, module in model.named_modules() if isinstance(module, torch.nn.Linear | Conv1D)}
+    wanted = set(question["modules"])
+    hit = {path for path in tree if any(path == end or path.endswith(f".{end}") for end in question["targets"])}
+    version = transformers.__version__
+    return {"class": name, "version": version, "missing": sorted(wanted - tree), "extra": sorted(hit - wanted)}
+
+
+def harmless(config: Any) -> Any:
+    """The config, at any depth without what names code, files, kernels or the type of the weights."""
+    if isinstance(config, list):
+        return [harmless(value) for value in config]
+    if not isinstance(config, dict):
+        return config
+    return {key: harmless(value) for key, value in config.items() if not any(word in key for word in _DROPPED)}
+
+
+def _excessive(config: Any) -> str:
+    """The first number of layers, blocks or experts that no model has, as "num_hidden_layers 1000000000"."""
+    if isinstance(config, list):
+        return next(filter(None, map(_excessive, config)), "")
+    for key, value in config.items() if isinstance(config, dict) else ():
+        if isinstance(value, int | float) and value > _MOST and any(word in key.lower() for word in _COUNTS):
+            return f"{key[:40]} {min(value, 10**300):.4g}"
+        if found := _excessive(value):
+            return found
+    return ""
+
+
+def _bound() -> None:
+    """From here on little time and memory, no connection, no program, no pickle; limits where the system has them."""
+    with suppress(ImportError, OSError, ValueError):
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
+        with open("/proc/self/statm") as pages:
+            data = int(pages.read().split()[5]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_DATA, (data + ROOM, data + ROOM))
+    sys.addaudithook(_stay)
+
+
+def _stay(event: str, _: object) -> None:
+    if event.startswith(_LEAVING):
+        raise PermissionError(f"{event} while a class is built")
+
+
+def _answer() -> None:
+    """The script: where libraries lie is its only argument, the question comes on stdin, the answer goes to stdout."""
+    sys.path[:] = json.loads(sys.argv[1])
+    if hasattr(os, "nice"):
+        os.nice(10)
+    print(json.dumps(look(json.load(sys.stdin), _bound)))
+
+
+if __name__ == "__main__":
+    _answer()
