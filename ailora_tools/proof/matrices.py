@@ -121,7 +121,7 @@ def _strays(reading: Reading) -> bool:
     B = reading.B
     if B is None or reading.records[0].part is None:
         return False
-    if len({record.outputs for record in reading.records}) > 1:  # records of one module that contradict each other
+    if len({(record.outputs, record.part is None) for record in reading.records}) > 1:  # they contradict each other
         return True
     mask = block_mask(reading.records)
     return B.shape != mask.shape or bool((B.double() * (1 - mask)).any())
