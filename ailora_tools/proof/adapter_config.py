@@ -34,7 +34,7 @@ def check_adapter_config(subject: Subject) -> Check:
         faults = [*_named_faults(config, subject), *_field_faults(config, subject), *_spelling(subject)]
     except AiloraError as error:
         return Check("adapter config", False, f"{ADAPTER_FOLDER}/{ADAPTER_CONFIG} cannot be read: {error.problem}")
-    except (ValueError, TypeError, AttributeError, ArithmeticError, re.error) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, re.error) as error:
         return Check("adapter config", False, f"{ADAPTER_FOLDER}/{ADAPTER_CONFIG} cannot be read: {error}")
     detail = f"init_lora_weights is true; targets reach all {len(subject.modules)} modules"
     return Check("adapter config", not faults, "; ".join(faults[:4]) or detail)
@@ -128,7 +128,7 @@ def _as_written(subject: Subject) -> dict[str, Any]:
         architectures=subject.source.architectures if subject.source else (),
         rslora=manifest.settings["rslora"],
         dora=manifest.settings["dora"],
-        bias=manifest.settings["bias"],
+        bias=str(manifest.settings.get("bias")),
         transposed=any(one.part is not None and one.part.transposed for one in manifest.modules),
     )
 

@@ -100,7 +100,7 @@ def _header_faults(subject: Subject, shard: str, header: Header) -> Iterator[str
             yield f"{shard} has other metadata than the source's"
         return
     stated = subject.manifest.source["shards"].get(shard, {})
-    if subject.manifest.settings["base_dtype"] == "keep" and stated.get("header_sha256") != header.sha256:
+    if subject.manifest.settings.get("base_dtype") == "keep" and stated.get("header_sha256") != header.sha256:
         yield f"{shard} has another header than the source had"
     for record in subject.manifest.modules:
         stored = header.tensors.get(record.tensor)

@@ -132,7 +132,7 @@ def _opposite(subject: Subject, first: Header, second: Header, name: str) -> boo
 
 def _tensor_faults(header: Header, subject: Subject) -> Iterator[str]:
     settings = subject.manifest.settings
-    dtype = FACTOR_DTYPES.get(settings["adapter_dtype"], "")
+    dtype = FACTOR_DTYPES.get(str(settings.get("adapter_dtype")), "")
     expected: dict[str, tuple[str, tuple[int, ...]]] = {}
     for module, records in subject.modules.items():
         name_a, name_b = tensor_names(module)

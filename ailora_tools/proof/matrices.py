@@ -121,6 +121,8 @@ def _strays(reading: Reading) -> bool:
     B = reading.B
     if B is None or reading.records[0].part is None:
         return False
+    if len({(record.outputs, record.part is None) for record in reading.records}) > 1:  # they contradict each other
+        return True
     mask = block_mask(reading.records)
     return B.shape != mask.shape or bool((B.double() * (1 - mask)).any())
 

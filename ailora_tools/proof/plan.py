@@ -18,6 +18,8 @@ from ..targets.plan import make_plan
 from .folder import Check
 from .subject import Subject
 
+_NO_SETTINGS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError)  # of values of another type
+
 
 def derive(manifest: Manifest, source: Checkpoint, folder: Path) -> tuple[Operation | None, str]:
     """The operation; None and the reason where the settings are none that init takes."""
@@ -31,7 +33,7 @@ def derive(manifest: Manifest, source: Checkpoint, folder: Path) -> tuple[Operat
         return Operation(source, plan, method, settings, folder), ""
     except AiloraError as error:
         return None, error.problem
-    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+    except _NO_SETTINGS as error:
         return None, f"settings of the manifest: {error}"
 
 
@@ -40,7 +42,10 @@ def check_plan(subject: Subject) -> Check:
     is a base, all derived anew: none of it is believed from the manifest."""
     if subject.operation is None:
         return Check("plan", False, f"init would refuse: {subject.refusal}")
-    faults = list(_faults(subject, subject.operation))
+    try:
+        faults = list(_faults(subject, subject.operation))
+    except _NO_SETTINGS as error:
+        faults = [f"settings of the manifest: {error}"]
     count = len(subject.manifest.modules)
     return Check("plan", not faults, listed(faults) or f"{count} projections, as derived from the source's headers")
 

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from ailora_tools import initialize, verify
 from ailora_tools.checkpoint.index import open_checkpoint
-from ailora_tools.errors import VerificationError
+from ailora_tools.errors import AiloraError
 from ailora_tools.output.manifest import fingerprint
 from ailora_tools.output.spans import write_json
 
@@ -386,7 +386,7 @@ def told(folder: Tampered, source: Path | None) -> Sequence[str]:
     """The sentences of the checks that do not hold; one is enough."""
     try:
         return [check.detail for check in verify(folder.folder, source=source).checks if not check.holds]
-    except VerificationError as error:
+    except AiloraError as error:
         return [error.problem]
 
 
