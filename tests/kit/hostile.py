@@ -28,7 +28,6 @@ from ailora_tools import (
     train_biases,
     verify,
 )  # fmt: skip
-from ailora_tools.output.manifest import _dump
 from ailora_tools.output.spans import sha256
 from kit.checkpoints import llama_tensors, write_checkpoint
 
@@ -231,7 +230,7 @@ def _manifest(root: Path, model: Path, start: Path, fresh: Callable[[], Path]) -
         try:
             body = json.loads(text)
             body.pop("sha256", None)
-            text = _dump({**body, "sha256": sha256(_dump(body).encode())})
+            text = _sealed({**body, "sha256": sha256(_sealed(body).encode("utf-8", "backslashreplace"))})
             (folder / "ailora.json").write_text(text)
         except (ValueError, AttributeError, TypeError, RecursionError):
             (folder / "ailora.json").write_bytes(text.encode(errors="surrogatepass"))
@@ -343,3 +342,9 @@ def _families() -> dict[str, tuple[dict[str, torch.Tensor], dict[str, Any]]]:
              "quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 16}},
         ),
     }  # fmt: skip
+
+
+def _sealed(body: dict[str, Any]) -> str:
+    """As a manifest is spelt, and NaN with it, which the tool itself does not write."""
+    text = json.dumps(body, indent=1, ensure_ascii=False) + "\n"
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -217,11 +217,15 @@ def test_an_alpha_that_is_no_usable_number_is_refused_everywhere(alpha: Any, tmp
     source = model(tmp_path / "model", lambda W: W, torch.float32)
     for number, config in enumerate(({"lora_alpha": alpha}, {"alpha_pattern": {Q: alpha}})):
         held = plain(tmp_path / f"adapter{number}", **config)
-        with pytest.raises(CheckpointError, match=rf"adapter_config.json: alpha of {Q} is .* at rank 2; the scaling"):
+        # By its type or range where that is wrong, else by the scaling it makes.
+        told = (
+            r"adapter_config\.json: (\$\.(lora_alpha|alpha_pattern)|not valid JSON|alpha of .* at rank 2; the scaling)"
+        )
+        with pytest.raises(CheckpointError, match=told):
             merge(source, held, tmp_path / "out")
-        with pytest.raises(CheckpointError, match="at rank 2; the scaling"):
+        with pytest.raises(CheckpointError, match=told):
             export(held, "mlx", tmp_path / "out")
-        with pytest.raises(CheckpointError, match="at rank 2; the scaling"):
+        with pytest.raises(CheckpointError, match=told):
             analyze(source, against=[held], rank=2, output=tmp_path / "out")
 
 
