@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 from kit.fault_rooms import FORMS, OVERWRITE, RESUME, Content, Room, Rooms
-from kit.fault_rules import Tally, last_line, touched
+from kit.fault_rules import last_line, touched
 from kit.faults import HELD, Done
+from kit.tally import Tally
 
 BY_NAME = {form.name: form for form in FORMS}
 CONVERT = BY_NAME["convert"].line

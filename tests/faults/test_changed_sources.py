@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 from kit.fault_rooms import FORMS, OVERWRITE, RESUME, Content, Room, Rooms
-from kit.fault_rules import Tally, last_line
+from kit.fault_rules import last_line
 from kit.faults import HELD, KILL, Done
+from kit.tally import Tally
 from safetensors import safe_open
 from safetensors.torch import load_file, save
 

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 
 import pytest
 from kit.fault_rooms import FORMS, VERIFY, Form, Room, Rooms
-from kit.fault_rules import Tally, broken_rules
+from kit.fault_rules import broken_rules
 from kit.faults import BROKEN, FULL, FULL_ONCE, KILL, KILLED_READING, TORN, UNREADABLE, Call, Fault
+from kit.tally import Tally
 
 WRITING = (KILL, TORN, FULL_ONCE, FULL, BROKEN)
 READING = (UNREADABLE, KILLED_READING)

@@ -6,8 +6,9 @@ import signal
 
 import pytest
 from kit.fault_rooms import FORMS, Form, Rooms
-from kit.fault_rules import Tally, broken_rules
+from kit.fault_rules import broken_rules
 from kit.faults import Fault
+from kit.tally import Tally
 
 SIGNALS = tuple(Fault(f"{number.name} at a call", number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
 EVERY = 7  # one of so many calls

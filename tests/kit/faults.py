@@ -95,9 +95,9 @@ class Run:
         return None if code == "stopped" else Done(code, self.printed.read_text(errors="replace"), self.calls())
 
     def calls(self) -> tuple[Call, ...]:
-        """Those so far."""
-        lines = (line.split(" ", 2) for line in self.log.read_text(errors="surrogateescape").splitlines())
-        return tuple(Call(int(kind), name, path) for kind, name, path in lines)
+        """Those so far; a limit for the size of files may have cut the last line."""
+        words = (line.split(" ", 2) for line in self.log.read_text(errors="surrogateescape").splitlines())
+        return tuple(Call(int(line[0]), line[1], line[2]) for line in words if len(line) == 3)
 
     def go_on(self) -> Done:
         """After it stopped."""

@@ -6,7 +6,6 @@ Every row is tried twice, with the original given and with it gone.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ import torch
 from kit.checkpoints import llama_tensors, write_checkpoint
 from kit.families import build
 from kit.real_models import ROOT
+from kit.tally import Tally
 from kit.tampering import CONFIG, INDEX, OFFSET, WEIGHTS, Body, Tampered, disguised, layer, records, swapped
 from safetensors.torch import load_file, save_file
 
@@ -423,13 +423,12 @@ def test_the_table_is_long_enough() -> None:
     assert len({row.name for row in ROWS}) == len(ROWS) >= 49
 
 
-@pytest.mark.skipif("FAULTS_REPORT" not in os.environ, reason="for `make faults`")
+@pytest.mark.faults
 def test_the_table_is_counted(written: Path, tmp_path: Path) -> None:
     """One line for the report: survived is told, or explained in the guide."""
-    failed = 0
+    tally = Tally("folders tampered with, then verify --source")
     for number, row in enumerate(ROWS):
         folder = tampered(row, written, tmp_path / str(number))
-        failed += bool(told(folder, folder.source)) != (row.given == NEVER)
-    line = {"area": "folders tampered with, then verify --source", "tries": len(ROWS)}
-    with open(os.environ["FAULTS_REPORT"], "a", encoding="utf-8") as report:
-        report.write(json.dumps({**line, "survived": len(ROWS) - failed, "failed": failed}) + "\n")
+        right = bool(told(folder, folder.source)) == (row.given == NEVER)
+        tally.add(row.name, [] if right else ["held as good, and the guide does not say so"])
+    tally.close()
