@@ -67,9 +67,7 @@ def base_faults(
     return [f"the base has {kind.value} in {listed(found[kind])}{missing}" for kind in wrong if kind in found], hint
 
 
-def _below(
-    layer: LoraLayer, record: ModuleRecord, adapter: Adapter, manifest: Manifest, offset: bool | None
-) -> Below:
+def _below(layer: LoraLayer, record: ModuleRecord, adapter: Adapter, manifest: Manifest, offset: bool | None) -> Below:
     W = None if getattr(layer.layer, "merged", False) else in_memory(layer.base)
     if _is_quantised(layer.base):
         return Below.QUANTISED
@@ -106,7 +104,12 @@ def _is_whole(W: Tensor, stored: torch.dtype | None) -> bool:
     over 16 bits leaves its mark: all numbers still fit into them."""
     detours = [dtype for dtype in _NARROW if dtype != stored]
     if W.dtype != stored:
-        return W.dtype in _WIDE and stored is not None and _holds(W, stored) and not any(_holds(W, dtype) for dtype in detours)
+        return (
+            W.dtype in _WIDE
+            and stored is not None
+            and _holds(W, stored)
+            and not any(_holds(W, dtype) for dtype in detours)
+        )
     return W.dtype in _NARROW or not any(_holds(W, dtype) for dtype in detours)
 
 

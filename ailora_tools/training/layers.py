@@ -33,7 +33,7 @@ class LoraLayer:
     @property
     def adapters(self) -> list[str]:
         held = (getattr(self.layer, kind, None) or {} for kind in ("lora_A", "lora_embedding_A"))
-        return list(dict.fromkeys(name for names in held for name in names.keys()))  # noqa: SIM118: ParameterDict
+        return list(dict.fromkeys(name for names in held for name in names))
 
     def module(self, modules: Container[str]) -> str | None:
         """Which of `modules` this layer is: the path itself, or, below modules of the user's own, its end."""

@@ -14,7 +14,7 @@ from ..adapters.folder import Adapter, Factors, open_adapter
 from ..checkpoint.header import StoredTensor
 from ..checkpoint.source import user_path
 from ..errors import TargetError, listed
-from ..output.manifest import Manifest, ModuleRecord, read_manifest
+from ..output.manifest import Manifest, read_manifest
 from ..output.names import OFFSET_FOLDER
 from .base_weights import base_faults
 from .layers import LOAD, LoraLayer, in_memory, lora_layers, names_of, nearest, plain_path, structure
