@@ -6,9 +6,10 @@ import re
 from importlib.util import find_spec
 from keyword import iskeyword
 from pathlib import Path
+from typing import TypeGuard
 
 
-def is_name(text: object) -> bool:
+def is_name(text: object) -> TypeGuard[str]:
     """Whether this may stand in code as a name: what a config.json says is a stranger's."""
     return isinstance(text, str) and text.isascii() and text.isidentifier() and not iskeyword(text)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,8 +55,8 @@ class LoraLayer:
     @property
     def base(self) -> Tensor | None:
         """The weight under the adapters."""
-        inner = self.layer.get_base_layer() if hasattr(self.layer, "get_base_layer") else None
-        weight = getattr(inner, "weight", None)
+        below: Callable[[], nn.Module] | None = getattr(self.layer, "get_base_layer", None)
+        weight = getattr(below(), "weight", None) if below else None
         return weight if isinstance(weight, Tensor) else None
 
 
