@@ -32,8 +32,12 @@ class LoraLayer:
 
     @property
     def adapters(self) -> list[str]:
-        held = (getattr(self.layer, kind, None) or {} for kind in ("lora_A", "lora_embedding_A"))
-        return list(dict.fromkeys(name for names in held for name in names))
+        held = [*self._held("lora_A"), *(getattr(self.layer, "lora_embedding_A", None) or ())]
+        return list(dict.fromkeys(held))
+
+    def _held(self, kind: str) -> dict[str, nn.Module]:
+        below = getattr(self.layer, kind, None)
+        return dict(below.named_children()) if isinstance(below, nn.Module) else {}
 
     def module(self, modules: Container[str]) -> str | None:
         """Which of `modules` this layer is: the path itself, or, below modules of the user's own, its end."""
@@ -44,13 +48,13 @@ class LoraLayer:
 
     def factor(self, kind: str, adapter: str) -> Tensor | None:
         """lora_A, lora_B or lora_magnitude_vector of an adapter, as it lies in memory."""
-        held = getattr(self.layer, kind, None) or {}
-        return getattr(held[adapter], "weight", None) if adapter in held else None
+        return getattr(self._held(kind).get(adapter), "weight", None)
 
     def parameters(self, *kinds: str) -> Iterator[nn.Parameter]:
         """Those below `lora_A`, ... of every adapter."""
         for kind in kinds:
-            yield from getattr(self.layer, kind).parameters()
+            for held in self._held(kind).values():
+                yield from held.parameters()
 
     @property
     def base(self) -> Tensor | None:
@@ -69,7 +73,7 @@ def lora_layers(model: nn.Module) -> list[LoraLayer]:
     """All of them, in the order of the model."""
     found = []
     for name, module in model.named_modules():
-        if isinstance(getattr(module, "lora_A", None), nn.ModuleDict):
+        if isinstance(getattr(module, "lora_A", None), nn.Module):
             _, whole, rest = plain_path(name).rpartition(_PEFT)
             found.append(LoraLayer(rest, bool(whole), module))
     return found
