@@ -20,7 +20,7 @@ from typing import Any
 
 from ..checkpoint.index import Checkpoint
 from ..errors import TargetError, listed
-from .architectures import BY_MODEL_TYPE, PROVEN_WITH
+from .architectures import PROVEN_WITH
 from .module_names import installed_transformers, installed_transformers_major
 from .plan import target_modules
 from .projections import Plan
@@ -120,7 +120,7 @@ def check_modules(checkpoint: Checkpoint, plan: Plan, selection: Selection, tran
         return ModuleCheck.skipped("the tensors were named by hand")
     if transformers_major != installed_transformers_major():
         return ModuleCheck.skipped(f"they are for transformers {transformers_major}, not the installed one")
-    if plan.model_type in BY_MODEL_TYPE and installed_transformers().startswith(PROVEN_WITH):
+    if plan.counted and installed_transformers().startswith(PROVEN_WITH):
         return ModuleCheck.proven()
     modules = [carrier.module for carrier in plan.carriers]
     path = checkpoint.origin.path

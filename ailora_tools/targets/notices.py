@@ -79,6 +79,23 @@ def skipped(matches: Sequence[Match], checkpoint: Checkpoint) -> list[str]:
     return [told] if lacking else []
 
 
+def about_unbuilt(unbuilt: Mapping[str, str]) -> list[str]:
+    """Tensors that the class builds no module for, by the reason: tensor -> end of "which ..."."""
+    groups: dict[str, list[str]] = {}
+    for tensor, why in unbuilt.items():
+        groups.setdefault(why, []).append(tensor)
+    return [f"left alone, because they {why}: {listed(names, 4)}" for why, names in groups.items()]
+
+
+def none_built(lacking: Sequence[str], unbuilt: Mapping[str, str]) -> TargetError:
+    """All tensors of a role are such as the class does not build."""
+    what = " and ".join(f"W^{role.upper()}" for role in lacking)
+    return TargetError(
+        f"the class builds no module for {what}: {' '.join(about_unbuilt(unbuilt))}.",
+        "Is config.json that of this checkpoint? Compare its numbers of layers with the file's.",
+    )
+
+
 def _lookalikes(checkpoint: Checkpoint, taken: Container[str]) -> list[str]:
     """Matrices that are called queries or values as well, such as add_q_proj of joint attention in diffusers."""
     others = [
@@ -99,7 +116,9 @@ def left_alone(row: Architecture, names: Sequence[str], found: Sequence[Match], 
         return []
     if len(others) == 1:
         return [f"{others[0]}, of another part of the model, is left alone"]
-    return [f"{len(others)} tensors of other parts of the model are left alone, such as {others[0]}"]
+    parts = {re.split(r"\.\d", name)[0]: name for name in reversed(others)}  # the first of each
+    shown = listed([name for name in others if name in parts.values()], 4)
+    return [f"{len(others)} tensors of other parts of the model are left alone, such as {shown}"]
 
 
 def not_found(

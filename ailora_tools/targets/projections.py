@@ -90,12 +90,18 @@ class Carrier:
 
 @dataclass(frozen=True)
 class Plan:
-    """The targets in reading order (file, offset), and what the user should know about their choice."""
+    """The targets in reading order (file, offset), and what the user should know about their choice.
+
+    unbuilt: names of tensors like them for which the class has no module. counted: whether config.json alone tells
+    which those are, proven by tests for this type.
+    """
 
     model_type: str | None
     family: str
     targets: tuple[Target, ...]
     notices: tuple[str, ...]
+    unbuilt: frozenset[str] = frozenset()
+    counted: bool = False
 
     @cached_property
     def carriers(self) -> tuple[Carrier, ...]:
