@@ -35,7 +35,7 @@ _NO_ATTENTION = ("linear_attention", "mamba", "conv")
 
 @dataclass(frozen=True)
 class Sorted:
-    """built: what has a module, or may have one. unbuilt: tensor -> why it has none, as the end of "which ...".
+    """built: what has a module, or may have one. unbuilt: tensor -> why it has none, as the end of "because they ...".
     decided: whether config.json tells all of that, so that the class need not be asked."""
 
     built: tuple[Match, ...]

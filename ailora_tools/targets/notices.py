@@ -79,12 +79,17 @@ def skipped(matches: Sequence[Match], checkpoint: Checkpoint) -> list[str]:
     return [told] if lacking else []
 
 
-def about_unbuilt(unbuilt: Mapping[str, str]) -> list[str]:
-    """Tensors that the class builds no module for, by the reason: tensor -> end of "which ..."."""
+def by_reason(unbuilt: Mapping[str, str]) -> dict[str, list[str]]:
+    """Reason, as the end of "because they ...", -> tensors that the class builds no module for."""
     groups: dict[str, list[str]] = {}
     for tensor, why in unbuilt.items():
         groups.setdefault(why, []).append(tensor)
-    return [f"left alone, because they {why}: {listed(names, 4)}" for why, names in groups.items()]
+    return groups
+
+
+def about_unbuilt(unbuilt: Mapping[str, str]) -> list[str]:
+    """What is named like targets and has no module."""
+    return [f"left alone, because they {why}: {listed(names, 4)}" for why, names in by_reason(unbuilt).items()]
 
 
 def none_built(lacking: Sequence[str], unbuilt: Mapping[str, str]) -> TargetError:

@@ -71,8 +71,8 @@ def make_plan(
     notices += [*about_few_bits(few_bits), *about_layouts(matches), *incomplete(matches, selection.roles)]
     family = row.family if row else "Recognised by names"
     return Plan(
-        kind, family, tuple(targets), (*checkpoint.files.notices, *notices), frozenset(unbuilt),
-        counted=row is not None and sorting.decided,
+        kind, family, tuple(targets), (*checkpoint.files.notices, *notices), unbuilt,
+        counted=row is not None and sorting.decided and not selection.templates,
     )  # fmt: skip
 
 
@@ -154,7 +154,7 @@ def _select(found: Sequence[_Found], unbuilt: Mapping[str, str], selection: Sele
     missing = sorted(wanted - there)
     if missing:
         surplus = [one.match.tensor for one in found if one.match.layer in missing and one.match.tensor in unbuilt]
-        why = f": {surplus[0]} and the like {unbuilt[surplus[0]]}, and no class builds them" if surplus else ""
+        why = f" that the class builds: {surplus[0]} and the like {unbuilt[surplus[0]]}" if surplus else ""
         raise OptionError(
             f"--layers: there is no layer {listed([str(number) for number in missing])}{why}.",
             f"The layers with these projections are {min(there)} to {max(there)}.",

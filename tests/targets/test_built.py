@@ -12,13 +12,12 @@ import pytest
 import torch
 import transformers
 from kit.families import classes_of, shrunken
-from kit.surplus import add, further_layers, prediction_layers, restate
+from kit.surplus import add, further_layers, prediction_layers
 from safetensors.torch import load_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from ailora_tools.checkpoint.index import open_checkpoint
-from ailora_tools.errors import OptionError, TargetError
 from ailora_tools.targets.architectures import BY_MODEL_TYPE
 from ailora_tools.targets.plan import make_plan
 from ailora_tools.targets.projections import Plan
@@ -68,8 +67,8 @@ def test_what_no_class_loads_is_in_no_plan_and_told(model_type: str, tmp_path: P
     before = planned(tmp_path)
     gone = sorted(modules(before) - linear(model))
     assert not gone, (
-        f"transformers {transformers.__version__}: {type(model).__name__} ({model_type}) has no modules {gone}; its own "
-        f"are {sorted(linear(model))}: the row of the table needs other names"
+        f"transformers {transformers.__version__}: {type(model).__name__} ({model_type}) has no modules {gone}; "
+        f"its own are {sorted(linear(model))}: the row of the table needs other names"
     )
     tensors = load_file(tmp_path / "model.safetensors")
     further, predicting = further_layers(tensors, before), prediction_layers(tensors, before)
