@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import TargetError, listed
+from ..methods import ROLES
 from .projections import Plan
 
 Answer = Mapping[str, Any]
@@ -48,15 +49,13 @@ def misnamed(plan: Plan, missing: Collection[str], unclaimed: Mapping[str, Any])
     still not build it (`mtp.*`), if it has no module of that size which the file does not name. Where a role has no
     module at all, its names are wrong.
     """
-    gone = set(missing)
-    for role in {target.role for target in plan.targets}:
-        modules = {target.module for target in plan.targets if target.role == role}
-        if modules <= gone:
-            return sorted(modules)
-    there = {_numberless(carrier.module) for carrier in plan.carriers if carrier.module not in gone}
-    sizes = {carrier.module: sorted(carrier.sides) for carrier in plan.carriers}
-    alone = [module for module in missing if _numberless(module) not in there]
-    return [module for module in alone if sizes[module] in [list(size) for size in unclaimed.values()]]
+    gone, sizes = set(missing), {carrier.module: sorted(carrier.sides) for carrier in plan.carriers}
+    by_role = [{target.module for target in plan.targets if target.role == role} for role in ROLES]
+    wholly = {module for modules in by_role if modules <= gone for module in modules}
+    siblings = {_numberless(module) for module in sizes.keys() - gone}
+    alike = [list(size) for size in unclaimed.values()]
+    other = {module for module in missing if _numberless(module) not in siblings and sizes[module] in alike}
+    return sorted(wholly | other)
 
 
 def _numberless(module: str) -> str:
