@@ -25,7 +25,8 @@ def further_layers(tensors: Mapping[str, Tensor], plan: Plan) -> dict[str, Tenso
     for stack in {target.stack for target in plan.targets}:
         last = max((target for target in plan.targets if target.stack == stack), key=lambda target: target.layer)
         before, _ = split_at_layer(last)
-        old, new = (f"{before}.{number}." for number in (last.layer, last.layer + 1))
+        held = {int(name.removeprefix(f"{before}.").split(".")[0]) for name in tensors if name.startswith(f"{before}.")}
+        old, new = (f"{before}.{number}." for number in (last.layer, max(held) + 1))
         added |= {new + name.removeprefix(old): value for name, value in tensors.items() if name.startswith(old)}
     return added
 
