@@ -137,11 +137,11 @@ FUSED_ROWS: tuple[Architecture, ...] = (
         layouts={"qkv": layouts.THIRDS},
     ),
     Architecture(
-        "DBRX (its class cannot be built in transformers 5.23)",
+        "DBRX",
         {"dbrx": "transformer"},
         (Slot("blocks.{layer}.norm_attn_norm.attn", count=N_LAYERS),),
         fused("Wqkv", "out_proj"),
-        layouts={"Wqkv": layouts.DBRX},
+        layouts={"Wqkv": layouts.SIDE_BY_SIDE},
     ),
     Architecture(
         "InternLM2 (code of the model)",
