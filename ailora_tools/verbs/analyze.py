@@ -93,7 +93,8 @@ def analyze(
     checkpoint = open_checkpoint(model, **source)
     plan, selection = plan_as_built(checkpoint, Selection(tuple(roles), layers, q_tensor, v_tensor))
     tuned = tuple(open_tuned(other, checkpoint, plan, selection) for other in against)
-    settings = {**asdict(selection), "roles": list(roles), "rank": rank, "heads": heads, "device": device}
+    asked = {name: value for name, value in asdict(selection).items() if name != "unbuilt"}  # of that the notices tell
+    settings = {**asked, "roles": list(roles), "rank": rank, "heads": heads, "device": device}
     job = AnalysisJob(checkpoint, plan, tuned, _heads(checkpoint, heads, progress), rank, settings)
     _require_rank(plan, rank)
     budget = None if suggest_ranks is None else parse_budget(suggest_ranks, plan)
