@@ -20,6 +20,7 @@ from .notices import (
     about_few_bits,
     about_layouts,
     about_unbuilt,
+    beyond,
     by_names,
     incomplete,
     leaf,
@@ -67,7 +68,7 @@ def make_plan(
     _require_usable(found, few_bits, quantised, quantization_config(config).get("quant_method"))
     targets = [_target(one, config, few_bits.get(one.stored.name)) for one in found]
     targets.sort(key=lambda target: (target.stored.file, target.stored.start, ROLES.index(target.role)))
-    notices += [*about_unbuilt(unbuilt), *skipped(matches, checkpoint)]
+    notices += [*about_unbuilt(unbuilt), *skipped(matches, checkpoint), *([] if row else beyond(config, matches))]
     notices += [*about_few_bits(few_bits), *about_layouts(matches), *incomplete(matches, selection.roles)]
     family = row.family if row else "Recognised by names"
     return Plan(

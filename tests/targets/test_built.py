@@ -85,7 +85,7 @@ def test_what_no_class_loads_is_in_no_plan_and_told(model_type: str, tmp_path: P
     assert modules(after) == modules(before)
     assert after.unbuilt and after.unbuilt.keys() <= further.keys()
     assert any("lie beyond the" in text for text in after.notices)
-    assert any("mtp.layers.0" in text for text in after.notices)
+    assert any("mtp." in text and "left alone" in text for text in after.notices)
 
 
 def gemma(model_type: str, folder: Path, **changes: Any) -> tuple[nn.Module, Plan]:
@@ -251,3 +251,10 @@ def test_tensors_named_by_hand_are_counted_as_well(tmp_path: Path) -> None:
     plan = planned(folder, q_tensor="model.layers.{layer}.self_attn.q_proj.weight")
     assert {target.layer for target in plan.targets if target.role == "q"} == {0, 1}
     assert not plan.counted, "names given by hand are not those of modules"
+
+
+def test_layers_beyond_the_count_of_an_unknown_type_are_told(tmp_path: Path) -> None:
+    """Where the class cannot be asked either, the user has to know of them."""
+    folder = write_checkpoint(tmp_path, llama_tensors(layers=3), num_hidden_layers=2, model_type="brand_new")
+    assert any("counts 2 layers, and model.layers.2" in text for text in planned(folder).notices)
+    assert not any("counts 2 layers" in text for text in planned(folder, layers="0-1").notices)
