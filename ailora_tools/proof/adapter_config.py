@@ -36,7 +36,7 @@ def check_adapter_config(subject: Subject) -> Check:
         return Check("adapter config", False, f"{ADAPTER_FOLDER}/{ADAPTER_CONFIG} cannot be read: {error.problem}")
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, re.error) as error:
         return Check("adapter config", False, f"{ADAPTER_FOLDER}/{ADAPTER_CONFIG} cannot be read: {error}")
-    detail = f"init_lora_weights is true; targets reach all {len(subject.modules)} modules"
+    detail = f"init_lora_weights is true; target_modules name all {len(subject.modules)} modules"
     return Check("adapter config", not faults, "; ".join(faults[:4]) or detail)
 
 

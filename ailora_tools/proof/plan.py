@@ -60,6 +60,8 @@ def _faults(subject: Subject, operation: Operation) -> Iterator[str]:
             yield f"{name} is {found}, expected {expected}"
     carriers = operation.plan.carriers
     planned = [planned_record(operation, carrier, target) for carrier in carriers for target in carrier.targets]
+    if strangers := sorted({one.module for one in manifest.modules} - {one["module"] for one in planned}):
+        yield f"{listed(strangers)} would not be touched"
     if len(planned) != len(manifest.modules):
         yield f"{len(manifest.modules)} projections are recorded, expected {len(planned)}"
         return

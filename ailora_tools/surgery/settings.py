@@ -40,11 +40,12 @@ class Settings:
     no_base: bool = False
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, int] = field(default_factory=dict)
+    unbuilt: tuple[str, ...] = ()
 
     @property
     def selection(self) -> Selection:
-        """The options that choose the targets."""
-        return Selection(self.roles, self.layers, self.q_tensor, self.v_tensor)
+        """The options that choose the targets, and the modules that the class turned out to lack."""
+        return Selection(self.roles, self.layers, self.q_tensor, self.v_tensor, tuple(self.unbuilt))
 
     def rank_of(self, module: str) -> int:
         """`rank` where the pattern does not name the module."""

@@ -2,7 +2,7 @@
 
 A slot is a path inside the base model with `{layer}` for the layer's number; together with a leaf name and
 `.weight` it is the name of a tensor. The base prefix (`model.`, `bert.`, ...) may stand before it or not.
-A new architecture is a row, or a name in one. Sources: transformers 5.23, `modeling_<model_type>.py`.
+A new architecture is a row, or a name in one. Sources: transformers 5.24, `modeling_<model_type>.py`.
 """
 
 from __future__ import annotations
@@ -11,21 +11,38 @@ from collections.abc import Mapping
 
 from ..matrices.layouts import THIRDS
 from .fused import FUSED_ROWS
-from .rows import DECODER, QKV_PROJ, Architecture, Slot, leaves, types
+from .rows import (
+    DECODER,
+    LAYERS,
+    N_LAYER,
+    N_LAYERS,
+    NUM_LAYERS,
+    QKV_PROJ,
+    TEXT_LAYERS,
+    VISION_LAYERS,
+    Architecture,
+    Count,
+    Slot,
+    leaves,
+    types,
+)
 
 _BERT = leaves("self.query", "self.key", "self.value", "output.dense")  # W^O is a module beside that of the others
 _VIT = leaves("attention.query", "attention.key", "attention.value", "output.dense")
 _T5 = leaves("q", "k", "v", "o")
+_ENCODER_LAYERS = Count(("num_hidden_layers", "encoder_layers"))
+_DECODER_LAYERS = Count(("decoder_layers",))
+_T5_DECODER = Count(("num_decoder_layers",), otherwise=NUM_LAYERS.fields)
 _ENCODER_DECODER = (
-    Slot("encoder.layers.{layer}.self_attn", "encoder"),
-    Slot("decoder.layers.{layer}.self_attn", "decoder"),
-    Slot("decoder.layers.{layer}.encoder_attn", "decoder cross"),
-    Slot("decoder.layers.{layer}.cross_attention", "decoder cross"),  # NLLB-MoE
+    Slot("encoder.layers.{layer}.self_attn", "encoder", _ENCODER_LAYERS),
+    Slot("decoder.layers.{layer}.self_attn", "decoder", _DECODER_LAYERS),
+    Slot("decoder.layers.{layer}.encoder_attn", "decoder cross", _DECODER_LAYERS),
+    Slot("decoder.layers.{layer}.cross_attention", "decoder cross", _DECODER_LAYERS),  # NLLB-MoE
 )
 
 _TWO_TOWERS = (
-    Slot("text_model.encoder.layers.{layer}.self_attn", "text"),
-    Slot("vision_model.encoder.layers.{layer}.self_attn", "vision"),
+    Slot("text_model.encoder.layers.{layer}.self_attn", "text", TEXT_LAYERS),
+    Slot("vision_model.encoder.layers.{layer}.self_attn", "vision", VISION_LAYERS),
 )
 
 # transformers 5 unites names that its version 4 models had, and reads old files through a conversion table.
@@ -73,7 +90,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
             "paligemma qwen2_vl qwen2_5_vl qwen3_vl qwen3_vl_moe internvl aya_vision glm4v cohere2_vision got_ocr2 "
             "embedding_gemma2",
         ),
-        (Slot("layers.{layer}.self_attn", "text"),),
+        (Slot("layers.{layer}.self_attn", "text", TEXT_LAYERS),),
         QKV_PROJ,
         ("language_model.", "language_model.model.", "model.language_model.", "model.language_model.model."),
         ((r"^(language_model\.|language_model\.model\.|model\.)layers\.", "model.language_model.layers.", 4),),
@@ -81,21 +98,22 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     Architecture(
         "Multimodal, text tower (Idefics)",
         types("model", "idefics2 idefics3 smolvlm"),
-        (Slot("text_model.layers.{layer}.self_attn", "text"),),
+        (Slot("text_model.layers.{layer}.self_attn", "text", TEXT_LAYERS),),
         QKV_PROJ,
     ),
     Architecture(
         "Llama-4 multimodal, text tower",
         types("language_model.model", "llama4"),
-        (Slot("layers.{layer}.self_attn", "text"),),
+        (Slot("layers.{layer}.self_attn", "text", TEXT_LAYERS),),
         QKV_PROJ,
     ),
     Architecture(
         "OPT-like decoder",
-        types("model", "opt xglm biogpt") | {"biogpt": "biogpt"},
-        (Slot("decoder.layers.{layer}.self_attn"), Slot("layers.{layer}.self_attn")),
+        {"opt": "model", "biogpt": "biogpt"},
+        (Slot("decoder.layers.{layer}.self_attn", count=LAYERS), Slot("layers.{layer}.self_attn", count=LAYERS)),
         QKV_PROJ,
     ),
+    Architecture("XGLM", {"xglm": "model"}, (Slot("layers.{layer}.self_attn", count=NUM_LAYERS),), QKV_PROJ),
     Architecture(
         "BART-like encoder-decoder",
         types(
@@ -110,11 +128,11 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         "T5-like",
         types("", "t5 mt5 umt5 longt5 switch_transformers udop pop2piano"),
         (
-            Slot("encoder.block.{layer}.layer.0.SelfAttention", "encoder"),
-            Slot("encoder.block.{layer}.layer.0.LocalSelfAttention", "encoder"),
-            Slot("encoder.block.{layer}.layer.0.TransientGlobalSelfAttention", "encoder"),
-            Slot("decoder.block.{layer}.layer.0.SelfAttention", "decoder"),
-            Slot("decoder.block.{layer}.layer.1.EncDecAttention", "decoder cross"),
+            Slot("encoder.block.{layer}.layer.0.SelfAttention", "encoder", NUM_LAYERS),
+            Slot("encoder.block.{layer}.layer.0.LocalSelfAttention", "encoder", NUM_LAYERS),
+            Slot("encoder.block.{layer}.layer.0.TransientGlobalSelfAttention", "encoder", NUM_LAYERS),
+            Slot("decoder.block.{layer}.layer.0.SelfAttention", "decoder", _T5_DECODER),
+            Slot("decoder.block.{layer}.layer.1.EncDecAttention", "decoder cross", _T5_DECODER),
         ),
         _T5,
         ("transformer.",),
@@ -132,36 +150,49 @@ ARCHITECTURES: tuple[Architecture, ...] = (
             "xmod": "roberta", "yoso": "yoso", "mra": "mra", "visual_bert": "visual_bert",
             "bert-generation": "bert", "bros": "bros", "tapas": "tapas",
         },
-        (Slot("encoder.layer.{layer}.attention"),),
+        (Slot("encoder.layer.{layer}.attention", count=LAYERS),),
         _BERT,
     ),
-    Architecture("MPNet", {"mpnet": "mpnet"}, (Slot("encoder.layer.{layer}.attention.attn"),), _T5),
+    Architecture("MPNet", {"mpnet": "mpnet"}, (Slot("encoder.layer.{layer}.attention.attn", count=LAYERS),), _T5),
     Architecture(
         "ALBERT (one tensor serves every layer of a group)",
         {"albert": "albert"},
-        (Slot("encoder.albert_layer_groups.{layer}.albert_layers.{inner}.attention", "shared"),),
+        (
+            Slot(
+                "encoder.albert_layer_groups.{layer}.albert_layers.{inner}.attention", "shared",
+                Count(("num_hidden_groups",)), Count(("inner_group_num",)),
+            ),
+        ),
         leaves("query", "key", "value", "dense"),
     ),
     Architecture(
         "DistilBERT",
         {"distilbert": "distilbert"},
-        (Slot("transformer.layer.{layer}.attention"),),
+        (Slot("transformer.layer.{layer}.attention", count=N_LAYERS),),
         leaves("q_lin", "k_lin", "v_lin", "out_lin"),
     ),
     Architecture(
         "XLM",
         {"xlm": "transformer", "flaubert": "transformer"},
-        (Slot("attentions.{layer}"),),
+        (Slot("attentions.{layer}", count=N_LAYERS),),
         leaves("q_lin", "k_lin", "v_lin", "out_lin"),
     ),
     Architecture(
         "DeBERTa-v2",
         {"deberta-v2": "deberta", "sew-d": "sew_d"},
-        (Slot("encoder.layer.{layer}.attention"), Slot("encoder.encoder.layer.{layer}.attention")),
+        (
+            Slot("encoder.layer.{layer}.attention", count=LAYERS),
+            Slot("encoder.encoder.layer.{layer}.attention", count=LAYERS),
+        ),
         leaves("self.query_proj", "self.key_proj", "self.value_proj", "output.dense"),
     ),
-    Architecture("GPT-J", {"gptj": "transformer"}, (Slot("h.{layer}.attn"),), QKV_PROJ),
-    Architecture("GPT-Neo", {"gpt_neo": "transformer"}, (Slot("h.{layer}.attn.attention"),), QKV_PROJ),
+    Architecture("GPT-J", {"gptj": "transformer"}, (Slot("h.{layer}.attn", count=N_LAYER),), QKV_PROJ),
+    Architecture(
+        "GPT-Neo",
+        {"gpt_neo": "transformer"},
+        (Slot("h.{layer}.attn.attention", count=NUM_LAYERS),),
+        QKV_PROJ,
+    ),
     Architecture(
         "CLIP-like, two towers",
         types("", "clip siglip siglip2 metaclip_2 owlvit owlv2 clipseg"),
@@ -172,7 +203,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     Architecture(
         "CLIP-like, one tower",
         types("", "clip_text_model clip_vision_model siglip_text_model siglip_vision_model siglip2_vision_model"),
-        (Slot("encoder.layers.{layer}.self_attn"),),
+        (Slot("encoder.layers.{layer}.self_attn", count=LAYERS),),
         QKV_PROJ,
         ("text_model.", "vision_model."),
         ((r"^(text|vision)_model\.(?=encoder\.)", "", 5),),
@@ -183,14 +214,14 @@ ARCHITECTURES: tuple[Architecture, ...] = (
             "vit": "vit", "deit": "deit", "beit": "beit", "vit_mae": "vit", "vit_msn": "vit", "ijepa": "ijepa",
             "audio-spectrogram-transformer": "audio_spectrogram_transformer",
         },
-        (Slot("encoder.layer.{layer}.attention"),),
+        (Slot("encoder.layer.{layer}.attention", count=LAYERS),),
         _VIT,
         renames=(*_VIT_LEAVES, *_VIT_LAYERS),
     ),
     Architecture(
         "DINOv2",
         {"dinov2": "dinov2", "dinov2_with_registers": "dinov2_with_registers"},
-        (Slot("encoder.layer.{layer}.attention"),),
+        (Slot("encoder.layer.{layer}.attention", count=LAYERS),),
         _VIT,
         renames=_VIT_LEAVES,
     ),
@@ -200,7 +231,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
             "wav2vec2": "wav2vec2", "hubert": "hubert", "unispeech": "unispeech",
             "unispeech-sat": "unispeech_sat", "sew": "sew", "data2vec-audio": "data2vec_audio",
         },
-        (Slot("encoder.layers.{layer}.attention"),),
+        (Slot("encoder.layers.{layer}.attention", count=LAYERS),),
         QKV_PROJ,
     ),
     *FUSED_ROWS,

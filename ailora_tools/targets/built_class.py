@@ -16,6 +16,7 @@ from typing import Any
 CPU_SECONDS = 120
 ROOM = 2 << 30  # bytes beside the imported libraries; a class of 405B parameters takes a tenth of it
 _MOST = 4096  # layers or experts; the largest published models have some hundreds
+_SHOWN = 64  # names of an answer; a file can make a class have millions
 _COUNTS = ("layer", "block", "depth", "expert")
 # Names of code, of files and of kernels, and how weights are stored: nothing of it decides which modules there are.
 _DROPPED = (
@@ -26,9 +27,10 @@ _LEAVING = ("socket.", "subprocess.", "os.system", "os.exec", "os.fork", "os.pos
 
 
 def look(question: Mapping[str, Any], before: Callable[[], None] = lambda: None) -> dict[str, Any]:
-    """`question` has a "config", planned "modules" and PEFT's "targets"; which modules the class lacks, which are hit
-    besides, or {"unknown": reason}: any failure of the class is that, and no error. `before` is called when the
-    libraries are loaded and the class is not yet built."""
+    """`question` has a "config", planned "modules" with their sides, PEFT's "targets", and the names "held" by the file
+    besides; which modules the class lacks, which are hit besides, and which of the class's own are "unclaimed": of the
+    size of a lacking one, and named by nothing in the file. Or {"unknown": reason}: any failure of the class is that,
+    and no error. `before` is called when the libraries are loaded and the class is not yet built."""
     config = harmless(question["config"])
     if count := _excessive(config):
         return {"unknown": f"config.json asks for {count}"}
@@ -48,14 +50,32 @@ def look(question: Mapping[str, Any], before: Callable[[], None] = lambda: None)
     try:
         before()
         with torch.device("meta"):
-            model = kind(kind.config_class.from_dict(config))  # type: ignore[union-attr]
+            model = kind(_own_config(kind.config_class, config))
     except Exception as error:  # whatever the code of the class raises for this config
         return {"unknown": f"{name} could not be built ({type(error).__name__})"}
-    tree = {path for path, module in model.named_modules() if isinstance(module, torch.nn.Linear | Conv1D)}
-    wanted = set(question["modules"])
-    hit = {path for path in tree if any(path == end or path.endswith(f".{end}") for end in question["targets"])}
-    version = transformers.__version__
-    return {"class": name, "version": version, "missing": sorted(wanted - tree), "extra": sorted(hit - wanted)}
+    tree = {
+        path: sorted(module.weight.shape)
+        for path, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear | Conv1D)
+    }
+    wanted, version = question["modules"], transformers.__version__
+    hit = [path for path in tree if any(path == end or path.endswith(f".{end}") for end in question["targets"])]
+    missing = sorted(wanted.keys() - tree.keys())
+    sizes, named = [sorted(wanted[path]) for path in missing], {*wanted, *question["held"]}
+    unclaimed = sorted(path for path, size in tree.items() if size in sizes and path not in named)
+    return {
+        "class": name, "version": version, "missing": missing, "extra": sorted(set(hit) - wanted.keys()),
+        "unclaimed": {path: tree[path] for path in unclaimed[:_SHOWN]},
+    }  # fmt: skip
+
+
+def _own_config(kind: Any, config: dict[str, Any]) -> Any:
+    """The config of a class that is built by a part of it, such as one tower: as `from_pretrained` finds that part."""
+    part = config.get(kind.base_config_key) if kind.base_config_key else None
+    if not isinstance(part, dict) and config.get("model_type") not in (None, kind.model_type):
+        parts = (value for value in config.values() if isinstance(value, dict))
+        part = next((value for value in parts if value.get("model_type") == kind.model_type), None)
+    return kind.from_dict(part if isinstance(part, dict) else config)
 
 
 def harmless(config: Any) -> Any:

@@ -1,12 +1,25 @@
 """The rows whose W^Q, W^K and W^V share a tensor, or lie in one with something else.
 
-Sources: transformers 5.23, `modeling_<model_type>.py`; for the rows called "code of the model", that code.
+Sources: transformers 5.24, `modeling_<model_type>.py`; for the rows called "code of the model", that code.
 """
 
 from __future__ import annotations
 
 from ..matrices import layouts
-from .rows import DECODER, QKV_PROJ, Architecture, Slot, fused, types
+from .rows import (
+    DECODER,
+    LAYERS,
+    N_LAYER,
+    N_LAYERS,
+    QKV_PROJ,
+    STRICT,
+    VISION_LAYERS,
+    Architecture,
+    Count,
+    Slot,
+    fused,
+    types,
+)
 
 FUSED_ROWS: tuple[Architecture, ...] = (
     Architecture(
@@ -26,35 +39,35 @@ FUSED_ROWS: tuple[Architecture, ...] = (
     Architecture(
         "GPT-2-like, Conv1D",
         {"gpt2": "transformer", "openai-gpt": "transformer", "imagegpt": "transformer"},
-        (Slot("h.{layer}.attn"),),
+        (Slot("h.{layer}.attn", count=N_LAYER),),
         fused("c_attn", "c_proj"),
         layouts={"c_attn": layouts.COLUMNS, "c_proj": layouts.OUTPUT_COLUMNS},
     ),
     Architecture(
         "GPT-NeoX",
         {"gpt_neox": "gpt_neox"},
-        (Slot("layers.{layer}.attention"),),
+        (Slot("layers.{layer}.attention", count=LAYERS),),
         fused("query_key_value", "dense"),
         layouts={"query_key_value": layouts.PER_HEAD},
     ),
     Architecture(
         "BLOOM",
         {"bloom": "transformer"},
-        (Slot("h.{layer}.self_attention"),),
+        (Slot("h.{layer}.self_attention", count=N_LAYER),),
         fused("query_key_value", "dense"),
         layouts={"query_key_value": layouts.PER_HEAD},
     ),
     Architecture(
         "Falcon",
         {"falcon": "transformer"},
-        (Slot("h.{layer}.self_attention"),),
+        (Slot("h.{layer}.self_attention", count=LAYERS),),
         fused("query_key_value", "dense"),
         layouts={"query_key_value": layouts.FALCON},
     ),
     Architecture(
         "MPT",
         {"mpt": "transformer"},
-        (Slot("blocks.{layer}.attn"),),
+        (Slot("blocks.{layer}.attn", count=N_LAYERS),),
         fused("Wqkv", "out_proj"),
         layouts={"Wqkv": layouts.THIRDS},
     ),
@@ -68,7 +81,7 @@ FUSED_ROWS: tuple[Architecture, ...] = (
     Architecture(
         "GPTBigCode",
         {"gpt_bigcode": "transformer"},
-        (Slot("h.{layer}.attn"),),
+        (Slot("h.{layer}.attn", count=N_LAYER),),
         fused("c_attn", "c_proj"),
         layouts={"c_attn": layouts.BIGCODE},
     ),
@@ -82,50 +95,58 @@ FUSED_ROWS: tuple[Architecture, ...] = (
     Architecture(
         "CodeGen",
         {"codegen": "transformer"},
-        (Slot("h.{layer}.attn"),),
+        (Slot("h.{layer}.attn", count=N_LAYER),),
         fused("qkv_proj", "out_proj"),
         layouts={"qkv_proj": layouts.CODEGEN},
     ),
     Architecture(
         "ModernBERT",
         {"modernbert": "model"},
-        (Slot("layers.{layer}.attn"),),
+        (Slot("layers.{layer}.attn", count=LAYERS),),
         fused("Wqkv", "Wo"),
         layouts={"Wqkv": layouts.THIRDS},
     ),
     Architecture(
         "DeBERTa",
         {"deberta": "deberta"},
-        (Slot("encoder.layer.{layer}.attention"),),
+        (Slot("encoder.layer.{layer}.attention", count=LAYERS),),
         fused("self.in_proj", "output.dense"),
         layouts={"self.in_proj": layouts.PER_HEAD},
     ),
     Architecture(
         "timm vision transformer",
         {"timm": ""},
-        (Slot("blocks.{layer}.attn"),),
+        (Slot("blocks.{layer}.attn", count=STRICT),),
         fused("qkv", "proj"),
         layouts={"qkv": layouts.THIRDS},
     ),
     Architecture(
         "BLIP, vision tower",
-        types("", "blip blip_vision_model blip_2_vision_model"),
-        (Slot("encoder.layers.{layer}.self_attn", "vision"),),
+        types("", "blip"),
+        (Slot("encoder.layers.{layer}.self_attn", "vision", VISION_LAYERS),),
         fused("qkv", "projection"),
         ("vision_model.",),
         layouts={"qkv": layouts.THIRDS},
     ),
     Architecture(
-        "DBRX (its class cannot be built in transformers 5.23)",
+        "BLIP, vision tower alone",
+        types("", "blip_vision_model blip_2_vision_model"),
+        (Slot("encoder.layers.{layer}.self_attn", "vision", LAYERS),),
+        fused("qkv", "projection"),
+        ("vision_model.",),
+        layouts={"qkv": layouts.THIRDS},
+    ),
+    Architecture(
+        "DBRX",
         {"dbrx": "transformer"},
-        (Slot("blocks.{layer}.norm_attn_norm.attn"),),
+        (Slot("blocks.{layer}.norm_attn_norm.attn", count=N_LAYERS),),
         fused("Wqkv", "out_proj"),
-        layouts={"Wqkv": layouts.DBRX},
+        layouts={"Wqkv": layouts.SIDE_BY_SIDE},
     ),
     Architecture(
         "InternLM2 (code of the model)",
         {"internlm2": "model"},
-        (Slot("layers.{layer}.attention"),),
+        (Slot("layers.{layer}.attention", count=LAYERS),),
         fused("wqkv", "wo"),
         layouts={"wqkv": layouts.GROUP_UNPROVEN},
     ),
@@ -139,28 +160,28 @@ FUSED_ROWS: tuple[Architecture, ...] = (
     Architecture(
         "Qwen-1 (code of the model)",
         {"qwen": "transformer"},
-        (Slot("h.{layer}.attn"),),
+        (Slot("h.{layer}.attn", count=LAYERS),),
         fused("c_attn", "c_proj"),
         layouts={"c_attn": layouts.THIRDS_UNPROVEN},
     ),
     Architecture(
         "ChatGLM (code of the model)",
         {"chatglm": "transformer"},
-        (Slot("encoder.layers.{layer}.self_attention"),),
+        (Slot("encoder.layers.{layer}.self_attention", count=Count(("num_layers",))),),
         fused("query_key_value", "dense"),
         layouts={"query_key_value": layouts.CHATGLM},
     ),
     Architecture(
         "OpenELM (code of the model)",
         {"openelm": "transformer"},
-        (Slot("layers.{layer}.attn"),),
+        (Slot("layers.{layer}.attn", count=Count(("num_transformer_layers",))),),
         fused("qkv_proj", "out_proj"),
         layouts={"qkv_proj": layouts.OPENELM},
     ),
     Architecture(
         "JAIS (code of the model)",
         {"jais": "transformer"},
-        (Slot("h.{layer}.attn"),),
+        (Slot("h.{layer}.attn", count=N_LAYER),),
         fused("c_attn", "c_proj"),
         layouts={"c_attn": layouts.COLUMNS_UNPROVEN, "c_proj": layouts.OUTPUT_COLUMNS},
     ),

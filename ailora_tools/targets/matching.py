@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 from ..matrices.layouts import Layout
 from ..methods import ROLES
 from .architectures import LEAF_LAYOUTS, LEAF_PAIRS
-from .rows import Architecture
+from .rows import STRICT, Architecture, Count
 
 
 @dataclass(frozen=True)
 class Match:
-    """One tensor recognised as a projection; `prefix` is what stood before the path that the table knows."""
+    """One tensor recognised as a projection; `prefix` is what stood before the path that the table knows, `count` and
+    `inner_count` tell how many layers (and layers inside of one) the class builds."""
 
     role: str
     layer: int
@@ -22,6 +23,9 @@ class Match:
     tensor: str
     prefix: str = ""
     layout: Layout | None = None
+    count: Count | None = None
+    inner: int = 0
+    inner_count: Count = STRICT
 
 
 def match_table(row: Architecture, base: str, names: Iterable[str], roles: Sequence[str]) -> list[Match]:
@@ -29,7 +33,7 @@ def match_table(row: Architecture, base: str, names: Iterable[str], roles: Seque
     prefixes = sorted({"", *row.prefixes, *([f"{base}."] if base else [])}, key=len, reverse=True)
     head = "|".join(re.escape(prefix) for prefix in prefixes)
     patterns = [
-        (role, slot.stack, re.compile(rf"(?P<prefix>{head}){_expression(slot.path)}\.{re.escape(leaf)}\.weight"), leaf)
+        (role, slot, re.compile(rf"(?P<prefix>{head}){_expression(slot.path)}\.{re.escape(leaf)}\.weight"), leaf)
         for slot in row.slots
         for role in roles
         for leaf in row.leaves[role]
@@ -37,13 +41,14 @@ def match_table(row: Architecture, base: str, names: Iterable[str], roles: Seque
     found = []
     for name in names:
         roles_here: set[str] = set()
-        for role, stack, pattern, leaf in patterns:
+        for role, slot, pattern, leaf in patterns:
             if role not in roles_here and (hit := pattern.fullmatch(name)):
                 roles_here.add(role)
                 inner = int(hit.groupdict().get("inner") or 0)
-                label = f"{stack} {inner}" if inner else stack
-                layout = row.layouts.get(leaf)
-                found.append(Match(role, int(hit["layer"]), label, name, hit["prefix"], layout))
+                label = f"{slot.stack} {inner}" if inner else slot.stack
+                layout, layer = row.layouts.get(leaf), int(hit["layer"])
+                counts = slot.count, inner, slot.inner
+                found.append(Match(role, layer, label, name, hit["prefix"], layout, *counts))
     return found
 
 

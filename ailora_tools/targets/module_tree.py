@@ -1,7 +1,8 @@
 """Are the planned modules really there? Asked of the class itself, built without memory on the meta device.
 
-Names in a checkpoint are not always names of modules, and PEFT is silent about a target that hits nothing or too much.
-A process of its own finds the answer while the work goes on, with little time and memory: the config is a stranger's.
+Names in a checkpoint are not always names of modules, checkpoints hold more than their class builds, and PEFT is silent
+about a target that hits nothing or too much. A process of its own finds the answer while the work goes on, with little
+time and memory: the config is a stranger's.
 """
 
 from __future__ import annotations
@@ -13,87 +14,87 @@ import sys
 import sysconfig
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from ..checkpoint.index import Checkpoint
-from ..errors import TargetError, listed
-from .architectures import BY_MODEL_TYPE, PROVEN_WITH
-from .module_names import installed_transformers, installed_transformers_major
-from .plan import target_modules
+from ..errors import AiloraError, TargetError, listed
+from .architectures import PROVEN_WITH
+from .module_names import installed_transformers, installed_transformers_major, module_paths
+from .plan import make_plan, target_modules
 from .projections import Plan
 from .selection import Selection
-
-Answer = Mapping[str, Any]
+from .verdict import Answer, Verdict, judge
 
 _SCRIPT = str(Path(__file__).with_name("built_class.py"))
 _PATIENCE = 300.0  # seconds that a finished run waits for a process of low priority, which may compute for 120
 _CLOSED = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "USE_HUB_KERNELS": "NO"}
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """exact: target_modules hit the planned modules and no others, as far as is known."""
+class UnbuiltError(AiloraError):
+    """The class lacks some of the planned `modules`: they are to be left out, and the rest is to be planned anew."""
 
-    exact: bool
-    notices: tuple[str, ...] = ()
+    def __init__(self, modules: Sequence[str]) -> None:
+        super().__init__(f"the class does not build {listed(modules)}.")
+        self.modules = tuple(modules)
 
 
 class ModuleCheck:
     """Asks whether the class has the planned modules, in a process of its own where the answer takes time.
 
-    `modules` are the planned paths, `targets` PEFT's target_modules for them, `location` the checkpoint in messages;
-    nothing in the folder `model` is seen by that process.
+    `targets` are PEFT's target_modules for them; nothing in the folder `model` is seen by that process. `by_hand`: the
+    user named tensors, whose modules may be called otherwise.
     """
 
     def __init__(
-        self,
-        config: Mapping[str, Any],
-        modules: Sequence[str],
-        targets: Sequence[str],
-        location: str,
-        model: Path | None = None,
-    ) -> None:
-        self._location = location
+        self, checkpoint: Checkpoint, plan: Plan, targets: Sequence[str], model: Path | None = None,
+        by_hand: bool = False,
+    ) -> None:  # fmt: skip
+        self._plan, self._location, self._by_hand = plan, checkpoint.location, by_hand
         self._answer: Answer | None = None
         self._process: subprocess.Popen[str] | None = None
-        question = {"config": dict(config), "modules": list(modules), "targets": list(targets)}
         if find_spec("transformers") is None:
             self._answer = {"unknown": "transformers is not installed"}
-        else:
-            self._process = _ask(question, model)
+            return
+        modules = {carrier.module: carrier.sides for carrier in plan.carriers}
+        held = sorted(module_paths(checkpoint).keys() - modules.keys())
+        self._process = _ask(
+            {"config": dict(checkpoint.config), "modules": modules, "targets": list(targets), "held": held}, model
+        )
 
     @classmethod
-    def skipped(cls, reason: str) -> ModuleCheck:
+    def skipped(cls, plan: Plan, reason: str) -> ModuleCheck:
         """A check that is left out, for a reason that the user is told."""
-        return cls._answered({"unknown": reason})
+        return cls._answered(plan, {"unknown": reason})
 
     @classmethod
-    def proven(cls) -> ModuleCheck:
+    def proven(cls, plan: Plan) -> ModuleCheck:
         """A check that is not needed: the tests have shown that the modules are there."""
-        return cls._answered({"missing": [], "extra": []})
+        return cls._answered(plan, {"missing": [], "extra": [], "unclaimed": {}})
 
     @classmethod
-    def _answered(cls, answer: Answer) -> ModuleCheck:
+    def _answered(cls, plan: Plan, answer: Answer) -> ModuleCheck:
         check = cls.__new__(cls)
-        check._location, check._process, check._answer = "", None, answer
+        check._plan, check._location, check._by_hand = plan, "", False
+        check._process, check._answer = None, answer
         return check
 
+    def look(self) -> None:
+        """`finish` if the answer is there already, without waiting."""
+        if self._process is not None and self._answer is None and self._process.poll() is not None:
+            self.finish()
+
     def finish(self) -> Verdict:
-        """Wait for the answer; TargetError that names every planned module that is not there."""
-        answer = self._answer if self._answer is not None else self._wait()
-        if "unknown" in answer:
-            notice = f"names of modules are taken from the table, unchecked: {answer['unknown']}"
-            return Verdict(exact=True, notices=(notice,))
-        if answer["missing"]:
-            raise TargetError(
-                f"{self._location}: {answer['class']} has no {listed(answer['missing'])}.",
-                f"The names are for transformers {answer['version']}; for another major version use "
-                "--transformers-major 4 or 5.",
-            )
-        return Verdict(exact=not answer["extra"])
+        """Wait for the answer. UnbuiltError for planned modules that the class does not build; TargetError where its
+        modules have other names."""
+        if self._answer is None:
+            self._answer = self._wait()
+        verdict = judge(self._answer, self._plan, self._location, self._by_hand)
+        if verdict.unbuilt:
+            raise UnbuiltError(verdict.unbuilt)
+        return verdict
 
     def cancel(self) -> None:
         """End the process that looks for the answer, which is no longer wanted."""
@@ -113,19 +114,37 @@ class ModuleCheck:
             return {"unknown": "the class could not be built within the time and memory it is given"}
 
 
-def check_modules(checkpoint: Checkpoint, plan: Plan, selection: Selection, transformers_major: int) -> ModuleCheck:
-    """The question to the real class. Not asked if the user named the tensors or wants another transformers, nor
-    where the tests of this release have asked it of the very class in the installed transformers."""
-    if selection.q_tensor or selection.v_tensor:
-        return ModuleCheck.skipped("the tensors were named by hand")
-    if transformers_major != installed_transformers_major():
-        return ModuleCheck.skipped(f"they are for transformers {transformers_major}, not the installed one")
-    if plan.model_type in BY_MODEL_TYPE and installed_transformers().startswith(PROVEN_WITH):
-        return ModuleCheck.proven()
-    modules = [carrier.module for carrier in plan.carriers]
+def check_modules(
+    checkpoint: Checkpoint, plan: Plan, selection: Selection, transformers_major: int | None = None
+) -> ModuleCheck:
+    """The question to the real class. Not asked if the user wants another transformers, nor where the tests of this
+    release have asked it of the very class in the installed transformers, and config.json counts what it builds."""
+    if transformers_major not in (None, installed_transformers_major()):
+        return ModuleCheck.skipped(plan, f"they are for transformers {transformers_major}, not the installed one")
+    if plan.counted and installed_transformers().startswith(PROVEN_WITH):
+        return ModuleCheck.proven(plan)
     path = checkpoint.origin.path
     folder = path.parent if path is not None and path.is_file() else path
-    return ModuleCheck(checkpoint.config, modules, target_modules(plan, checkpoint), checkpoint.location, folder)
+    return ModuleCheck(checkpoint, plan, target_modules(plan, checkpoint), folder, bool(selection.templates))
+
+
+def plan_as_built(checkpoint: Checkpoint, selection: Selection) -> tuple[Plan, Selection]:
+    """The plan for looking at weights, without what the class does not build; waits for the class where config.json
+    does not tell. Names of modules that do not fit do no harm there. Raises what `make_plan` does."""
+    plan = make_plan(checkpoint, selection, quantised=True)
+    check = check_modules(checkpoint, plan, selection)
+    try:
+        verdict = check.finish()
+    except UnbuiltError as error:
+        selection = replace(selection, unbuilt=error.modules)
+        return make_plan(checkpoint, selection, quantised=True), selection
+    except TargetError as error:
+        return replace(
+            plan, notices=(*plan.notices, f"modules are called otherwise in memory: {error.problem}")
+        ), selection
+    finally:
+        check.cancel()
+    return replace(plan, notices=(*plan.notices, *verdict.notices)), selection
 
 
 def _ask(question: Mapping[str, Any], model: Path | None) -> subprocess.Popen[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Container, Mapping, Sequence
+from typing import Any
 
 from ..checkpoint.index import Checkpoint
 from ..errors import TargetError, listed
@@ -12,6 +13,8 @@ from ..matrices.quantisation import Quantised
 from .architectures import FUSED
 from .matching import Match
 from .rows import Architecture
+
+_FEW = 5  # layers for multi-token prediction; a tower with more than that beyond the count is another one
 
 
 def about_few_bits(few_bits: Mapping[str, Quantised]) -> list[str]:
@@ -79,6 +82,41 @@ def skipped(matches: Sequence[Match], checkpoint: Checkpoint) -> list[str]:
     return [told] if lacking else []
 
 
+def by_reason(unbuilt: Mapping[str, str]) -> dict[str, list[str]]:
+    """Reason, as the end of "because they ...", -> tensors that the class builds no module for."""
+    groups: dict[str, list[str]] = {}
+    for tensor, why in unbuilt.items():
+        groups.setdefault(why, []).append(tensor)
+    return groups
+
+
+def about_unbuilt(unbuilt: Mapping[str, str]) -> list[str]:
+    """What is named like targets and has no module."""
+    return [f"left alone, because they {why}: {listed(names, 6)}" for why, names in by_reason(unbuilt).items()]
+
+
+def beyond(config: Mapping[str, Any], matches: Sequence[Match]) -> list[str]:
+    """For a model that no row describes: a few layers more than config.json counts may be such as no class builds."""
+    text = config.get("text_config")
+    count = (text if isinstance(text, dict) else config).get("num_hidden_layers")
+    if type(count) is not int or not 0 < count <= max((match.layer for match in matches), default=0) < count + _FEW:
+        return []
+    first = next(match.tensor for match in matches if match.layer >= count)
+    return [
+        f"config.json counts {count} layers, and {first} lies beyond: if the class does not build it, leave it out "
+        f"(--layers 0-{count - 1})"
+    ]
+
+
+def none_built(lacking: Sequence[str], unbuilt: Mapping[str, str]) -> TargetError:
+    """All tensors of a role are such as the class does not build."""
+    what = " and ".join(f"W^{role.upper()}" for role in lacking)
+    return TargetError(
+        f"the class builds no module for {what}: {' '.join(about_unbuilt(unbuilt))}.",
+        "Is config.json that of this checkpoint? Compare its numbers of layers with the file's.",
+    )
+
+
 def _lookalikes(checkpoint: Checkpoint, taken: Container[str]) -> list[str]:
     """Matrices that are called queries or values as well, such as add_q_proj of joint attention in diffusers."""
     others = [
@@ -99,7 +137,13 @@ def left_alone(row: Architecture, names: Sequence[str], found: Sequence[Match], 
         return []
     if len(others) == 1:
         return [f"{others[0]}, of another part of the model, is left alone"]
-    return [f"{len(others)} tensors of other parts of the model are left alone, such as {others[0]}"]
+    parts = dict.fromkeys(f"{_part(name)}.*" for name in others)
+    return [f"{len(others)} tensors of other parts of the model are left alone, such as {listed(list(parts), 4)}"]
+
+
+def _part(name: str) -> str:
+    """What stands before the numbered layers: "vision_tower.encoder" of "vision_tower.encoder.layers.0.q.weight"."""
+    return re.split(r"\.\d+\.", name)[0].rpartition(".")[0] or name.partition(".")[0]
 
 
 def not_found(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any
 
@@ -13,9 +13,22 @@ from ..errors import OptionError, TargetError, listed
 from ..matrices.quantisation import MAINS, Quantised, find_quantised, logical_name, quantization_config
 from ..methods import ROLES
 from .architectures import BY_MODEL_TYPE, UNREACHABLE
+from .counted import sort_out
 from .matching import Match, match_leaves, match_table, match_template
 from .module_names import installed_transformers_major, module_path
-from .notices import about_few_bits, about_layouts, by_names, incomplete, leaf, left_alone, not_found, skipped
+from .notices import (
+    about_few_bits,
+    about_layouts,
+    about_unbuilt,
+    beyond,
+    by_names,
+    incomplete,
+    leaf,
+    left_alone,
+    none_built,
+    not_found,
+    skipped,
+)
 from .projections import Plan, Target
 from .rows import Architecture
 from .selection import Selection, parse_layers
@@ -32,30 +45,36 @@ def make_plan(
 
     Raises TargetError, with everything that is wrong at once, where projections cannot be found, are fused in an
     unknown way, or of an unsupported dtype; matrices in few bits (`quantisation.FORMATS`) are supported if `quantised`,
-    to be looked at but not to be written. Raises OptionError for layers that are not there.
+    to be looked at but not to be written. Raises OptionError for layers that are not there, or that the class does not
+    build: what it has no module for is left alone, and told.
     """
     kind, config = checkpoint.model_type, checkpoint.config
     row = BY_MODEL_TYPE.get(kind or "")
     base = row.model_types[kind] if row and kind else ""
     stored_names = {logical_name(name): name for name in checkpoint.tensors}
     matches, notices = _find(checkpoint, list(stored_names), kind, row, base, selection)
-    notices += skipped(matches, checkpoint)
-    if selection.layers is not None:
-        matches = _select(matches, parse_layers(selection.layers))
     major = transformers_major or installed_transformers_major()
     found = []
     for match in matches:
         of = None if match.role in selection.templates else row
         module = module_path(match, of, base, checkpoint.architectures, major)
         found.append(_Found(match, module, checkpoint.tensors[stored_names.get(match.tensor, match.tensor)]))
+    sorting = sort_out(matches, kind, config, checkpoint.architectures)
+    unbuilt = _unbuilt(found, sorting.unbuilt, selection.unbuilt)
+    found = _select(found, unbuilt, selection)
+    matches = [one.match for one in found]
     names = [one.stored.name for one in found]
     few_bits = {name: held for name in names if (held := find_quantised(checkpoint, name))}
     _require_usable(found, few_bits, quantised, quantization_config(config).get("quant_method"))
     targets = [_target(one, config, few_bits.get(one.stored.name)) for one in found]
     targets.sort(key=lambda target: (target.stored.file, target.stored.start, ROLES.index(target.role)))
+    notices += [*about_unbuilt(unbuilt), *skipped(matches, checkpoint), *([] if row else beyond(config, matches))]
     notices += [*about_few_bits(few_bits), *about_layouts(matches), *incomplete(matches, selection.roles)]
     family = row.family if row else "Recognised by names"
-    return Plan(kind, family, tuple(targets), (*checkpoint.files.notices, *notices))
+    return Plan(
+        kind, family, tuple(targets), (*checkpoint.files.notices, *notices), unbuilt,
+        counted=row is not None and sorting.decided and not selection.templates,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -77,7 +96,8 @@ def target_modules(plan: Plan, checkpoint: Checkpoint) -> list[str]:
     short = {leaf(module) for module in modules}
     # Other modules may be renamed on loading just as these are, so their names in the file count as well.
     taken = short | {leaf(logical_name(tensor)) for tensor in tensors}
-    hit = any(leaf(logical_name(name)) in taken for name in checkpoint.tensors if name not in tensors)
+    others = (logical_name(name) for name in checkpoint.tensors if name not in tensors)
+    hit = any(leaf(name) in taken for name in others if name not in plan.unbuilt)
     return sorted(modules if hit else short)
 
 
@@ -87,7 +107,10 @@ def _find(
 ) -> tuple[list[Match], list[str]]:  # fmt: skip
     """Matches and notices; TargetError if a role is nowhere."""
     templates = selection.templates
+    known = match_table(row, base, names, ROLES) if row and templates else []
+    counts = {match.tensor: match.count for match in known}
     matches = [match for role, text in templates.items() for match in _by_template(text, role, names)]
+    matches = [replace(match, count=counts.get(match.tensor)) for match in matches]
     rest = [role for role in selection.roles if role not in templates]
     if kind in UNREACHABLE:
         raise TargetError(
@@ -113,15 +136,31 @@ def _by_template(template: str, role: str, names: list[str]) -> list[Match]:
     return found
 
 
-def _select(matches: list[Match], wanted: frozenset[int]) -> list[Match]:
-    there = {match.layer for match in matches}
+def _unbuilt(found: Sequence[_Found], counted: Mapping[str, str], lacking: Collection[str]) -> dict[str, str]:
+    """Tensor -> why the class has no module for it: by config.json, or because the class itself was asked."""
+    asked = {one.match.tensor: "have no module in the class that loads them" for one in found if one.module in lacking}
+    return {**asked, **counted}
+
+
+def _select(found: Sequence[_Found], unbuilt: Mapping[str, str], selection: Selection) -> list[_Found]:
+    """What the class builds, in the wanted layers; OptionError for a layer that is not there, TargetError where nothing
+    is left."""
+    built = [one for one in found if one.match.tensor not in unbuilt]
+    lacking = [role for role in selection.roles if role not in {one.match.role for one in built}]
+    if lacking:
+        raise none_built(lacking, unbuilt)
+    if selection.layers is None:
+        return built
+    wanted, there = parse_layers(selection.layers), {one.match.layer for one in built}
     missing = sorted(wanted - there)
     if missing:
+        surplus = [one.match.tensor for one in found if one.match.layer in missing and one.match.tensor in unbuilt]
+        why = f" that the class builds: {surplus[0]} and the like {unbuilt[surplus[0]]}" if surplus else ""
         raise OptionError(
-            f"--layers: there is no layer {listed([str(number) for number in missing])}.",
+            f"--layers: there is no layer {listed([str(number) for number in missing])}{why}.",
             f"The layers with these projections are {min(there)} to {max(there)}.",
         )
-    return [match for match in matches if match.layer in wanted]
+    return [one for one in built if one.match.layer in wanted]
 
 
 def _require_usable(found: Sequence[_Found], few_bits: Mapping[str, Quantised], allowed: bool, method: Any) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from ..checkpoint.header import StoredTensor
@@ -90,12 +91,18 @@ class Carrier:
 
 @dataclass(frozen=True)
 class Plan:
-    """The targets in reading order (file, offset), and what the user should know about their choice."""
+    """The targets in reading order (file, offset), and what the user should know about their choice.
+
+    unbuilt: tensors like them for which the class has no module, and why, as the end of "because they ...". counted:
+    whether config.json alone tells which those are, proven by tests for this type.
+    """
 
     model_type: str | None
     family: str
     targets: tuple[Target, ...]
     notices: tuple[str, ...]
+    unbuilt: Mapping[str, str] = field(default_factory=dict)
+    counted: bool = False
 
     @cached_property
     def carriers(self) -> tuple[Carrier, ...]:

@@ -9,11 +9,39 @@ from ..matrices.layouts import Layout
 
 
 @dataclass(frozen=True)
+class Count:
+    """By which fields of config.json a class counts the layers of a stack.
+
+    fields: names of one number (transformers' `attribute_map` has a second one for some); none: the loader is strict
+    and takes no file with further layers. within: the part of config.json that they stand in. otherwise: the fields
+    that hold where none of `fields` is stated.
+    """
+
+    fields: tuple[str, ...]
+    within: str = ""
+    otherwise: tuple[str, ...] = ()
+
+
+LAYERS = Count(("num_hidden_layers",))
+N_LAYER = Count(("num_hidden_layers", "n_layer"))
+N_LAYERS = Count(("num_hidden_layers", "n_layers"))
+NUM_LAYERS = Count(("num_hidden_layers", "num_layers"))
+TEXT_LAYERS = Count(("num_hidden_layers",), "text_config")
+VISION_LAYERS = Count(("num_hidden_layers",), "vision_config")
+STRICT = Count(())
+
+
+@dataclass(frozen=True)
 class Slot:
-    """One kind of attention in a model; `stack` tells several apart ("encoder", "decoder cross", "text")."""
+    """One kind of attention in a model; `stack` tells several apart ("encoder", "decoder cross", "text").
+
+    count: how its layers are counted, and `inner` what `{inner}` stands for; without it the class itself is asked.
+    """
 
     path: str
     stack: str = ""
+    count: Count | None = None
+    inner: Count = STRICT
 
 
 @dataclass(frozen=True)
@@ -54,4 +82,4 @@ def fused(leaf: str, *o: str) -> dict[str, tuple[str, ...]]:
     return {"q": (leaf,), "k": (leaf,), "v": (leaf,), "o": o}
 
 
-DECODER = (Slot("layers.{layer}.self_attn"),)
+DECODER = (Slot("layers.{layer}.self_attn", count=LAYERS),)

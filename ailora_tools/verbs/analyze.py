@@ -25,7 +25,7 @@ from ..output.spans import write_json, write_text
 from ..output.work import WorkFolder
 from ..progress import Progress, Silent
 from ..report.page import render
-from ..targets.plan import make_plan
+from ..targets.module_tree import plan_as_built
 from ..targets.projections import Carrier, Plan, Target
 from ..targets.selection import Selection
 from .announce import announce
@@ -91,10 +91,10 @@ def analyze(
     progress = progress or Silent()
     started = time.monotonic()
     checkpoint = open_checkpoint(model, **source)
-    selection = Selection(tuple(roles), layers, q_tensor, v_tensor)
-    plan = make_plan(checkpoint, selection, quantised=True)
+    plan, selection = plan_as_built(checkpoint, Selection(tuple(roles), layers, q_tensor, v_tensor))
     tuned = tuple(open_tuned(other, checkpoint, plan, selection) for other in against)
-    settings = {**asdict(selection), "roles": list(roles), "rank": rank, "heads": heads, "device": device}
+    asked = {name: value for name, value in asdict(selection).items() if name != "unbuilt"}  # of that the notices tell
+    settings = {**asked, "roles": list(roles), "rank": rank, "heads": heads, "device": device}
     job = AnalysisJob(checkpoint, plan, tuned, _heads(checkpoint, heads, progress), rank, settings)
     _require_rank(plan, rank)
     budget = None if suggest_ranks is None else parse_budget(suggest_ranks, plan)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from ..adapters.peft import ADAPTER_CONFIG
-from ..checkpoint.index import open_checkpoint
+from ..checkpoint.index import Checkpoint, open_checkpoint
 from ..checkpoint.source import SourceOptions, user_path
-from ..methods import RULES, find_method
+from ..methods import RULES, Method, find_method
 from ..output.adapter import AdapterWriter
 from ..output.atomic import Output, building, require_possible
 from ..output.base import BaseWriter, copy_file, left_out, require_readable
@@ -24,13 +24,13 @@ from ..output.place import output_folder
 from ..output.ranks import Ranks, read_ranks
 from ..output.sources import Sources
 from ..output.spans import write_json, write_text
-from ..output.work import WorkFolder
+from ..output.work import WorkFolder, find
 from ..progress import Progress, Silent
 from ..surgery.describe import card, manifest, peft_config, provenance
 from ..surgery.operation import Operation
 from ..surgery.settings import Settings
 from ..targets.module_names import installed_transformers_major
-from ..targets.module_tree import ModuleCheck, check_modules
+from ..targets.module_tree import ModuleCheck, UnbuiltError, check_modules
 from ..targets.plan import make_plan
 from ..targets.projections import Carrier
 from .announce import announce
@@ -139,22 +139,37 @@ def initialize(
         rank_pattern=sizes.rank_pattern, alpha_pattern=sizes.alpha_pattern, no_base=no_base,
     )  # fmt: skip
     checkpoint = open_checkpoint(model, **source)
-    plan = make_plan(
-        checkpoint, settings.selection, transformers_major=settings.transformers_major,
-        quantised=no_base or not row.residual,
-    )  # fmt: skip
     default = f"{checkpoint.origin.name}-{row.slug}-{f'r{general}' if ranks is None else 'ranks'}"
     folder = output_folder(output, default, [checkpoint.origin], progress)
-    operation = Operation(checkpoint, plan, row, settings, folder)
+    out = Output(folder, "init", overwrite=overwrite, resume=resume, force=force)
+    if resume:
+        settings = replace(settings, unbuilt=_unbuilt_before(folder))
+    told: set[str] = set()
+    while True:
+        try:
+            return _attempt(checkpoint, settings, row, out, dry_run, progress, told)
+        except UnbuiltError as error:  # rare: the class, asked beside the work, has not all of it; start anew without
+            settings = replace(settings, unbuilt=tuple(sorted({*settings.unbuilt, *error.modules})))
+
+
+def _attempt(
+    checkpoint: Checkpoint, settings: Settings, row: Method, out: Output, dry_run: bool, progress: Progress,
+    told: set[str],
+) -> Initialization:  # fmt: skip
+    """One plan carried out, with what was not `told` before; UnbuiltError, with nothing left of it, if the class turns
+    out not to build all of it."""
+    plan = make_plan(
+        checkpoint, settings.selection, transformers_major=settings.transformers_major,
+        quantised=settings.no_base or not row.residual,
+    )  # fmt: skip
+    operation = Operation(checkpoint, plan, row, settings, out.final)
     copied = left_out(checkpoint) if operation.layouts else []
     require_readable(checkpoint, operation.companions)
-    _tell([*plan.notices, *copied], progress)
+    _tell([text for text in (*plan.notices, *copied) if text not in told], progress)
+    told.update(plan.notices, copied)
     announce(checkpoint.files, operation.reads, operation.source_bytes, progress)
     sources = Sources((checkpoint.files, [*checkpoint.headers, *operation.companions]))
-    out = Output(
-        folder, "init", {**operation.job(), "files": sources.to_json()}, overwrite=overwrite, resume=resume,
-        force=force, nbytes=operation.nbytes,
-    )  # fmt: skip
+    out = replace(out, job={**operation.job(), "files": sources.to_json()}, nbytes=operation.nbytes)
     with checking(operation) as check:
         if dry_run:
             require_possible(out)
@@ -163,6 +178,13 @@ def initialize(
         with building(out, sources.require_unchanged) as work:
             manifest = _operate(operation, work, check, progress)
     return Initialization(operation, manifest)
+
+
+def _unbuilt_before(folder: Path) -> tuple[str, ...]:
+    """What the class was found not to build by an interrupted run for this folder."""
+    jobs = [work.owner.get("job") for work in find(folder)]
+    found = [job.get("unbuilt") for job in jobs if isinstance(job, dict)]
+    return tuple(str(module) for modules in found if isinstance(modules, list) for module in modules)
 
 
 @contextmanager
@@ -203,6 +225,7 @@ def _operate(operation: Operation, work: WorkFolder, check: ModuleCheck, progres
         for carrier, outcome in stream(files, waiting, operate, device, progress.notice, of=len(carriers)):
             folder.store(outcome.records, outcome.factors, outcome.residual, outcome.residual_sha256)
             progress.advance(carrier.label)
+            check.look()
         progress.start("Copying", len(base.shards), 0)
         for shard in folder.seal():
             progress.advance(shard)

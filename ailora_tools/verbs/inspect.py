@@ -9,7 +9,7 @@ from typing import Any, Unpack
 
 from ..checkpoint.index import Checkpoint, open_checkpoint
 from ..checkpoint.source import SourceOptions
-from ..targets.plan import make_plan
+from ..targets.module_tree import plan_as_built
 from ..targets.projections import Plan
 from ..targets.selection import Selection
 
@@ -78,4 +78,5 @@ def inspect_checkpoint(
     """
     checkpoint = open_checkpoint(model, **source)
     selection = Selection(tuple(roles), layers, q_tensor, v_tensor)
-    return Inspection(checkpoint, make_plan(checkpoint, selection, quantised=True))
+    plan, _ = plan_as_built(checkpoint, selection)
+    return Inspection(checkpoint, plan)

@@ -18,6 +18,7 @@ from ..errors import CheckpointError
 from ..output.manifest import Manifest, fingerprint, read_manifest
 from ..progress import Progress, Silent
 from ..proof.adapter_config import check_adapter_config
+from ..proof.built import check_built
 from ..proof.companions import check_companions, check_shards
 from ..proof.folder import Check, check_adapter_tensors, check_files, check_neighbours, check_offset
 from ..proof.matrices import check_matrices, look_at
@@ -78,6 +79,7 @@ def verify(
     checks += check_matrices(subject, found)
     if original is not None and manifest.base:
         checks.append(check_untouched(subject, original, found))
+    checks.append(check_built(subject, ask=all(check.holds for check in checks)))
     return Verification(folder, original.location if original else None, tuple(checks), manifest)
 
 

@@ -31,7 +31,7 @@ from ailora_tools.matrices import layouts
 from ailora_tools.methods import METHODS, RULES
 from ailora_tools.metrics.definitions import DEFINITIONS
 from ailora_tools.targets.fused import FUSED_ROWS
-from ailora_tools.targets.rows import Architecture, Slot, fused
+from ailora_tools.targets.rows import LAYERS, Architecture, Slot, fused
 
 GUIDE = ROOT / "examples" / "guide"
 PAGES = [ROOT / "README.md", *sorted(GUIDE.glob("*.md"))]
@@ -152,7 +152,7 @@ def test_the_tables_are_those_of_the_code() -> None:
 
 def test_the_worked_example_is_a_row_of_the_table() -> None:
     row, family = (text for language, text in blocks(GUIDE / "models.md") if language == "py")
-    names = {"Architecture": Architecture, "Slot": Slot, "fused": fused, "layouts": layouts}
+    names = {"Architecture": Architecture, "LAYERS": LAYERS, "Slot": Slot, "fused": fused, "layouts": layouts}
     assert eval(row, names) in FUSED_ROWS
     assert family.strip() in Path(inspect.getfile(build)).read_text()
 

@@ -288,6 +288,12 @@ _DELTA = {"layer_types": ["full_attention", "linear_attention"], "linear_num_key
           "num_experts_per_tok": 2, "moe_intermediate_size": 20, "shared_expert_intermediate_size": 20}  # fmt: skip
 
 
+_DBRX = {
+    "attn_config": {"kv_n_heads": 2, "clip_qkv": 8, "rope_theta": 10000.0},
+    "ffn_config": {"ffn_hidden_size": 40, "moe_num_experts": 2, "moe_top_k": 1},
+}
+
+
 def _falcon(**changes: Any) -> Family:
     return _decoder(hf.FalconForCausalLM, hf.FalconConfig, **{"bias": True, "ffn_hidden_size": 50, **changes})
 
@@ -305,6 +311,10 @@ FUSED: Mapping[str, Family] = {
     "phi3, grouped": _decoder(hf.Phi3ForCausalLM, hf.Phi3Config),
     "gpt-bigcode, one key": _decoder(hf.GPTBigCodeForCausalLM, hf.GPTBigCodeConfig, **_HEADED, multi_query=True),
     "gpt-bigcode, heads": _decoder(hf.GPTBigCodeForCausalLM, hf.GPTBigCodeConfig, **_HEADED, multi_query=False),
+    # Its attention reads `rope_theta` of its own config, as the published one has it.
+    "dbrx, grouped": _decoder(
+        hf.DbrxForCausalLM, hf.DbrxConfig, d_model=_HIDDEN, n_heads=6, n_layers=2, max_seq_len=32, **_DBRX
+    ),
     "persimmon": _decoder(
         hf.PersimmonForCausalLM, hf.PersimmonConfig, hidden_size=48, num_key_value_heads=6, qk_layernorm=False
     ),
@@ -384,6 +394,7 @@ _NEEDS: Mapping[str, Mapping[str, Any]] = {
     "gemma4_text": _FOUR,
     "embedding_gemma2_text": {**_FOUR, "num_kv_shared_layers": 0},
     "gemma4": {"audio_config": None},
+    "dbrx": _DBRX,
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "attention_layers": None},
 }
 

@@ -11,22 +11,31 @@ from pathlib import Path
 import pytest
 from kit.checkpoints import llama_tensors, write_checkpoint
 
+from ailora_tools.checkpoint.index import open_checkpoint
 from ailora_tools.targets import module_tree
 from ailora_tools.targets.built_class import harmless, look
-from ailora_tools.targets.module_tree import ModuleCheck, library_folders
+from ailora_tools.targets.module_tree import ModuleCheck, check_modules, library_folders
+from ailora_tools.targets.plan import make_plan
+from ailora_tools.targets.selection import Selection
 
 PACKAGE = Path(module_tree.__file__).parents[2]
 CONFIG = {
     "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 48, "num_hidden_layers": 2,
     "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 96, "vocab_size": 64,
 }  # fmt: skip
-Q = "model.layers.0.self_attn.q_proj"
 # What a console script does: the current folder is no place for modules.
 CONSOLE = [sys.executable, "-P", "-c", "from ailora_tools.cli import main; main()"]
 UNPROVEN = [
     sys.executable, "-P", "-c",
     "import ailora_tools.targets.module_tree as t; t.PROVEN_WITH = '0.0.'; from ailora_tools.cli import main; main()",
 ]  # fmt: skip
+
+
+def asked(folder: Path, **config: object) -> ModuleCheck:
+    """The question for a type that the table does not know."""
+    described = {**CONFIG, "model_type": "brand_new", **config}
+    checkpoint = open_checkpoint(write_checkpoint(folder / "asked", llama_tensors(), **described))
+    return check_modules(checkpoint, make_plan(checkpoint), Selection())
 
 
 @pytest.fixture
@@ -91,7 +100,7 @@ def test_names_of_code_and_files_are_dropped_at_any_depth() -> None:
 
 @pytest.mark.parametrize("name", ["Trainer", "pipeline", "AutoModelForCausalLM", "__path__", "PretrainedConfig"])
 def test_only_a_class_of_models_is_built(name: str) -> None:
-    found = look({"config": {"architectures": [name]}, "modules": [], "targets": []})
+    found = look({"config": {"architectures": [name]}, "modules": {}, "targets": []})
     assert "has no class" in found["unknown"] or "could not be built" in found["unknown"]
 
 
@@ -105,16 +114,15 @@ def test_only_a_class_of_models_is_built(name: str) -> None:
         ({"num_labels": 10**12}, "could not be built"),
     ],
 )
-def test_a_config_decides_neither_time_nor_memory(config: dict[str, object], reason: str) -> None:
+def test_a_config_decides_neither_time_nor_memory(config: dict[str, object], reason: str, tmp_path: Path) -> None:
     started = time.monotonic()
-    answer = ModuleCheck({**CONFIG, **config}, [Q], [Q], "here")
-    (notice,) = answer.finish().notices
+    (notice,) = asked(tmp_path, **config).finish().notices
     assert reason in notice and time.monotonic() - started < 300
 
 
-def test_a_class_that_takes_too_long_is_a_notice(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_class_that_takes_too_long_is_a_notice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module_tree, "_PATIENCE", 0.01)
-    check = ModuleCheck(CONFIG, [Q], [Q], "here")
+    check = asked(tmp_path)
     (notice,) = check.finish().notices
     assert "unchecked" in notice and "not built within" in notice
     assert check._process is not None and check._process.returncode is not None

@@ -13,12 +13,16 @@ import transformers
 from kit.checkpoints import llama_tensors, write_checkpoint
 
 from ailora_tools import initialize
+from ailora_tools.checkpoint.index import open_checkpoint
 from ailora_tools.errors import TargetError
 from ailora_tools.progress import Silent
 from ailora_tools.targets import module_tree
 from ailora_tools.targets.architectures import PROVEN_WITH
 from ailora_tools.targets.built_class import look
-from ailora_tools.targets.module_tree import ModuleCheck, Verdict
+from ailora_tools.targets.module_tree import ModuleCheck, UnbuiltError, check_modules
+from ailora_tools.targets.plan import make_plan
+from ailora_tools.targets.selection import Selection
+from ailora_tools.targets.verdict import Verdict
 
 CONFIG = {
     "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 48, "num_hidden_layers": 2,
@@ -35,42 +39,60 @@ class Listening(Silent):
         self.notices.append(text)
 
 
+Q_OF = "model.layers.{}.self_attn.q_proj"
+
+
+def question(modules: list[str], targets: list[str], held: list[str] = []) -> dict[str, object]:  # noqa: B006
+    return {"config": CONFIG, "modules": dict.fromkeys(modules, (48, 48)), "targets": targets, "held": held}
+
+
+def checked(folder: Path, layers: int = 2, **config: object) -> ModuleCheck:
+    """The check for a file of so many layers, of a type that the table does not know."""
+    described = {**CONFIG, "model_type": "brand_new", **config}
+    checkpoint = open_checkpoint(write_checkpoint(folder, llama_tensors(layers=layers), **described))
+    return check_modules(checkpoint, make_plan(checkpoint), Selection(), 5)
+
+
 def test_what_is_there_and_what_is_not() -> None:
-    found = look({"config": CONFIG, "modules": [Q, V, "model.layers.7.self_attn.q_proj"], "targets": [Q, "v_proj"]})
-    assert found["missing"] == ["model.layers.7.self_attn.q_proj"]
+    found = look(question([Q, V, Q_OF.format(7)], [Q, "v_proj"]))
+    assert found["missing"] == [Q_OF.format(7)]
     assert found["extra"] == ["model.layers.1.self_attn.v_proj"]
+
+
+def test_modules_of_that_size_which_the_file_does_not_name_are_told() -> None:
+    """They may be what is missing, under another name."""
+    every = [f"model.layers.{layer}.self_attn.{leaf}_proj" for layer in (0, 1) for leaf in "qo"]
+    assert look(question(["query"], ["query"]))["unclaimed"] == {path: [48, 48] for path in every}
+    assert look(question(["query"], ["query"], held=every))["unclaimed"] == {}
 
 
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        ({}, "no class named"),
-        ({"architectures": 3}, "no class named"),
-        ({**CONFIG, "architectures": ["BrandNewForCausalLM"]}, "has no class BrandNewForCausalLM"),
-        ({**CONFIG, "hidden_size": "wide"}, "LlamaForCausalLM could not be built"),
+        ({"architectures": []}, "no class named"),
+        ({"architectures": ["BrandNewForCausalLM"]}, "has no class BrandNewForCausalLM"),
+        ({"hidden_size": "wide"}, "LlamaForCausalLM could not be built"),
     ],
 )
-def test_what_cannot_be_told_is_a_notice_and_no_error(config: dict[str, object], reason: str) -> None:
-    (notice,) = ModuleCheck(config, [Q], ["q_proj"], "here").finish().notices
-    assert "unchecked" in notice and reason in notice
+def test_what_cannot_be_told_is_a_notice_and_no_error(config: dict[str, object], reason: str, tmp_path: Path) -> None:
+    verdict = checked(tmp_path, **config).finish()
+    assert "unchecked" in verdict.notices[0] and reason in verdict.notices[0] and not verdict.known
 
 
-def test_a_process_of_its_own_gives_the_same_answer() -> None:
-    good = ModuleCheck(CONFIG, [f"model.layers.{n}.self_attn.q_proj" for n in (0, 1)], ["q_proj"], "here")
-    bad = ModuleCheck(CONFIG, ["model.layers.9.self_attn.q_proj"], ["model.layers.9.self_attn.q_proj"], "here")
+def test_a_process_of_its_own_gives_the_same_answer(tmp_path: Path) -> None:
+    good, more = checked(tmp_path / "good"), checked(tmp_path / "more", 3, num_hidden_layers=2)
     assert good._process is not None and good.finish() == Verdict(exact=True)
-    with pytest.raises(
-        TargetError, match=r"here: LlamaForCausalLM has no model\.layers\.9.*\.\nThe names are for trans"
-    ):
-        bad.finish()
-    stopped = ModuleCheck(CONFIG, [Q], [Q], "here")
+    with pytest.raises(UnbuiltError) as caught:
+        more.finish()
+    assert caught.value.modules == tuple(f"model.layers.2.self_attn.{leaf}_proj" for leaf in "qv")
+    stopped = checked(tmp_path / "stopped")
     stopped.cancel()
     assert stopped._process is not None and stopped._process.returncode is not None
 
 
-def test_without_transformers_the_table_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_transformers_the_table_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module_tree, "find_spec", lambda name: None)
-    assert "transformers is not installed" in ModuleCheck(CONFIG, [Q], ["q_proj"], "here").finish().notices[0]
+    assert "transformers is not installed" in checked(tmp_path).finish().notices[0]
 
 
 def test_init_refuses_modules_that_the_class_lacks(tmp_path: Path) -> None:

@@ -1,0 +1,67 @@
+"""What the answer of the class means: all is there, some of it is not built, or the names do not fit at all."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import TargetError, listed
+from ..methods import ROLES
+from .projections import Plan
+
+Answer = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """exact: target_modules hit the planned modules and no others, as far as is known. unbuilt: planned modules that
+    the class does not build. known: whether the class could be asked, or need not be."""
+
+    exact: bool
+    notices: tuple[str, ...] = ()
+    unbuilt: tuple[str, ...] = ()
+    known: bool = True
+
+
+def judge(answer: Answer, plan: Plan, location: str, by_hand: bool = False) -> Verdict:
+    """TargetError where modules of the class have other names than those planned: that is no layer to leave alone.
+    For tensors that were named `by_hand` it is a notice."""
+    if "unknown" in answer:
+        return _unchecked(answer["unknown"])
+    missing = answer["missing"]
+    if strange := misnamed(plan, missing, answer["unclaimed"]):
+        if by_hand:
+            return _unchecked(f"the tensors were named by hand, and {answer['class']} has no {listed(strange)}")
+        raise TargetError(
+            f"{location}: {answer['class']} has no {listed(strange)}.",
+            f"The names are for transformers {answer['version']}; for another major version use "
+            "--transformers-major 4 or 5.",
+        )
+    return Verdict(exact=not answer["extra"], unbuilt=tuple(missing))
+
+
+def misnamed(plan: Plan, missing: Collection[str], unclaimed: Mapping[str, Any]) -> list[str]:
+    """Those of the missing modules that the class may well have, under names that are not known here.
+
+    A layer that is not built has siblings that are, under the same name but for the number. Without one, the class may
+    still not build it (`mtp.*`), if it has no module of that size which the file does not name. Where a role has no
+    module at all, its names are wrong.
+    """
+    gone, sizes = set(missing), {carrier.module: sorted(carrier.sides) for carrier in plan.carriers}
+    by_role = [{target.module for target in plan.targets if target.role == role} for role in ROLES]
+    wholly = {module for modules in by_role if modules <= gone for module in modules}
+    siblings = {_numberless(module) for module in sizes.keys() - gone}
+    alike = [list(size) for size in unclaimed.values()]
+    other = {module for module in missing if _numberless(module) not in siblings and sizes[module] in alike}
+    return sorted(wholly | other)
+
+
+def _numberless(module: str) -> str:
+    return re.sub(r"(?<=\.)\d+(?=\.)", "N", module)
+
+
+def _unchecked(reason: str) -> Verdict:
+    told = f"names of modules are taken from the table, unchecked: {reason}"
+    return Verdict(exact=True, notices=(told,), known=False)
