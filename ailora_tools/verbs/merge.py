@@ -5,29 +5,35 @@ W' = W + s B A in float32 and, for DoRA, W' = m * (W + s B A) / norm of its rows
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
+from ..adapters.binding import bind
 from ..adapters.folder import Adapter, open_adapter
+from ..adapters.lost import require_whole
 from ..adapters.peft import ADAPTER_FILES
-from ..adapters.places import Place, find_places
+from ..adapters.places import HINT, Place, Places, base_directory, find_places
+from ..adapters.promises import Base, require_promised
 from ..checkpoint.gate import stated_path
-from ..checkpoint.header import BASE_DTYPES, StoredTensor
-from ..checkpoint.index import Checkpoint, open_checkpoint
+from ..checkpoint.header import BASE_DTYPES
+from ..checkpoint.index import CONFIG, Checkpoint, open_checkpoint
 from ..checkpoint.source import SourceOptions
-from ..errors import AiloraError, OptionError, TargetError
+from ..errors import AiloraError, OptionError, TargetError, listed
 from ..output.atomic import Output, making
 from ..output.base import BaseWriter, companions, copy_file, left_out, require_readable
 from ..output.layout import lay_out, restate_total, widened
 from ..output.manifest import Manifest, read_manifest
-from ..output.names import MANIFEST
+from ..output.names import ADAPTER_FOLDER, MANIFEST
 from ..output.place import output_folder
 from ..output.result import write_result
 from ..output.sources import Sources
+from ..output.spans import write_json
 from ..progress import Progress, Silent
+from ..targets.module_names import holds_several, parameter_paths
+from ..targets.ties import untied
 from .announce import announce
 
 if TYPE_CHECKING:
@@ -87,10 +93,14 @@ def merge(
     checkpoint, held = open_checkpoint(base, **source), open_adapter(adapter)
     folder = output_folder(output, "", [checkpoint.origin, held.files.origin], progress)
     _require_right_base(checkpoint, held)
-    places = find_places(checkpoint, held)
-    layouts = lay_out(checkpoint, (place.stored for place in places), base_dtype)
-    dtypes = {place.stored.name: widened(place.stored.dtype, base_dtype) for place in places}
-    for text in left_out(checkpoint):
+    found = find_places(checkpoint, held)
+    places = found.places
+    added = {place.name: place.stored for place in places if place.added}
+    layouts = lay_out(checkpoint, (place.stored for place in places if not place.added), base_dtype, added)
+    dtypes = {place.name: widened(place.stored.dtype, base_dtype) for place in places}
+    told = [f"{listed(found.untied)} have tensors of their own now; tie_word_embeddings is false"]
+    notices = (*_require_complete(checkpoint, held, found), *held.notices, *(told if found.untied else ()))
+    for text in (*left_out(checkpoint), *notices):
         progress.notice(text)
     copied = [(name, checkpoint.files.size(name)) for name in companions(checkpoint)]
     require_readable(checkpoint, (name for name, _ in copied))
@@ -105,7 +115,9 @@ def merge(
             modules = tuple(_write(checkpoint, places, merging, writer, device, progress))
         for name, _ in copied:
             copy_file(checkpoint.files, name, tree / name)
-        restate_total(tree, checkpoint, dtypes)
+        restate_total(tree, checkpoint, dtypes, added)
+        if found.untied and CONFIG in checkpoint.files.names():
+            write_json(tree / CONFIG, untied(checkpoint.config))
         result = Merge(folder, modules, tuple(sorted(set(dtypes.values()))))
         made_from = {"base": checkpoint.origin.to_json(), "adapter": held.location}
         write_result(tree, {"verb": "merge", **made_from, **result.to_json()})
@@ -136,14 +148,6 @@ def _require_right_base(checkpoint: Checkpoint, adapter: Adapter) -> None:
         )
 
 
-def _named(stated: str) -> Path | None:
-    """The path that an adapter names as its base; None for what is none, such as an unknown ~user."""
-    try:
-        return Path(stated).expanduser().resolve()
-    except (OSError, RuntimeError, ValueError):
-        return None
-
-
 def _manifest(folder: Path | None) -> Manifest | None:
     try:
         return read_manifest(folder) if folder and (folder / MANIFEST).is_file() else None
@@ -151,8 +155,40 @@ def _manifest(folder: Path | None) -> Manifest | None:
         return None
 
 
+def _require_complete(checkpoint: Checkpoint, adapter: Adapter, found: Places) -> list[str]:
+    """TargetError where the adapter lacks what its config promises, or lost a part of a module; notices."""
+    names, bound = parameter_paths(checkpoint), found.binding.modules
+    matrices = [name for name in names if name.endswith(".weight") and len(checkpoint.tensors[name].shape) == 2]
+    base = Base(
+        tuple(names[name].removesuffix(".weight") for name in matrices),
+        tuple(path.removesuffix(".bias") for path in names.values() if path.endswith(".bias")),
+        checkpoint.config,
+    )
+    paths = {module: names.get(name, name).removesuffix(".weight") for module, name in bound.items()}
+    require_promised(adapter, paths, base)
+    start = _start(checkpoint)
+    homes: dict[str, str] = {}
+    if start is not None:
+        binding = bind(start, base_directory(checkpoint, []), checkpoint.location, HINT)
+        homes = {name: module for module, name in binding.modules.items()}
+    starts = {module: homes[name] for module, name in bound.items() if name in homes}
+    fused = [module for module, name in bound.items() if holds_several(checkpoint, name)]
+    return require_whole(adapter, found.binding.factors, start, starts, fused)
+
+
+def _start(checkpoint: Checkpoint) -> Adapter | None:
+    """The adapter that `init` wrote beside this base."""
+    folder = checkpoint.origin.path
+    if folder is None or _manifest(folder) is None:
+        return None
+    try:
+        return open_adapter(folder / ADAPTER_FOLDER)
+    except (AiloraError, OSError):
+        return None
+
+
 def _write(
-    checkpoint: Checkpoint, places: list[Place], merging: Callable[[Place, Tensor], tuple[Tensor, float]],
+    checkpoint: Checkpoint, places: Sequence[Place], merging: Callable[[Place, Tensor], tuple[Tensor, float]],
     writer: BaseWriter, device: str, progress: Progress,
 ) -> Iterator[Merged]:  # fmt: skip
     """Shards are being copied in the background: put each merged tensor into its place, then wait for the rest."""
@@ -160,9 +196,9 @@ def _write(
 
     progress.start("Merging", len(places), 0)
     for place, (W, change) in stream(checkpoint.files, places, merging, find_device(device), progress.notice):
-        writer.write(place.stored.file, place.stored.name, matrix_bytes(W))
-        progress.advance(place.stored.name)
-        yield Merged(place.stored.name, change)
+        writer.write(place.stored.file, place.name, matrix_bytes(W))
+        progress.advance(place.name)
+        yield Merged(place.name, change)
     progress.start("Copying", len(writer.shards), 0)
     for shard in writer.shards:
         writer.sha256(shard)  # waits until it is complete and on disk
@@ -171,17 +207,13 @@ def _write(
 
 def _merged(adapter: Adapter, place: Place, old: Tensor, base_dtype: str) -> tuple[Tensor, float]:
     """The new tensor as it is stored, on the CPU, and how far it is from the old one."""
-    from ..adapters.apply import applied
+    from ..adapters.apply import changed
     from ..checkpoint.stream import DTYPES
     from ..linalg.finite import stored
     from ..linalg.scale import norm
 
     wide = old.double() if place.stored.dtype == "F64" else old.float()
-    if isinstance(place.change, StoredTensor):
-        new = adapter.load(place.change).to(wide)
-    else:
-        new = applied(wide.T if place.transposed else wide, adapter, place.change)
-        new = new.T if place.transposed else new
-    result = stored(new, DTYPES[widened(place.stored.dtype, base_dtype)], place.stored.name, _WIDER)
+    new = changed(wide, adapter, place)
+    result = stored(new, DTYPES[widened(place.stored.dtype, base_dtype)], place.name, _WIDER)
     size = norm(wide)
     return result.cpu().contiguous(), norm(result.to(wide) - wide) / size if size else 0.0
