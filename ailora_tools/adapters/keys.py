@@ -28,15 +28,15 @@ _PARTS = tuple(
         (rf"lora_embedding_B{_NAME}", "embedding B"),
         (rf"lora_magnitude_vector{_NAME}\.weight", "magnitude"),
         (rf"lora_magnitude_vector{_NAME}", "magnitude"),
-        (rf"(?:token_adapter\.)?trainable_tokens_delta{_NAME}", "tokens"),
-        (rf"(?:token_adapter\.)?trainable_tokens_original{_NAME}", FROZEN),
+        (rf"trainable_tokens_delta{_NAME}", "tokens"),
+        (rf"trainable_tokens_original{_NAME}", FROZEN),
         (r"token_adapter\.base_layer\.[^.]+", FROZEN),
         (r"original_module\..+", FROZEN),
     )
 )
 # Words of PEFT's own modules inside a path: what is left is the name in the model. Behind `modules_to_save` the name of
 # the adapter follows.
-_INSIDE = re.compile(r"\.base_layer(?=\.|$)|\.modules_to_save(?:\.[^.]+(?=\.))?(?=\.)")
+_INSIDE = re.compile(r"\.(?:base_layer|token_adapter)(?=\.|$)|\.modules_to_save(?:\.[^.]+(?=\.))?(?=\.)")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -69,7 +70,8 @@ HINT = (
 def base_directory(checkpoint: Checkpoint, groups: list[Tied]) -> Directory:
     """Every parameter of the base by its names, those included that share a tensor of the file."""
     names: dict[str, tuple[str, ...]] = dict(possible_names(checkpoint))
-    names |= {other: (other,) for group in groups for other in group.others if other not in names}
+    for name in (other for group in groups for other in group.others if other not in names):
+        names[name] = (re.sub(r"^embed_out\.", "lm_head.", name), name)  # GPT-NeoX, by the major of transformers
     return Directory(names)
 
 
@@ -139,31 +141,35 @@ def _untie(
 ) -> tuple[str, ...]:
     """The parameters of the group if they no longer have one value, which `changes` then tells of each; else nothing.
 
-    New rows of an embedding are shared by what is tied to it, as PEFT has it.
+    New rows of an embedding are shared by whatever is tied to it, as PEFT has it.
     """
     members = (group.source, *group.others)
-    touched = {name: changes[name] for name in members if name in changes}
-    source = touched.get(group.source, Change())
-    of_all = len(touched) == 1 and _of_all(source, adapter)
-    if not touched or of_all or (len(touched) == len(members) and _same(list(touched.values()), adapter)):
-        for name in set(group.others) - checkpoint.tensors.keys():
-            changes.pop(name, None)  # it still shares the tensor of the source, which changes likewise
-        for name in set(group.others) & checkpoint.tensors.keys():
-            changes |= {name: source} if of_all else {}
+    touched = {name: changes.pop(name) for name in members if name in changes}
+    if not touched:
+        return ()
+    first = next(iter(touched.values()))
+    # PEFT gives the new rows to a separate output layer, too, if its class can be tied.
+    elsewhere = bool(group.inseparable and first.tokens and "lm_head.weight" in checkpoint.tensors)
+    if not elsewhere and _of_all(list(touched.values()), len(members), adapter):
+        held = [name for name in members if name in checkpoint.tensors]
+        changes |= {name: touched.get(name, first) for name in held}  # others still share the tensor of the source
         return ()
     if group.inseparable:
         told = listed([stored_name(change) for change in touched.values()])
         faults.append(f"{told} changes one of {listed(members)}, which share a tensor: {group.inseparable}")
         return ()
-    changes |= {name: touched.get(name, Change(tokens=source.tokens, rows=source.rows)) for name in members}
+    rows = touched.get(group.source, Change())
+    changes |= {name: touched.get(name, Change(tokens=rows.tokens, rows=rows.rows)) for name in members}
     return members
 
 
-def _of_all(change: Change, adapter: Adapter) -> bool:
-    """Whether what is tied to an embedding follows its change."""
-    alone = change == Change(tokens=change.tokens, rows=change.rows)
-    told = bool(adapter.config.get("ensure_weight_tying")) and change.factors is None
-    return change != Change() and (alone or told)
+def _of_all(changes: list[Change], members: int, adapter: Adapter) -> bool:
+    """Whether all that is tied changes alike: one change that the rest follows, or the same whole values for each."""
+    first = changes[0]
+    if len(changes) == 1:
+        told = bool(adapter.config.get("ensure_weight_tying")) and first.factors is None
+        return first == Change(tokens=first.tokens, rows=first.rows) or told
+    return len(changes) == members and _same(changes, adapter)
 
 
 def stored_name(change: Change) -> str:

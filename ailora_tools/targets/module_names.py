@@ -42,11 +42,12 @@ def parameter_paths(checkpoint: Checkpoint, major: int | None = None) -> dict[st
     known = [*(row.prefixes if row else ()), *([f"{base}."] if base else [])]
     prefixes = sorted(known, key=len, reverse=True)
     bare = all(is_bare(name) for name in checkpoint.architectures)
+    headed = bool(base) and any(name.startswith(f"{base}.") for name in checkpoint.tensors)  # the rest is the head
     found = {}
     for name in checkpoint.tensors:
         stem, _, last = logical_name(name).rpartition(".")
         prefix = next((prefix for prefix in prefixes if stem.startswith(prefix)), "")
-        match = Match("q", 0, "", f"{stem}.weight", prefix)
+        match = Match("q", 0, "", f"{stem}.weight", prefix or ("." if headed else ""))
         path = module_path(match, row, base, checkpoint.architectures, major or installed_transformers_major())
         found[name] = f"{path if bare else _in_towers(path, row)}.{last}" if stem else last
     return found

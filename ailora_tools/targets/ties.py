@@ -27,10 +27,12 @@ _HEADS: Mapping[str, str] = {
     **dict.fromkeys(_BERT_LIKE, _BERT_HEAD),
     **dict.fromkeys(_ROBERTA_LIKE, _ROBERTA_HEAD),
     "albert": "predictions.decoder",
+    "blip": "text_decoder.cls.predictions.decoder",
     "biogpt": "output_projection",
     "convbert": "generator_lm_head",
     "distilbert": "vocab_projector",
     "electra": "generator_lm_head",
+    "gpt_neox": "embed_out",  # so in files; lm_head in memory
     "flaubert": "pred_layer.proj",
     "modernbert": "decoder",
     "trocr": "output_projection",
@@ -85,6 +87,8 @@ def _groups(checkpoint: Checkpoint, source: str, known: bool) -> Iterator[Tied]:
     why = _INSEPARABLE.get(kind, "")
     if not known and not checkpoint.tensors.keys() >= set(others):
         why = f"what it ties is not known for model type {kind!r} here"
+    if checkpoint.config.get("tie_word_embeddings") is False and head and not apart:
+        why = why or f"tie_word_embeddings is false, but the file has no {path}"
     if others:
         yield Tied(source, others, why)
     bias = f"{path.removesuffix('.decoder')}.bias"
