@@ -16,7 +16,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from ailora_tools import merge
-from ailora_tools.errors import TargetError
+from ailora_tools.errors import NumericalError, TargetError
 
 MODELS = ["llama", "gpt2", "bert with a head", "bart", "gemma2", "llava, text tower", "gpt-neox"]
 T5 = "t5, heads narrower than the model"
@@ -153,3 +153,24 @@ def test_a_larger_vocabulary_is_refused_by_name(tmp_path: Path) -> None:
     save_file(held, file)
     with pytest.raises(TargetError, match=r"embed_tokens.weight has shape \[61, 36\], the adapter is for \[122, 36\]"):
         merge(tmp_path / "model", tmp_path / "trained", tmp_path / "merged")
+
+
+@pytest.mark.parametrize("case", ["a head that was saved", "a merged weight"])
+def test_infinity_is_refused_and_the_way_out_works(case: str, tmp_path: Path) -> None:
+    model: Any = build("llama").half()
+    model.save_pretrained(tmp_path / "model")
+    kind = type(model)
+    head = case == "a head that was saved"
+    settings = {"target_modules": ["q_proj"], **({"modules_to_save": ["lm_head"]} if head else {})}
+    trained(kind, tmp_path / "model", tmp_path / "trained", **settings)
+    file = tmp_path / "trained" / "adapter_model.safetensors"
+    large = "lm_head" if head else "layers.1.self_attn.q_proj.lora_A"
+    save_file({key: value.float() + 1e5 * (large in key) for key, value in load_file(file).items()}, file)
+    with pytest.raises(
+        NumericalError, match=rf"{large.split('.lora')[0]}.*values up to .* do not fit float16"
+    ) as caught:
+        merge(tmp_path / "model", tmp_path / "trained", tmp_path / "merged")
+    assert "--base-dtype float32" in caught.value.hint
+    merge(tmp_path / "model", tmp_path / "trained", tmp_path / "merged", base_dtype="float32")
+    loaded = kind.from_pretrained(tmp_path / "merged")
+    assert all(bool(torch.isfinite(value).all()) for value in loaded.state_dict().values())
