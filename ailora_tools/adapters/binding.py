@@ -25,15 +25,18 @@ class Directory:
     def __init__(self, names: Mapping[str, Sequence[str]]) -> None:
         self.names = {found: tuple(map(unwrapped, known)) for found, known in names.items()}
         self._whole: dict[str, set[str]] = {}
+        self._cores: dict[str, set[str]] = {}
         self._ends: dict[str, set[str]] = {}
         for found, known in self.names.items():
             for name in known:
                 self._whole.setdefault(name, set()).add(found)
+                self._cores.setdefault(_core(name), set()).add(found)
                 for end in _ends(name):
                     self._ends.setdefault(end, set()).add(found)
 
     def find(self, path: str) -> list[str]:
-        """What `path` may mean: all that have that very name; else all whose name ends in it, or that it ends in."""
+        """What `path` may mean: all that have that very name; else all whose name ends in it, or that it ends in; else
+        all that differ in nothing but where `model` and `language_model` stand."""
         exact = self._whole.get(path)
         if exact:
             return sorted(exact)
@@ -41,11 +44,16 @@ class Directory:
         for end in _ends(path):
             if end in self._whole and not _PARTS.search(path.removesuffix(end)):
                 near |= self._whole[end]
-        return sorted(near)
+        return sorted(near or self._cores.get(_core(path), ()))
 
     def name(self, found: str) -> str:
         """The path in memory."""
         return self.names[found][0]
+
+
+def _core(path: str) -> str:
+    """The path without the words that majors of transformers have in different places."""
+    return ".".join(part for part in path.split(".") if part not in ("model", "language_model"))
 
 
 def _ends(path: str) -> Iterable[str]:

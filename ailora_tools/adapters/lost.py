@@ -2,11 +2,13 @@
 
 Training moves numbers, it makes no whole row exactly zero. Where the start is at hand, a row, a column or a factor that
 was not zero there must not be zero now. Where it is not, B may be zero (a plain LoRA starts so, and what gets no
-gradient stays so) but not outside one share of its rows in module after module, and A not where B uses it.
+gradient stays so) but not in some layers alone, nor outside one share of its rows in module after module, and A not
+where B uses it.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Container, Mapping
 from typing import TYPE_CHECKING
 
@@ -16,10 +18,12 @@ from .folder import Adapter, Factors
 if TYPE_CHECKING:
     from torch import Tensor
 
+_NUMBER = re.compile(r"\.\d+(?=\.)")
 _SMALLEST = 6.2e-5  # what a start must have had to be seen as more than nothing in 16 bits
 _HINT = (
     "The trainer saved only a part: gather sharded weights before saving (stage3_gather_16bit_weights_on_model_save in "
-    "DeepSpeed, a full state dict with FSDP), or use an earlier checkpoint."
+    "DeepSpeed, a full state dict with FSDP), or use an earlier checkpoint. Modules that were meant to stay zero: "
+    "take them out of the file, and name the others in target_modules."
 )
 
 
@@ -34,7 +38,7 @@ def require_whole(
     """
     lost: dict[str, list[str]] = {}
     shares: dict[str, list[str]] = {}
-    idle = []
+    idle, used, unmoved = [], set(), []
     for module, held in factors.items():
         A, B = adapter.load(held.A), adapter.load(held.B)
         if start is not None and module in starts:
@@ -44,9 +48,15 @@ def require_whole(
             lost[module] = _unused(A, B)
             rows = [] if module in fused else _one_share(B, "rows of B")
             shares[module] = [*rows, *_one_share(A.T, "columns of A")]
+            if A.any() and not B.any():
+                unmoved.append(module)
+        used |= {_NUMBER.sub(".*", module)} if B.any() else set()
         idle += [] if B.any() and A.any() else [module]
     if 2 * sum(map(bool, shares.values())) >= len(factors) - len(idle):  # in module after module
         lost = {module: [*found, *shares.get(module, ())] for module, found in lost.items()}
+    for module in unmoved:  # modules of its kind were trained, and only experts may get nothing to do
+        if _NUMBER.sub(".*", module) in used and ".experts." not in module:
+            lost[module] = [*lost[module], "all of B"]
     faults = [f"{module}: {text}" for module, found in lost.items() for text in found]
     if faults:
         raise TargetError(

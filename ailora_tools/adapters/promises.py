@@ -23,18 +23,20 @@ _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 @dataclass(frozen=True)
 class Base:
     """What promises are held against: paths of the modules that have a matrix, of those that have a bias, and the
-    base's config.json, which is empty where only the modules of a start are known."""
+    base's config.json, which is empty where only the modules of a start are known (of_start)."""
 
     modules: tuple[str, ...]
     biases: tuple[str, ...] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
+    of_start: bool = False
 
 
 def require_promised(adapter: Adapter, bound: Mapping[str, str], base: Base) -> None:
     """TargetError that names what the config promises and the file lacks; `bound` maps the adapter's modules to those
     of the base."""
     present = set(bound.values())
-    faults = [*_saved(adapter), *_biases(adapter, present, base), *_tokens(adapter), *_targets(adapter, present, base)]
+    faults = [*_saved(adapter), *_biases(adapter, present, base), *_tokens(adapter)]
+    faults += [*_targets(adapter, present, base), *_idle(adapter, present, base)]
     if faults:
         raise TargetError(
             f"{adapter.location} is incomplete: {ADAPTER_CONFIG} says more than its tensors: {listed(faults, 4)}.",
@@ -86,6 +88,20 @@ def _targets(adapter: Adapter, present: set[str], base: Base) -> list[str]:
     if not absent:
         return []
     return [f"target_modules hit {len(absent)} modules without tensors, such as {listed(sorted(absent))}"]
+
+
+def _idle(adapter: Adapter, present: set[str], base: Base) -> list[str]:
+    """Entries of target_modules that hit no module with tensors, though the base has one: a part outside the layers.
+    Of a start every entry hits a module."""
+    entries = adapter.config.get("target_modules")
+    told = []
+    for entry in entries if isinstance(entries, list) else ():
+        if any(hits(entry, module) for module in (*present, *adapter.modules)):
+            continue
+        found = [module for module in base.modules if hits(entry, module)]
+        if (found and not any(_NUMBER.search(module) for module in found)) or base.of_start:
+            told.append(f"target_modules name {entry}, of which there is no tensor")
+    return told
 
 
 def _stack(module: str) -> str:

@@ -35,7 +35,6 @@ FUSED_ROWS: tuple[Architecture, ...] = (
         {"gpt_neox": "gpt_neox"},
         (Slot("layers.{layer}.attention"),),
         fused("query_key_value", "dense"),
-        renames=((r"^embed_out$", "lm_head", 5),),
         layouts={"query_key_value": layouts.PER_HEAD},
     ),
     Architecture(

@@ -49,6 +49,8 @@ def parameter_paths(checkpoint: Checkpoint, major: int | None = None) -> dict[st
         prefix = next((prefix for prefix in prefixes if stem.startswith(prefix)), "")
         match = Match("q", 0, "", f"{stem}.weight", prefix or ("." if headed else ""))
         path = module_path(match, row, base, checkpoint.architectures, major or installed_transformers_major())
+        if (kind, stem) in _RENAMED_HEADS and (major or installed_transformers_major()) >= _LATEST_MAJOR:
+            path = _RENAMED_HEADS[kind, stem]
         found[name] = f"{path if bare else _in_towers(path, row)}.{last}" if stem else last
     return found
 
@@ -70,6 +72,7 @@ def holds_several(checkpoint: Checkpoint, tensor: str) -> bool:
     return any(stem == leaf or stem.endswith(f".{leaf}") for leaf in (*FUSED, *(row.layouts if row else ())))
 
 
+_RENAMED_HEADS = {("gpt_neox", "embed_out"): "lm_head"}  # by transformers 5, outside the rows of the table
 # Where transformers 5 has the parts of models with a text tower that older files name otherwise.
 _TOWERS = tuple(
     (re.compile(expression), replacement)

@@ -166,7 +166,7 @@ def _match(trained: Adapter, root: Path, folder: Path) -> _ConvertJob:
     faults = [fault for fault in faults if fault]
     if faults:
         raise TargetError(f"{trained.location} was not trained from {root}: {listed(faults)}.", hint)
-    require_promised(trained, binding.modules, Base(tuple(initial.modules)))
+    require_promised(trained, binding.modules, Base(tuple(initial.modules), of_start=True))
     kept = {saved_name(path, stored): stored for path, stored in (*trained.others.items(), *trained.tokens.items())}
     return _ConvertJob(trained, initial, manifest, binding.modules, binding.factors, kept, folder)
 

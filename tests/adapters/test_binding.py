@@ -68,6 +68,7 @@ def test_a_key_is_taken_apart(name: str, path: str, part: str) -> None:
         ("q.weight", ["a", "b"]),  # may be either
         ("vision_tower.layers.0.k.weight", []),  # another part of a model is not this one
         ("layers.1.q.weight", []),
+        ("language_model.model.layers.0.q.weight", ["a"]),  # of another major of transformers
     ],
 )
 def test_a_name_finds_what_it_may_mean(path: str, found: list[str]) -> None:
@@ -160,6 +161,10 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "a role of which nothing was saved": (
         lambda folder: _keep(folder, lambda name: "v_proj" not in name), "target_modules hit 2 modules without tensors"
     ),
+    "a head that was adapted and not saved": (
+        lambda folder: _configure(folder, target_modules=["q_proj", "v_proj", "lm_head"]),
+        "target_modules name lm_head, of which there is no tensor",
+    ),
     "a head that was not saved": (
         lambda folder: _configure(folder, modules_to_save=["lm_head"]), "modules_to_save names lm_head"
     ),
@@ -215,3 +220,23 @@ def test_other_weights_beside_an_adapter_are_told(name: str, tmp_path: Path) -> 
     told = Told()
     merge(base, trained, tmp_path / "merged", progress=told)
     assert [text for text in told.texts if name in text and "optimizer" not in text]
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"modules_to_save": ["score"]}, "modules_to_save names score"),
+        ({"target_modules": ["q_proj", "v_proj", "k_proj"]}, "target_modules name k_proj"),
+        ({"trainable_token_indices": [3]}, "no new rows"),
+    ],
+)
+def test_convert_refuses_what_the_config_promises_and_the_file_lacks(
+    fields: dict[str, Any], told: str, tmp_path: Path
+) -> None:
+    build("llama").save_pretrained(tmp_path / "model")
+    made = initialize(tmp_path / "model", 2, output=tmp_path / "init")
+    shutil.copytree(made.adapter, tmp_path / "trained")
+    _configure(tmp_path / "trained", **fields)
+    with pytest.raises(TargetError, match=told):
+        convert(tmp_path / "trained", made.folder, tmp_path / "plain")
+    assert not (tmp_path / "plain").exists()

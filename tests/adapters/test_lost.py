@@ -87,6 +87,13 @@ def test_without_a_start_one_share_of_all_modules_is_told(case: str, tmp_path: P
         merge(tmp_path / "model", tmp_path / "trained", tmp_path / "out")
 
 
+def test_without_a_start_a_layer_that_lost_its_b_is_told(tmp_path: Path) -> None:
+    plain(tmp_path)
+    lossy(tmp_path / "trained", rows("B", 0, only="layers.1.self_attn.v_proj"))
+    with pytest.raises(TargetError, match=r"is incomplete.*layers.1.self_attn.v_proj: all of B"):
+        merge(tmp_path / "model", tmp_path / "trained", tmp_path / "out")
+
+
 def test_a_fresh_lora_and_single_zero_rows_are_no_loss(tmp_path: Path) -> None:
     plain(tmp_path, init_lora_weights=True)  # B is zero everywhere
     done = merge(tmp_path / "model", tmp_path / "trained", tmp_path / "fresh")
