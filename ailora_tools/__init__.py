@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .training.masks import mask_fused_gradients as mask_fused_gradients
     from .training.residual import Residualized as Residualized
     from .training.residual import residualize as residualize
+    from .training.start import check_start as check_start
     from .verbs.analyze import Analysis as Analysis
     from .verbs.analyze import analyze as analyze
     from .verbs.bitfit import BiasList as BiasList
@@ -54,6 +55,7 @@ _HOMES = {
     "lr_groups": ".training.groups",
     "freeze_b": ".training.groups",
     "train_biases": ".training.biases",
+    "check_start": ".training.start",
     "BiasList": ".verbs.bitfit",
     "bitfit": ".verbs.bitfit",
     "Merge": ".verbs.merge",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,6 +11,8 @@ from rich.table import Table
 
 from ..errors import OptionError
 from ..methods import BITFIT, METHODS, RULES, find_method
+from ..output.loading import load_lines
+from ..output.names import CARD
 from ..report.words import matrix, size
 from .command import Command, option
 from .options import (
@@ -29,7 +32,7 @@ from .screens import decimals, print_block, print_facts, print_json, print_targe
 from .terminal import out, progress
 
 if TYPE_CHECKING:
-    from ..output.manifest import ModuleRecord
+    from ..output.manifest import Manifest, ModuleRecord
     from ..verbs.bitfit import BiasList
     from ..verbs.initialize import Initialization
 
@@ -191,14 +194,23 @@ def _show(result: Initialization) -> None:
         out.print(f"Dry run: {size(operation.nbytes)} would be written to {result.folder}.", soft_wrap=True)
         return
     print_block(_numbers(manifest.modules))
-    one = f"PeftModel.from_pretrained(base, {str(result.adapter)!r}, is_trainable=True)"
     print_facts({
         "base": result.folder if manifest.base else operation.checkpoint.location,
         "adapter": result.adapter,
         **({"frozen": result.offset} if manifest.offset else {}),
-        "check it": f"ailora-tools verify {result.folder}",
-        "load it": f"both adapters, as {result.folder / 'README.md'} shows" if manifest.offset else one,
+        "check it": f"ailora-tools verify {quote(str(result.folder))}",
+        "load it": _load_it(result, manifest),
     })  # fmt: skip
+
+
+def _load_it(result: Initialization, manifest: Manifest) -> str:
+    """Python for one base and one adapter, in a line; where it takes more than that, what shows it."""
+    from ..surgery.describe import loader
+
+    found = loader(result.operation, manifest.modules)
+    if manifest.offset or found.call is None:
+        return f"{'both adapters, ' * manifest.offset}as {result.folder / CARD} shows"
+    return "; ".join(load_lines(found, str(result.adapter)))
 
 
 def _numbers(records: Sequence[ModuleRecord]) -> Table:

@@ -69,11 +69,10 @@ def print_block(block: Table) -> None:
 
 
 def print_facts(facts: Mapping[str, object]) -> None:
-    """A line for each: its name, and what it is, whole even where the line is too short for it."""
-    grid = Table.grid(padding=(0, 2))
+    """A line for each: its name, and what it is, unbroken whatever its length, so that it can be copied."""
+    width = max(map(len, facts))
     for name, fact in facts.items():
-        grid.add_row(name, Text(str(fact), overflow="fold"))
-    out.print(grid)
+        out.print(Text(f"{name:<{width}}  {fact}"), soft_wrap=True)
 
 
 def print_targets(targets: Iterable[Target]) -> None:

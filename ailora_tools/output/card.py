@@ -4,36 +4,48 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from shlex import quote
 
 from ..methods import RULES, Method
 from ..metrics.motion import lr_scales, role_motion
+from .loading import Loader, literal, load_lines
 from .manifest import ModuleRecord
 from .names import ADAPTER_FOLDER, LR_GROUPS, OFFSET_FOLDER
 
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What the card tells besides the numbers. `source` is the original model; `has_base` whether a base is here,
-    `has_offset` whether a frozen adapter stands for it."""
+    """What the card tells besides the numbers. `base` is what a trainer loads as the model, `source` the original as
+    a command takes it; `has_base` whether a base is here, `has_offset` whether a frozen adapter stands for it."""
 
-    name: str
+    folder: Path
     method: Method
     ranks: Sequence[int]
     alphas: Sequence[int]
     seed: int
+    base: str
     source: str
     has_base: bool
     has_offset: bool
-    architectures: Sequence[str]
+    loader: Loader
     dora: bool
     rslora: bool
     bias: str
 
+    @property
+    def adapter(self) -> str:
+        return str(self.folder / ADAPTER_FOLDER)
+
+    @property
+    def offset(self) -> str:
+        return str(self.folder / OFFSET_FOLDER)
+
 
 def model_card(facts: CardFacts, records: Sequence[ModuleRecord]) -> str:
     """Markdown; states the measured numbers of this very folder."""
-    parts = [_summary(facts, records), _layout(facts), _numbers(records), _load(facts), _frozen(records)]
-    parts += [_training(facts, records), _fused(records), _back(facts)]
+    parts = [_summary(facts, records), _layout(facts), _numbers(records), _load(facts), _frozen(facts, records)]
+    parts += [_training(facts, records), _fused(facts, records), _back(facts)]
     return "\n".join(part for part in parts if part)
 
 
@@ -42,13 +54,13 @@ def _summary(facts: CardFacts, records: Sequence[ModuleRecord]) -> str:
     rules = ", ".join(f"W^{role.upper()}: {facts.method.rules[role]}" for role in roles)
     more = ", DoRA" * facts.dora + ", rsLoRA" * facts.rslora + f", biases: {facts.bias}" * (facts.bias != "none")
     return (
-        f"# {facts.name}\n\nAdapter initialised by {facts.method.name} ({facts.method.paper}): {facts.method.summary}. "
-        f"{rules}. Rank {_span(facts.ranks)}, alpha {_span(facts.alphas)}{more}, seed {facts.seed}, {len(records)} "
-        "matrices.\n"
+        f"# {facts.folder.name}\n\nAdapter initialised by {facts.method.name} ({facts.method.paper}): "
+        f"{facts.method.summary}. {rules}. Rank {_span(facts.ranks)}, alpha "
+        f"{_span(facts.alphas)}{more}, seed {facts.seed}, {len(records)} matrices.\n"
     )
 
 
-def _fused(records: Sequence[ModuleRecord]) -> str:
+def _fused(facts: CardFacts, records: Sequence[ModuleRecord]) -> str:
     """What training must know where several projections share a module."""
     fused = [record for record in records if record.part is not None]
     if not fused:
@@ -56,8 +68,10 @@ def _fused(records: Sequence[ModuleRecord]) -> str:
     return (
         f"\n## Fused projections\n\n`{fused[0].module}` and its like hold more than W^Q and W^V. Their adapter is "
         "built in blocks, and the other rows of the base keep their bytes, but plain training fills the rest of B and "
-        "so changes the other rows too. `ailora_tools.mask_fused_gradients(model, adapter_dir)`, called once after "
-        "loading, keeps training inside the blocks.\n"
+        "so changes the other rows too. A mask, set once after loading, keeps training inside the blocks:\n\n"
+        + _python(
+            "from ailora_tools import mask_fused_gradients", "", f"mask_fused_gradients(model, {_adapter(facts)})"
+        )
     )
 
 
@@ -115,101 +129,107 @@ def _training(facts: CardFacts, records: Sequence[ModuleRecord]) -> str:
     return (
         f"{text}`{LR_GROUPS}` holds factors that equalise it ("
         + ", ".join(f"W^{role.upper()} x {scale:.3g}" for role, scale in lr_scales(motion).items())
-        + "):\n\n```python\nfrom ailora_tools import lr_groups\n\n"
-        f'optimizer = torch.optim.AdamW(lr_groups(model, "FOLDER/{ADAPTER_FOLDER}", lr=1e-4))\n```\n'
-    )
+        + "):\n\n"
+        + _python(
+            "import torch", "from ailora_tools import lr_groups", "",
+            f"optimizer = torch.optim.AdamW(lr_groups(model, {_adapter(facts)}, lr=1e-4))",
+        )
+    )  # fmt: skip
 
 
-def _frozen(records: Sequence[ModuleRecord]) -> str:
+def _frozen(facts: CardFacts, records: Sequence[ModuleRecord]) -> str:
     """What a loader does not know to keep frozen."""
     if not any(RULES[record.rule].frozen_b for record in records):
         return ""
     return (
-        "\n**Train A alone.** B is to stay frozen, which the adapter's config cannot say. After loading, and after "
-        f'every `set_adapter`: `ailora_tools.freeze_b(model, "FOLDER/{ADAPTER_FOLDER}")`. Trainers that load the '
-        "adapter by themselves train B too.\n"
+        "\n**Train A alone.** B is to stay frozen, which the adapter's config cannot say. Do it after loading, and "
+        "after every `set_adapter`. Trainers that load the adapter by themselves train B too.\n\n"
+        + _python("from ailora_tools import freeze_b", "", f"freeze_b(model, {_adapter(facts)})")
     )
 
 
+def _python(*lines: str) -> str:
+    return "\n".join(["```python", *lines, "```\n"])
+
+
+def _adapter(facts: CardFacts) -> str:
+    return literal(facts.adapter)
+
+
+def _load_block(facts: CardFacts, *before_check: str) -> str:
+    """The code that loads, with what the reader must know above it."""
+    *lines, check = load_lines(facts.loader, facts.adapter)
+    start = next(at for at, line in enumerate(lines) if not line.startswith(("from ", "import ")))
+    remark = f"{facts.loader.remark}\n\n" if facts.loader.remark else ""
+    return remark + _python(*lines[:start], "", *lines[start:], *before_check, check)
+
+
 def _load_offset(facts: CardFacts) -> str:
-    auto = _auto_class(facts)
+    block = _load_block(
+        facts,
+        f'model.load_adapter({literal(facts.offset)}, adapter_name="offset")',
+        'model.base_model.set_adapter(["default", "offset"])',
+        "for name, parameter in model.named_parameters():",
+        '    if ".offset." in name:',
+        "        parameter.requires_grad = False",
+    )
     return f"""## Load it and train
 
-Both adapters go onto the original model, and only the first may train (FOLDER is this folder):
+Both adapters go onto the original model, and only the first may train:
 
-```python
-from peft import PeftModel
-from transformers import {auto}
-
-base = {auto}.from_pretrained("{facts.source}", dtype="auto")
-model = PeftModel.from_pretrained(base, "FOLDER/{ADAPTER_FOLDER}", is_trainable=True)
-model.load_adapter("FOLDER/{OFFSET_FOLDER}", adapter_name="offset")
-model.base_model.set_adapter(["default", "offset"])
-for name, parameter in model.named_parameters():
-    if ".offset." in name:
-        parameter.requires_grad = False
-```
+{block}
+`check_start` raises if anything of the start did not arrive, of which PEFT only warns.
 
 Save with `model.save_pretrained(OUT, selected_adapters=["default"])`. A trainer that loads one adapter by
 itself needs a residual base instead: run `init` without `--no-base`, or call
-`ailora_tools.residualize(base, "FOLDER/{ADAPTER_FOLDER}")` on the loaded model and leave `{OFFSET_FOLDER}` out.
+`ailora_tools.residualize(base, {_adapter(facts)})` on the loaded model and leave `{OFFSET_FOLDER}` out.
 """
-
-
-def _auto_class(facts: CardFacts) -> str:
-    causal = any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in facts.architectures)
-    return "AutoModelForCausalLM" if causal else "AutoModel"
 
 
 def _load(facts: CardFacts) -> str:
     if facts.has_offset:
         return _load_offset(facts)
-    base = "FOLDER" if facts.has_base else facts.source
-    auto = _auto_class(facts)
-    adapter = f"FOLDER/{ADAPTER_FOLDER}"
+    trainers = _trainers(facts) if facts.loader.call and "from_pretrained(" in facts.loader.call else ""
     return f"""## Load it and train
 
-In PEFT (FOLDER is this folder; use the Auto class of your task):
-
-```python
-from peft import PeftModel
-from transformers import {auto}
-
-base = {auto}.from_pretrained("{base}", dtype="auto")
-model = PeftModel.from_pretrained(base, "{adapter}", is_trainable=True)
-```
-
-- TRL: pass that `model` to `SFTTrainer` and no `peft_config`.
-- LLaMA-Factory: `model_name_or_path: {base}`, `adapter_name_or_path: {adapter}`, `finetuning_type: lora`; leave
-  `pissa_init` out.
-- Axolotl: `base_model: {base}`, `adapter: lora`, `lora_model_dir: {adapter}`.
-- Unsloth: `FastLanguageModel.from_pretrained("{adapter}", use_exact_model_name=True)`.
-- ms-swift: `--model {base} --adapters {adapter}`.
-
+{_load_block(facts)}
+`check_start` raises if anything of the start did not arrive, of which PEFT only warns.
+{trainers}
 Save the trained adapter elsewhere and keep `{ADAPTER_FOLDER}/` as it is. Do not change `init_lora_weights: true` in its
 config: any other tag makes loaders repeat the surgery on the base. Leave dropout at 0.
 """
 
 
+def _trainers(facts: CardFacts) -> str:
+    base, adapter = facts.base, facts.adapter
+    return f"""
+- TRL: pass that `model` to `SFTTrainer` and no `peft_config`.
+- LLaMA-Factory: `model_name_or_path: {base}`, `adapter_name_or_path: {adapter}`, `finetuning_type: lora`; no
+  `pissa_init`.
+- Axolotl: `base_model: {base}`, `adapter: lora`, `lora_model_dir: {adapter}`.
+- Unsloth: `FastLanguageModel.from_pretrained({_adapter(facts)}, use_exact_model_name=True)`.
+- ms-swift: `--model {quote(base)} --adapters {quote(adapter)}`.
+"""
+
+
 def _back(facts: CardFacts) -> str:
+    folder, base = quote(str(facts.folder)), quote(str(facts.folder) if facts.has_base else facts.source)
     if facts.dora:
-        merged = "FOLDER" if facts.has_base else facts.source
         return f"""## After training
 
 DoRA's magnitudes rescale the base, so that no plain LoRA equals the trained adapter. Merge it:
 
-    ailora-tools merge {merged} TRAINED -o merged
+    ailora-tools merge {base} TRAINED -o merged
 """
     if not (facts.has_base or facts.has_offset):
         return ""
     fits = "**this** base" if facts.has_base else f"the original **together with** `{OFFSET_FOLDER}`"
-    pair = "FOLDER TRAINED" if facts.has_base else f"{facts.source} plain-lora"
     return f"""## After training
 
 The trained adapter fits {fits}. To use it on the original base alone, as any LoRA:
 
-    ailora-tools convert TRAINED --init FOLDER -o plain-lora
-    ailora-tools merge {pair} -o merged
+    ailora-tools convert TRAINED --init {folder} -o plain-lora
+    ailora-tools merge {base} {"TRAINED" if facts.has_base else "plain-lora"} -o merged
 
 Without `convert` the part that was moved would count twice.
 """

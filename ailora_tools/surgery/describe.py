@@ -9,8 +9,10 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from ..adapters.peft import adapter_config
+from ..checkpoint.files import Origin
 from ..metrics.motion import role_motion
 from ..output.card import CardFacts, model_card
+from ..output.loading import Loader, absolute, find_loader
 from ..output.manifest import Manifest, ModuleRecord
 from ..targets.plan import target_modules
 from ..targets.projections import Carrier, Target
@@ -105,17 +107,39 @@ def card(operation: Operation, records: Sequence[ModuleRecord]) -> str:
     """README.md of the folder."""
     settings = operation.settings
     facts = CardFacts(
-        name=operation.folder.name,
+        folder=operation.folder,
         method=operation.method,
         ranks=sorted({record.rank for record in records}),
         alphas=sorted({record.alpha for record in records}),
         seed=settings.seed,
-        source=operation.checkpoint.location,
+        base=_place(operation).location,
+        source=_source_name(operation.checkpoint.origin),
         has_base=bool(operation.layouts),
         has_offset=operation.offset,
-        architectures=operation.checkpoint.architectures,
+        loader=loader(operation, records),
         dora=settings.dora,
         rslora=settings.rslora,
         bias=settings.bias,
     )
     return model_card(facts, records)
+
+
+def loader(operation: Operation, records: Sequence[ModuleRecord]) -> Loader:
+    """What loads the base of the adapter, from where it lies."""
+    checkpoint = operation.checkpoint
+    dtypes = {record.base_dtype: record.dtype for record in records}
+    return find_loader(checkpoint.config, _place(operation), checkpoint.headers, dtypes, bool(operation.layouts))
+
+
+def _place(operation: Operation) -> Origin:
+    """The folder itself, or the source where that is left alone."""
+    return Origin(str(operation.folder)) if operation.layouts else absolute(operation.checkpoint.origin)
+
+
+def _source_name(origin: Origin) -> str:
+    """The source as a command takes it, from anywhere."""
+    if origin.path is not None:
+        return str(origin.path.resolve())
+    if not origin.subfolder:
+        return f"{origin.location}@{origin.revision}"
+    return f"https://huggingface.co/{origin.location}/tree/{origin.revision}/{origin.subfolder}"

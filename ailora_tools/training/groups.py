@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from ..errors import TargetError, listed
 from ..methods import RULES
 from ..output.lr_groups import read_lr_groups
 from .folder import init_folder, manifest_of
+from .layers import lora_layers, require_loaded
 
 
 def lr_groups(model: nn.Module, adapter_dir: str | Path, lr: float) -> list[dict[str, Any]]:
@@ -26,21 +27,28 @@ def lr_groups(model: nn.Module, adapter_dir: str | Path, lr: float) -> list[dict
     Where several projections share a module they share A and B and so one learning rate, which cannot make them move
     alike: a warning says so.
 
-    Raises CheckpointError if there is no lr_groups.json beside `adapter_dir`, TargetError for modules the model lacks.
+    Raises CheckpointError if there is no lr_groups.json or manifest beside `adapter_dir`, TargetError where LoRA is not
+    on those modules, or at random (`check_start` looks closer; this holds for resumed training, too).
     """
     document = read_lr_groups(init_folder(adapter_dir))
     scales = document.modules
     if shared := document.shared:
         text = f"{len(shared)} modules hold several projections, which move by one learning rate: {listed(shared)}."
         warnings.warn(text, UserWarning, stacklevel=2)
+    require_loaded(model, adapter_dir)
+    factors = _factors(model, scales)
     found: dict[float, list[nn.Parameter]] = {}
     met = set()
-    for name, parameter in model.named_parameters():
+    for parameter in model.parameters():
         if parameter.requires_grad:
-            module = _module_of(name, scales)
+            module = factors.get(id(parameter))
             met.add(module)
             found.setdefault(scales[module] if module else 1.0, []).append(parameter)
-    _require_all(set(scales) - met, adapter_dir)
+    if lacking := sorted(set(scales) - met):
+        raise TargetError(
+            f"{adapter_dir}: the model has no trainable LoRA on {listed(lacking)}.",
+            "Load the adapter for training: PeftModel.from_pretrained(base, adapter_dir, is_trainable=True).",
+        )
     return [{"params": parameters, "lr": lr * scale} for scale, parameters in found.items()]
 
 
@@ -49,29 +57,24 @@ def freeze_b(model: nn.Module, adapter_dir: str | Path) -> int:
 
     Call it once, before the optimiser is made, on the PeftModel loaded from `adapter_dir`. Elsewhere it does nothing.
 
-    Raises CheckpointError if there is no manifest beside `adapter_dir`, TargetError for modules the model lacks.
+    Raises CheckpointError if there is no manifest beside `adapter_dir`, TargetError as `lr_groups`.
     """
-    records = manifest_of(adapter_dir).modules
-    wanted = {record.module: 1.0 for record in records if RULES[record.rule].frozen_b}
+    wanted = {record.module for record in manifest_of(adapter_dir).modules if RULES[record.rule].frozen_b}
+    require_loaded(model, adapter_dir)
     met = set()
-    for name, parameter in model.named_parameters():
-        if ".lora_B." in name and (module := _module_of(name, wanted)):
+    for layer in lora_layers(model):
+        if module := layer.module(wanted):
             met.add(module)
-            parameter.requires_grad = False
-    _require_all(set(wanted) - met, adapter_dir)
+            for parameter in layer.parameters("lora_B"):
+                parameter.requires_grad = False
     return len(met)
 
 
-def _module_of(name: str, modules: Mapping[str, float]) -> str | None:
-    """The module whose A or B this is."""
-    path, found, _ = name.partition(".lora_A.") if ".lora_A." in name else name.partition(".lora_B.")
-    parts = path.split(".") if found else []
-    return next((tail for at in range(len(parts)) if (tail := ".".join(parts[at:])) in modules), None)
-
-
-def _require_all(missing: set[str], adapter_dir: str | Path) -> None:
-    if missing:
-        raise TargetError(
-            f"{adapter_dir}: the model has no trainable LoRA on {listed(sorted(missing))}.",
-            "Load the adapter first: PeftModel.from_pretrained(base, adapter_dir, is_trainable=True).",
-        )
+def _factors(model: nn.Module, modules: Container[str]) -> dict[int, str]:
+    """The module of every A and B, by the identity of the parameter."""
+    return {
+        id(parameter): module
+        for layer in lora_layers(model)
+        if (module := layer.module(modules))
+        for parameter in layer.parameters("lora_A", "lora_B")
+    }

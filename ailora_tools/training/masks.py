@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from ..errors import TargetError, listed
 from ..output.manifest import ModuleRecord
 from ..surgery.blocks import block_mask
 from .folder import manifest_of
+from .layers import lora_layers, require_loaded
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
@@ -28,32 +28,19 @@ def mask_fused_gradients(model: nn.Module, adapter_dir: str | Path) -> list[Remo
     module, whose `remove()` takes the mask away again; none where nothing is fused. Masks are (out, r), in the dtype of
     B. Not for parameters that are sharded after the call (FSDP).
 
-    Raises CheckpointError if there is no manifest beside `adapter_dir`, TargetError for modules the model lacks.
+    Raises CheckpointError if there is no manifest beside `adapter_dir`, TargetError as `lr_groups`.
     """
     fused: dict[str, list[ModuleRecord]] = {}
     for record in manifest_of(adapter_dir).modules:
         if record.part is not None:
             fused.setdefault(record.module, []).append(record)
-    found = {module: _lora_b(model, module) for module in fused}
-    missing = [module for module, parameters in found.items() if not parameters]
-    if missing:
-        raise TargetError(
-            f"{adapter_dir}: the model has no LoRA on {listed(missing)}.",
-            "Load the adapter first: PeftModel.from_pretrained(base, adapter_dir, is_trainable=True).",
-        )
+    require_loaded(model, adapter_dir)
     return [
         parameter.register_hook(_Mask(block_mask(fused[module]).to(parameter)))  # type: ignore[no-untyped-call]
-        for module, parameters in found.items()
-        for parameter in parameters
-    ]
-
-
-def _lora_b(model: nn.Module, module: str) -> list[nn.Parameter]:
-    """B of every adapter on the module, whatever stands before its path."""
-    return [
-        parameter
-        for name, parameter in model.named_parameters()
-        if f".{module}.lora_B." in f".{name}" and parameter.requires_grad
+        for layer in lora_layers(model)
+        if (module := layer.module(fused))
+        for parameter in layer.parameters("lora_B")
+        if parameter.requires_grad
     ]
 
 

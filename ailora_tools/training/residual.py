@@ -12,15 +12,14 @@ from torch import Tensor, nn
 
 from ..adapters.folder import Adapter, open_adapter
 from ..checkpoint.source import user_path
-from ..checkpoint.stream import DTYPES, matrix_bytes
+from ..checkpoint.stream import DTYPES
 from ..errors import TargetError, listed
 from ..linalg.recombine import NEAR, recombine
 from ..matrices.gather import gather, scatter
 from ..methods import RULES
 from ..output.manifest import Manifest, ModuleRecord, read_manifest
-from ..output.spans import sha256
-from ..surgery.blocks import own_factors
 from ..surgery.decompose import Recipe, matrix_name, subtract
+from .base_weights import digest, own
 
 if TYPE_CHECKING:
     from ..matrices.layouts import Part
@@ -117,12 +116,12 @@ def _require_original(steps: Sequence[_Step], adapter: Adapter, manifest: Manife
     """By hash where the dtype is the source's, else by how often s B A is in W."""
     faults: dict[str, list[str]] = {}
     for step in steps:
-        if _digest(step.W) == step.record.source_sha256 or not RULES[step.record.rule].moved:
+        if digest(step.W) == step.record.source_sha256 or not RULES[step.record.rule].moved:
             continue
-        A, B = _own(step.record, adapter, manifest)
+        A, B = own(step.record, adapter, manifest)
         same_dtype = step.W.dtype == DTYPES.get(step.record.dtype)
         share = recombine(step.W.cpu(), A, B, step.record.scaling, None, step.record.overlap).share
-        if _digest(step.W) == step.record.base_sha256:
+        if digest(step.W) == step.record.base_sha256:
             faults.setdefault("is residualised already", []).append(step.record.module)
         elif abs(share) < NEAR:
             faults.setdefault("is residualised already, or of another model", []).append(step.record.module)
@@ -135,18 +134,9 @@ def _require_original(steps: Sequence[_Step], adapter: Adapter, manifest: Manife
         )
 
 
-def _digest(W: Tensor) -> str:
-    return sha256(matrix_bytes(W.cpu()))
-
-
-def _own(record: ModuleRecord, adapter: Adapter, manifest: Manifest) -> tuple[Tensor, Tensor]:
-    factors = adapter.modules[record.module]
-    return own_factors(adapter.load(factors.A), adapter.load(factors.B), record, manifest.modules)
-
-
 def _residual(step: _Step, adapter: Adapter, manifest: Manifest) -> Tensor:
     record = step.record
-    A, B = (factor.to(step.W.device) for factor in _own(record, adapter, manifest))
+    A, B = (factor.to(step.W.device) for factor in own(record, adapter, manifest))
     recipe = Recipe(
         rule=record.rule, rank=record.rank, scaling=record.scaling, adapter_dtype=A.dtype, base_dtype=step.W.dtype,
         rounding=record.rounding, seed=int(manifest.settings["seed"]),

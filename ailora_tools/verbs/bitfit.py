@@ -14,6 +14,7 @@ from ..checkpoint.index import open_checkpoint
 from ..checkpoint.source import SourceOptions
 from ..errors import OptionError
 from ..output.atomic import Output, making, require_possible
+from ..output.loading import Loader, absolute, find_loader, literal
 from ..output.names import BIAS_LIST, CARD
 from ..output.place import output_folder
 from ..output.result import write_result
@@ -69,9 +70,10 @@ def bitfit(
     if dry_run:
         require_possible(out)
         return found
+    loader = find_loader(checkpoint.config, absolute(checkpoint.origin), checkpoint.headers, {}, residual=False)
     with making(out) as tree:
         write_json(tree / BIAS_LIST, found.contents())
-        write_text(tree / CARD, _card(found))
+        write_text(tree / CARD, _card(found, loader))
         write_result(tree, {"verb": "init", "method": "bitfit", "source": found.source})
     return found
 
@@ -85,16 +87,19 @@ def is_bias(name: str) -> bool:
     return last.endswith("bias") or last == "beta"
 
 
-def _card(found: BiasList) -> str:
+def _card(found: BiasList, loader: Loader) -> str:
+    remark = f"{loader.remark}\n\n" if loader.remark else ""
+    imports = "\n".join(dict.fromkeys(["import torch", *loader.imports, "from ailora_tools import train_biases"]))
+    load = f"model = {loader.call}\n" if loader.call else ""
     return f"""# {found.folder.name}
 
 BitFit (arXiv 2106.10199) for {found.source}: {len(found.biases)} biases, {found.count:,} of {found.total:,} parameters
 ({found.count / found.total:.2%}). There is no adapter; the biases of the model itself are trained:
 
-```python
-from ailora_tools import train_biases
+{remark}```python
+{imports}
 
-trained = train_biases(model, "FOLDER")  # and nothing else; unfreeze a new head afterwards
+{load}trained = train_biases(model, {literal(str(found.folder))})  # and nothing else; unfreeze a new head afterwards
 optimizer = torch.optim.AdamW(trained, lr=1e-3)
 ```
 """

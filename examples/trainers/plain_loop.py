@@ -16,7 +16,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from ailora_tools import convert, initialize, lr_groups
+from ailora_tools import check_start, convert, initialize, lr_groups
 
 
 def main() -> None:
@@ -31,6 +31,7 @@ def main() -> None:
     texts = options.texts.read_text(encoding="utf-8").splitlines()
     start = initialize(options.model, 8, base_dtype="float32", output=options.out / "start")
     model = PeftModel.from_pretrained(load(start.folder), start.adapter, is_trainable=True)
+    check_start(model, start.adapter)
     optimizer = torch.optim.AdamW(lr_groups(model, start.adapter, lr=1e-3), weight_decay=0.0)
     losses = []
     for step in range(options.steps):

@@ -23,7 +23,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
-from ailora_tools import convert, initialize, merge, verify
+from ailora_tools import check_start, convert, initialize, merge, verify
 
 
 def main() -> None:
@@ -84,8 +84,10 @@ def train(
         save_steps=steps // 2, report_to=[], use_cpu=True, max_length=64, seed=0, gradient_checkpointing=False,
         bf16=False, disable_tqdm=True,
     )  # fmt: skip
+    model = adapted(base, base / "ailora_init", dtype, trainable=True)
+    check_start(model, base / "ailora_init")
     trainer = SFTTrainer(
-        model=adapted(base, base / "ailora_init", dtype, trainable=True),
+        model=model,
         args=settings,
         train_dataset=Dataset.from_dict({"text": texts}),
         processing_class=AutoTokenizer.from_pretrained(base),

@@ -8,7 +8,7 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from peft import PeftModel
+from kit.cards import run_card
 from torch import Tensor, nn
 
 from ailora_tools import analyze, initialize, inspect_checkpoint, verify
@@ -55,9 +55,18 @@ def test_base_and_adapter_compute_what_the_original_does(make: Any, tmp_path: Pa
     assert targets == {path for path, _ in model.named_modules() if path.endswith((".to_q", ".to_v"))}
     base = type(model).from_pretrained(tmp_path / "out")
     assert (run(base, inputs) - original).norm() > 1e-4 * original.norm()
-    adapted = PeftModel.from_pretrained(base, tmp_path / "out" / "ailora_init")
-    assert (run(adapted, inputs) - original).norm() <= 1e-5 * original.norm()
+    place = run_card(tmp_path / "out")
+    assert type(place["base"]) is type(model)
+    assert (run(place["model"], inputs) - original).norm() <= 1e-5 * original.norm()
     assert verify(tmp_path / "out").holds
+
+
+def test_a_card_takes_half_precision_and_names_the_variant_of_the_files(tmp_path: Path) -> None:
+    """diffusers loads float32, and files without a variant, unless it is told."""
+    model, _ = transformer()
+    model.to(torch.bfloat16).save_pretrained(tmp_path / "transformer", variant="bf16")
+    initialize(tmp_path / "transformer", 3, output=tmp_path / "out")
+    assert run_card(tmp_path / "out")["base"].dtype == torch.bfloat16
 
 
 def test_the_other_stream_of_joint_attention_is_left_alone_and_said_so(tmp_path: Path) -> None:

@@ -22,8 +22,8 @@ from ailora_tools.targets.selection import Selection
 
 
 def test_timm(tmp_path: Path) -> None:
-    script = Path(__file__).parents[1] / "kit" / "vision_timm.py"
-    done = subprocess.run([sys.executable, script, tmp_path], capture_output=True, text=True)
+    command = [sys.executable, "-m", "kit.vision_timm", tmp_path]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True)
     assert done.returncode == 0 and "proven" in done.stdout, done.stderr
 
 

@@ -171,7 +171,7 @@ def test_the_manifest_states_every_number_and_the_card_repeats_the_worst(tmp_pat
         assert all(module[key] is not None for key in ("reconstruction_error", "survival", "gap", "route", "rounding"))
     card = (tmp_path / "out" / "README.md").read_text()
     worst = max(module["reconstruction_error"] for module in manifest["modules"])
-    assert f"{worst:.2e}" in card and 'AutoModelForCausalLM.from_pretrained("FOLDER"' in card
+    assert f"{worst:.2e}" in card and f'LlamaForCausalLM.from_pretrained("{tmp_path / "out"}"' in card
 
 
 def test_layers_and_roles(tmp_path: Path) -> None:
