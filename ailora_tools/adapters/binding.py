@@ -44,7 +44,7 @@ class Directory:
         for end in _ends(path):
             if end in self._whole and not _PARTS.search(path.removesuffix(end)):
                 near |= self._whole[end]
-        return sorted(near or self._cores.get(_core(path), ()))
+        return sorted(near or self._cores.get(_core(path), set()))
 
     def name(self, found: str) -> str:
         """The path in memory."""

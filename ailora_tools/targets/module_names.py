@@ -72,7 +72,9 @@ def holds_several(checkpoint: Checkpoint, tensor: str) -> bool:
     return any(stem == leaf or stem.endswith(f".{leaf}") for leaf in (*FUSED, *(row.layouts if row else ())))
 
 
-_RENAMED_HEADS = {("gpt_neox", "embed_out"): "lm_head"}  # by transformers 5, outside the rows of the table
+_RENAMED_HEADS: dict[tuple[str | None, str], str] = {
+    ("gpt_neox", "embed_out"): "lm_head"
+}  # by transformers 5, outside the rows of the table
 # Where transformers 5 has the parts of models with a text tower that older files name otherwise.
 _TOWERS = tuple(
     (re.compile(expression), replacement)
