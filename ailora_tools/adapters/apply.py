@@ -6,11 +6,30 @@ from typing import TYPE_CHECKING
 
 from ..errors import NumericalError
 from .folder import Adapter, Factors
+from .places import Place
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _SAFE = 1e-15, 1e15  # norms between these have squares that float32 holds
+
+
+def changed(old: Tensor, adapter: Adapter, place: Place) -> Tensor:
+    """The parameter of the merged model, in the dtype and on the device of `old`, the tensor of the base.
+
+    NumericalError as `applied` raises it, and where what the adapter holds is not finite.
+    """
+    change, new = place.change, old
+    if change.whole is not None:
+        new = adapter.load(change.whole).to(old)
+    if change.factors is not None:
+        new = applied(new.T, adapter, change.factors).T if place.transposed else applied(new, adapter, change.factors)
+    if change.shift is not None and change.shift.bias is not None:
+        new = new + change.shift.scaling * adapter.load(change.shift.bias).to(old)
+    if change.tokens is not None:
+        new = new.clone()
+        new[list(change.rows)] = adapter.load(change.tokens).to(old)
+    return new
 
 
 def applied(W: Tensor, adapter: Adapter, factors: Factors) -> Tensor:

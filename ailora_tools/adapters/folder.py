@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoint.files import Files, LocalFiles
 from ..checkpoint.gate import INDEX_BYTES, Factor, Rank, View, read_json, typed
 from ..checkpoint.header import FLOATS, Header, StoredTensor, quoted
-from ..checkpoint.index import read_header
+from ..checkpoint.index import TRAINABLE_WEIGHTS, read_header
 from ..checkpoint.source import user_path
 from ..errors import CheckpointError, TargetError, listed
 from .expressions import require_matchable
-from .peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS, LARGEST_SCALING, PREFIX, pattern_value, scaling_of
+from .keys import FROZEN, WHOLE, Key, read_key
+from .peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS, LARGEST_SCALING, pattern_value, scaling_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_KEY = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_(A|B|magnitude_vector)(?:\.(?!bias$)[^.]+)?(?:\.weight)?")
 # Settings of LoRA in PEFT under which W + s B A is not what the module computes.
 _VARIANTS = ("use_qalora", "use_bdlora", "arrow_config", "kasa_config", "monteclora_config", "velora_config",
              "alora_invocation_tokens", "layer_replication", "target_parameters")  # fmt: skip
@@ -38,6 +37,10 @@ class _Settings(View):
     modules_to_save: list[str] | None = None
     use_rslora: bool | None = None
     use_dora: bool | None = None
+    lora_bias: bool | None = None
+    layers_to_transform: int | list[int] | None = None
+    trainable_token_indices: list[int] | dict[str, list[int]] | None = None
+    ensure_weight_tying: bool | None = None
     fan_in_fan_out: bool | None = None
     lora_dropout: float | None = None
     bias: str | None = None
@@ -47,12 +50,18 @@ class _Settings(View):
 
 @dataclass(frozen=True)
 class Factors:
-    """Where lora_A (r, in), lora_B (out, r) and, for DoRA, the magnitudes (out,) lie; scaling as PEFT computes it."""
+    """Where lora_A (r, in), lora_B (out, r) and what may be beside them lie; scaling as PEFT computes it.
+
+    magnitude: DoRA's, (out,). bias: lora_B's own, (out,). embedding: lora_embedding_A (r, words) and lora_embedding_B
+    (width, r), whose product is the transpose of what is added to the weight (words, width).
+    """
 
     A: StoredTensor
     B: StoredTensor
     magnitude: StoredTensor | None
     scaling: float
+    bias: StoredTensor | None = None
+    embedding: bool = False
 
     @property
     def rank(self) -> int:
@@ -66,13 +75,18 @@ class Factors:
 
 @dataclass(frozen=True)
 class Adapter:
-    """The folder: adapter_config.json, the factors by module path, and every other tensor (`modules_to_save`, biases)
-    by the name it has in the model."""
+    """The folder: adapter_config.json and every tensor by what it is for.
+
+    modules: module path -> factors. others: whole tensors (`modules_to_save`, biases) by the name of the parameter in
+    the model. tokens: module path -> the new rows of an embedding. Paths are the adapter's own, without the words of
+    wrappers; `binding` finds their places in a base.
+    """
 
     files: Files
     config: Mapping[str, Any]
     modules: Mapping[str, Factors]
     others: Mapping[str, StoredTensor]
+    tokens: Mapping[str, StoredTensor] = field(default_factory=dict)
 
     @property
     def location(self) -> str:
@@ -81,6 +95,33 @@ class Adapter:
     @property
     def dora(self) -> bool:
         return bool(self.config.get("use_dora"))
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """Files beside it that hold weights and that no verb reads; states of the optimizer hold none."""
+        more = [name for name in self.files.names() if name != ADAPTER_WEIGHTS and _holds_weights(name)]
+        return (f"not read, though they hold weights: {listed(more)} beside {self.location}",) if more else ()
+
+    def under(self, module: str, path: str) -> Factors:
+        """The factors of `module`, whose name in the base is `path`: patterns may be written for either of the two.
+        CheckpointError, TargetError as `read_adapter` raises them."""
+        factors = self.modules[module]
+        names = tuple(dict.fromkeys((path, module)))
+        rank = pattern_value(self.config.get("rank_pattern"), names, self.config.get("r"))
+        if rank is not None and rank != factors.rank:
+            raise TargetError(
+                f"{self.location}: {module} has rank {factors.rank}, {ADAPTER_CONFIG} says {rank}.",
+                "The two files belong to different adapters: save it again.",
+            )
+        return replace(factors, scaling=_scaling(self.location, self.config, names, factors.rank))
+
+    def same(self, one: StoredTensor, other: StoredTensor) -> bool:
+        """Whether two tensors of the file are the same, byte for byte."""
+        if (one.dtype, one.shape) != (other.dtype, other.shape):
+            return False
+        return bytes(self.files.read(one.file, one.start, one.stop)) == bytes(
+            self.files.read(other.file, other.start, other.stop)
+        )
 
     def load(self, stored: StoredTensor) -> Tensor:
         """One tensor of the file, as stored; NumericalError if it holds NaN or infinity."""
@@ -127,10 +168,9 @@ def read_adapter(files: Files) -> Adapter:
         )
     if ADAPTER_WEIGHTS not in files.names():
         raise CheckpointError(f"{files.origin.text}: {ADAPTER_WEIGHTS} is missing.", "Save the adapter as safetensors.")
-    header = read_header(files, ADAPTER_WEIGHTS)
-    parts, others = _sorted_out(header)
+    parts, others, tokens = _sorted_out(files.origin.text, read_header(files, ADAPTER_WEIGHTS))
     modules = {module: _factors(files.origin.text, held, config, module) for module, held in parts.items()}
-    return Adapter(files, config, modules, others)
+    return Adapter(files, config, modules, others, tokens)
 
 
 def read_config(files: Files) -> dict[str, Any]:
@@ -138,34 +178,47 @@ def read_config(files: Files) -> dict[str, Any]:
     expression that cannot be matched in bounded time."""
     config = read_json(files, ADAPTER_CONFIG, INDEX_BYTES)
     typed(config, files.where(ADAPTER_CONFIG), _Settings, "Save the adapter again, or correct the field.")
-    for field in ("rank_pattern", "alpha_pattern"):
+    for name in ("rank_pattern", "alpha_pattern"):
         try:
-            require_matchable(config.get(field) or ())
+            require_matchable(config.get(name) or ())
         except TargetError as error:
-            raise TargetError(f"{files.where(ADAPTER_CONFIG)}: {field}: {error.problem}", error.hint) from None
+            raise TargetError(f"{files.where(ADAPTER_CONFIG)}: {name}: {error.problem}", error.hint) from None
     return config
 
 
-def match_module(module: str, names: Mapping[str, Any]) -> str | None:
-    """The adapter's name for a module: the same path, or one that differs by a prefix on either side."""
-    near = [name for name in names if name.endswith(f".{module}") or module.endswith(f".{name}")]
-    return module if module in names else near[0] if len(near) == 1 else None
+_Whole = dict[str, StoredTensor]
 
 
-def _sorted_out(header: Header) -> tuple[dict[str, dict[str, StoredTensor]], dict[str, StoredTensor]]:
-    """Module path -> {"A": ..., "B": ..., "magnitude": ...}, for the key forms of old and new PEFT; and the rest."""
-    found: dict[str, dict[str, StoredTensor]] = {}
-    others = {}
+def _sorted_out(folder: str, header: Header) -> tuple[dict[str, _Whole], _Whole, _Whole]:
+    """Module -> its parts; whole tensors; rows of embeddings. TargetError for names of no known kind, and where two
+    tensors are the same part of one module: the file holds several adapters."""
+    held: dict[Key, StoredTensor] = {}
     for name, stored in header.tensors.items():
-        if hit := _KEY.fullmatch(name):
-            found.setdefault(hit[1], {})["magnitude" if hit[2] == "magnitude_vector" else hit[2]] = stored
-        else:
-            others[name.removeprefix(PREFIX)] = stored
-    return found, others
+        key = read_key(name)
+        if key in held and key.part != FROZEN:
+            raise TargetError(
+                f"{folder}: {held[key].name} and {name} are for the same place.",
+                "Save one adapter alone: model.save_pretrained(folder, selected_adapters=[...]).",
+            )
+        held[key] = stored
+    strange = [stored.name for key, stored in held.items() if not key.part]
+    if strange:
+        raise TargetError(
+            f"{folder}: {listed(strange)} cannot be merged or converted: no known part of a LoRA.",
+            "Merge the adapter into its base with PEFT, and work with the merged checkpoint.",
+        )
+    modules: dict[str, _Whole] = {}
+    for key, stored in held.items():
+        if key.part not in (WHOLE, FROZEN, "tokens"):
+            modules.setdefault(key.path, {})[key.part] = stored
+    others = {key.path: stored for key, stored in held.items() if key.part == WHOLE}
+    tokens = {key.path: stored for key, stored in held.items() if key.part == "tokens"}
+    return modules, others, tokens
 
 
 def _factors(folder: str, parts: Mapping[str, StoredTensor], config: Mapping[str, Any], module: str) -> Factors:
-    A, B = parts.get("A"), parts.get("B")
+    embedding = "embedding A" in parts or "embedding B" in parts
+    A, B = (parts.get(f"embedding {side}" if embedding else side) for side in "AB")
     if A is None or B is None or len(A.shape) != 2 or len(B.shape) != 2 or A.shape[0] != B.shape[1] or 0 in A.shape:
         shapes = [part.shape if part else None for part in (B, A)]
         raise TargetError(
@@ -174,18 +227,53 @@ def _factors(folder: str, parts: Mapping[str, StoredTensor], config: Mapping[str
         )
     if any(part.dtype not in FLOATS for part in parts.values()):
         raise TargetError(f"{folder}: {module} is stored as {A.dtype}.", "Save the adapter in a float type.")
-    if config.get("use_dora") and "magnitude" not in parts:
+    _require_complete(folder, parts, config, module)
+    scaling = _scaling(folder, config, (module,), A.shape[0])
+    magnitude = parts.get("magnitude") if config.get("use_dora") else None
+    return Factors(A, B, magnitude, scaling, parts.get("bias"), embedding)
+
+
+_PARTS = (("use_dora", "magnitude", "lora_magnitude_vector"), ("lora_bias", "bias", "lora_B.bias"))
+
+
+def _require_complete(folder: str, parts: Mapping[str, StoredTensor], config: Mapping[str, Any], module: str) -> None:
+    """A module has what the config says of all, and nothing that PEFT would leave out because the config does not."""
+    embedding = "embedding A" in parts
+    for setting, part, name in _PARTS:
+        promised = bool(config.get(setting)) and not (embedding and part == "bias")
+        if promised and part not in parts:
+            raise TargetError(
+                f"{folder}: {setting} is set, but {module} has no {name}.",
+                "The file is incomplete: save the adapter again.",
+            )
+        if part in parts and not promised:
+            raise TargetError(
+                f"{folder}: {module} has {name}, but {setting} is not set.",
+                "Save the adapter again, with its own adapter_config.json.",
+            )
+    if embedding and ("A" in parts or "B" in parts):
         raise TargetError(
-            f"{folder}: use_dora is set, but {module} has no lora_magnitude_vector.",
-            "The file is incomplete: save the adapter again.",
+            f"{folder}: {module} has factors of a linear layer and of an embedding.",
+            "Save the adapter again, with its own adapter_config.json.",
         )
-    rank = A.shape[0]
-    alpha = pattern_value(config.get("alpha_pattern"), module, config.get("lora_alpha", 8))
+
+
+def _scaling(folder: str, config: Mapping[str, Any], names: tuple[str, ...], rank: int) -> float:
+    alpha = pattern_value(config.get("alpha_pattern"), names, config.get("lora_alpha", 8))
     scaling = scaling_of(alpha, rank, bool(config.get("use_rslora")))
     if scaling is None:
         raise CheckpointError(
-            f"{folder}/{ADAPTER_CONFIG}: alpha of {module} is {quoted(alpha)} at rank {rank}; the scaling must be a "
+            f"{folder}/{ADAPTER_CONFIG}: alpha of {names[-1]} is {quoted(alpha)} at rank {rank}; the scaling must be a "
             f"number above 0 and at most {LARGEST_SCALING:,.0f}.",
             "Set lora_alpha (or alpha_pattern) to what the adapter was trained with.",
         )
-    return Factors(A, B, parts.get("magnitude") if config.get("use_dora") else None, scaling)
+    return scaling
+
+
+_STATES = ("optimizer", "scheduler", "rng_state", "scaler", "training_args", "trainer_state")
+
+
+def _holds_weights(name: str) -> bool:
+    return (
+        "/" not in name and name.endswith((".safetensors", *TRAINABLE_WEIGHTS)) and not name.startswith((*_STATES, "."))
+    )

@@ -113,12 +113,14 @@ def hits(target: str, module: str) -> bool:
     return module == target or module.endswith("." + target)
 
 
-def pattern_value(pattern: object, module: str, default: Any) -> Any:
-    """PEFT's rule for rank_pattern and alpha_pattern: the first key, an expression, that the path ends with.
+def pattern_value(pattern: object, names: str | tuple[str, ...], default: Any) -> Any:
+    """PEFT's rule for rank_pattern and alpha_pattern: the first key, an expression, that the path ends with. Where a
+    module has several names, any of them may be meant.
 
     TargetError for an expression that cannot be matched in bounded time.
     """
+    known = (names,) if isinstance(names, str) else names
     for key, value in pattern.items() if isinstance(pattern, dict) else ():
-        if ends_in(key, module):
+        if any(ends_in(key, name) for name in known):
             return value
     return default

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ..adapters.folder import Adapter, Factors, match_module, read_adapter
+from ..adapters.binding import bind
+from ..adapters.folder import Adapter, Factors, read_adapter
 from ..adapters.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from ..adapters.places import base_directory
 from ..checkpoint.files import Files, Origin
 from ..checkpoint.header import StoredTensor
 from ..checkpoint.index import Checkpoint, read_checkpoint
@@ -22,6 +24,7 @@ from ..output.names import MANIFEST
 from ..targets.plan import make_plan
 from ..targets.projections import Plan, Target
 from ..targets.selection import Selection
+from ..targets.ties import tied_parameters
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -177,19 +180,36 @@ def _own_rows(B: Tensor, target: Target) -> Tensor:
 def _adapter(files: Files, checkpoint: Checkpoint, plan: Plan) -> TunedAdapter:
     adapter = read_adapter(files)
     folder, modules = adapter.location, adapter.modules
+    directory = base_directory(checkpoint, tied_parameters(checkpoint))
+    binding = bind(adapter, directory, checkpoint.location, "Give the adapter of this model.", only_modules=True)
+    homes = {name: module for module, name in binding.modules.items()}
     factors, left = {}, dict(modules)
     for target in plan.targets:
-        name = match_module(target.module, modules)
+        name = homes.get(target.stored.name)
         if name is not None:
             left.pop(name, None)
-            factors[target.label] = _fitting(folder, modules[name], name, target)
+            factors[target.label] = _fitting(folder, binding.factors[name], name, target)
+    _require_added(folder, plan, binding.others)
     if not factors:
         raise TargetError(
             f"{folder}: none of its {len(modules)} adapted modules ({listed(sorted(modules))}) is one of the "
             f"{len(plan.targets)} matrices analysed ({plan.targets[0].module}, ...).",
             "Give the adapter of this model, or choose its modules with --roles and --layers.",
         )
-    return TunedAdapter(adapter, factors, tuple(_adapter_notices(files.origin, checkpoint, plan, factors, left)))
+    return TunedAdapter(
+        adapter, factors, (*_adapter_notices(files.origin, checkpoint, plan, factors, left), *adapter.notices)
+    )
+
+
+def _require_added(folder: str, plan: Plan, others: Mapping[str, str]) -> None:
+    """Matrices that the adapter replaces as a whole are not what it adds to them."""
+    analysed = {target.stored.name for target in plan.targets}
+    replaced = [key for key, name in others.items() if name in analysed]
+    if replaced:
+        raise TargetError(
+            f"{folder} holds whole matrices, {listed(replaced)}, beside or instead of factors.",
+            "Merge it into its base, and compare with the merged checkpoint.",
+        )
 
 
 def _fitting(folder: str, factors: Factors, module: str, target: Target) -> Factors:

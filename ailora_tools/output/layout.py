@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ..checkpoint.files import LocalFiles
@@ -42,9 +43,13 @@ def keep_layout(source: Header, touched: Container[str]) -> ShardLayout:
     return ShardLayout(source.file_size, b"", tuple((low, high, low) for low, high in runs if low < high), spans)
 
 
-def recast_layout(source: Header, dtypes: Mapping[str, str]) -> ShardLayout:
-    """Tensors named in `dtypes` change to that dtype: a new header, and other tensors' bytes at new offsets."""
+def recast_layout(
+    source: Header, dtypes: Mapping[str, str], added: Mapping[str, tuple[int, ...]] = MappingProxyType({})
+) -> ShardLayout:
+    """Tensors named in `dtypes` change to that dtype, and those of the shapes `added`, which have one there, are new: a
+    new header, and other tensors' bytes at new offsets."""
     new = [(name, dtypes.get(name, info.dtype), info.shape) for name, info in source.tensors.items()]
+    new += [(name, dtypes[name], shape) for name, shape in added.items()]
     new.sort(key=lambda entry: -DTYPE_BITS[entry[1]])  # wide types first keep every tensor aligned
     raw, header = build_header(new, source.metadata, source.file)
     copies = [
@@ -61,25 +66,46 @@ def widened(dtype: str, base_dtype: str) -> str:
     return "F32" if base_dtype == "float32" and dtype in ("F16", "BF16") else dtype
 
 
-def lay_out(checkpoint: Checkpoint, changed: Iterable[StoredTensor], base_dtype: str) -> dict[str, ShardLayout]:
-    """The layout of every shard of a checkpoint in which the tensors `changed` are written anew."""
+def lay_out(
+    checkpoint: Checkpoint,
+    changed: Iterable[StoredTensor],
+    base_dtype: str,
+    added: Mapping[str, StoredTensor] = MappingProxyType({}),
+) -> dict[str, ShardLayout]:
+    """The layout of every shard of a checkpoint in which the tensors `changed` are written anew; a tensor of `added`
+    gets the shape of the one that it maps to, a place in its shard, and its dtype as if that were changed."""
     dtypes: dict[str, dict[str, str]] = {shard: {} for shard in checkpoint.headers}
-    for stored in changed:
-        dtypes[stored.file][stored.name] = widened(stored.dtype, base_dtype)
-    layout_of = keep_layout if base_dtype == "keep" else recast_layout
-    return {shard: layout_of(header, dtypes[shard]) for shard, header in checkpoint.headers.items()}
+    shapes: dict[str, dict[str, tuple[int, ...]]] = {shard: {} for shard in checkpoint.headers}
+    for name, stored in [*((stored.name, stored) for stored in changed), *added.items()]:
+        dtypes[stored.file][name] = widened(stored.dtype, base_dtype)
+        shapes[stored.file] |= {name: stored.shape} if name in added else {}
+    return {
+        shard: keep_layout(header, dtypes[shard])
+        if base_dtype == "keep" and not shapes[shard]
+        else recast_layout(header, dtypes[shard], shapes[shard])
+        for shard, header in checkpoint.headers.items()
+    }
 
 
-def restate_total(tree: Path, checkpoint: Checkpoint, dtypes: Mapping[str, str]) -> None:
-    """Write the total anew into the index that was copied to `tree`, where it changes."""
-    if checkpoint.index_name is not None and not keeps_total(checkpoint, dtypes):
+def restate_total(
+    tree: Path,
+    checkpoint: Checkpoint,
+    dtypes: Mapping[str, str],
+    added: Mapping[str, StoredTensor] = MappingProxyType({}),
+) -> None:
+    """Write the index that was copied to `tree` anew, where the total changes or tensors are new."""
+    if checkpoint.index_name is not None and (added or not keeps_total(checkpoint, dtypes)):
         index = read_json(LocalFiles(tree), checkpoint.index_name, INDEX_BYTES)
-        write_json(tree / checkpoint.index_name, restated(index, checkpoint, dtypes))
+        index = restated(index, checkpoint, dtypes)
+        for name, stored in added.items():
+            index["weight_map"][name] = stored.file
+            index["metadata"]["total_size"] += tensor_bytes(dtypes[name], stored.shape)
+        write_json(tree / checkpoint.index_name, index)
 
 
 def keeps_total(checkpoint: Checkpoint, dtypes: Mapping[str, str]) -> bool:
     """Whether the tensors named in `dtypes` have those dtypes in the checkpoint already."""
-    return all(checkpoint.tensors[name].dtype == dtype for name, dtype in dtypes.items())
+    return all(checkpoint.tensors[name].dtype == dtype for name, dtype in dtypes.items() if name in checkpoint.tensors)
 
 
 def restated(index: Mapping[str, Any], checkpoint: Checkpoint, dtypes: Mapping[str, str]) -> dict[str, Any]:

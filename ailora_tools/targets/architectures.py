@@ -55,7 +55,11 @@ _VIT_LEAVES = tuple(
         (r"output\.dense", "o_proj"),
     )
 )
-_VIT_LAYERS = ((r"(^|\.)encoder\.layer\.", r"\1layers.", 5),)
+_VIT_LAYERS = (
+    (r"(^|\.)encoder\.layer\.", r"\1layers.", 5),
+    (r"(layers\.\d+)\.intermediate\.dense$", r"\1.mlp.fc1", 5),
+    (r"(layers\.\d+)\.output\.dense$", r"\1.mlp.fc2", 5),
+)
 
 ARCHITECTURES: tuple[Architecture, ...] = (
     Architecture(

@@ -11,7 +11,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..adapters.folder import Adapter, match_module, open_adapter
+from ..adapters.binding import Directory, bind
+from ..adapters.folder import Adapter, Factors, open_adapter
+from ..adapters.keys import saved_name
+from ..adapters.lost import require_whole
 from ..adapters.peft import (
     ADAPTER_CONFIG,
     ADAPTER_FILES,
@@ -21,8 +24,9 @@ from ..adapters.peft import (
     adapter_config,
     tensor_names,
 )
+from ..adapters.promises import Base, require_promised
 from ..checkpoint.files import Origin
-from ..checkpoint.header import FACTOR_DTYPES, build_header
+from ..checkpoint.header import FACTOR_DTYPES, StoredTensor, build_header
 from ..checkpoint.source import user_path
 from ..errors import OptionError, TargetError, listed
 from ..output.atomic import Output, making
@@ -75,12 +79,15 @@ class Conversion:
 
 @dataclass(frozen=True)
 class _ConvertJob:
-    """The trained adapter and that at the start, matched: `names` maps modules of the first to those of the second."""
+    """The trained adapter and that at the start, matched: `names` maps modules of the first to those of the second,
+    `factors` are those of the first, `kept` its tensors that are copied, by the names that PEFT reads them under."""
 
     trained: Adapter
     initial: Adapter
     manifest: Manifest
     names: Mapping[str, str]
+    factors: Mapping[str, Factors]
+    kept: Mapping[str, StoredTensor]
     folder: Path
 
     @property
@@ -122,10 +129,12 @@ def convert(
     held, root = open_adapter(trained), _root(user_path(init, "--init"))
     inputs = [held.files.origin, Origin(str(root))]
     job = _match(held, root, output_folder(output, "", inputs, progress))
+    for text in (*require_whole(held, job.factors, job.initial, job.names), *held.notices):
+        progress.notice(text)
     sources = Sources((held.files, ADAPTER_FILES), (job.initial.files, ADAPTER_FILES))
     with making(Output(job.folder, "convert", overwrite=overwrite, force=force), sources.require_unchanged) as tree:
         modules = _write(job, tree, rank, FACTOR_DTYPES[dtype], progress)
-        result = Conversion(job.folder, job.base[0], modules, tuple(job.trained.others))
+        result = Conversion(job.folder, job.base[0], modules, tuple(job.kept))
         write_result(tree, {"verb": "convert", "trained": job.trained.location, **result.to_json()})
     return result
 
@@ -144,26 +153,26 @@ def _match(trained: Adapter, root: Path, folder: Path) -> _ConvertJob:
             f"{trained.location}: a DoRA adapter cannot become a plain LoRA: its norms change with the base.",
             "Load it on the residual base as it is, or merge the two: ailora-tools merge DIR TRAINED -o merged.",
         )
-    strange = [name for name in trained.others if "lora_" in name]
-    names = {module: match_module(module, initial.modules) for module in trained.modules}
-    missing = sorted(initial.modules.keys() - set(names.values()))
+    known = {module: (f"{module}.weight",) for module in initial.modules}
+    hint = "Give the folder that `init` wrote and this training loaded its adapter from."
+    binding = bind(trained, Directory(known), f"the start in {root}", hint, only_modules=True)
+    missing = sorted(initial.modules.keys() - set(binding.modules.values()))
+    biased = [module for module, factors in binding.factors.items() if factors.bias is not None]
     faults = [
-        *([f"{listed(strange)} cannot be converted"] if strange else []),
-        *(f"{module} is not in the start" for module, name in names.items() if name is None),
         *([f"it lacks {listed(missing)}"] if missing else []),
-        *(_shapes_apart(trained, initial, module, name) for module, name in names.items() if name),
+        *([f"{listed(biased)} have a bias of lora_B, which has no start"] if biased else []),
+        *(_shapes_apart(binding.factors[module], initial, module, name) for module, name in binding.modules.items()),
     ]
     faults = [fault for fault in faults if fault]
     if faults:
-        raise TargetError(
-            f"{trained.location} was not trained from {root}: {listed(faults)}.",
-            "Give the folder that `init` wrote and this training loaded its adapter from.",
-        )
-    return _ConvertJob(trained, initial, manifest, {module: name for module, name in names.items() if name}, folder)
+        raise TargetError(f"{trained.location} was not trained from {root}: {listed(faults)}.", hint)
+    require_promised(trained, binding.modules, Base(tuple(initial.modules), of_start=True))
+    kept = {saved_name(path, stored): stored for path, stored in (*trained.others.items(), *trained.tokens.items())}
+    return _ConvertJob(trained, initial, manifest, binding.modules, binding.factors, kept, folder)
 
 
-def _shapes_apart(trained: Adapter, initial: Adapter, module: str, name: str) -> str:
-    now, then = trained.modules[module], initial.modules[name]
+def _shapes_apart(now: Factors, initial: Adapter, module: str, name: str) -> str:
+    then = initial.modules[name]
     if (now.sides, now.rank) == (then.sides, then.rank):
         return ""
     return f"{module} has shape {now.sides} and rank {now.rank}, at the start {then.sides} and rank {then.rank}"
@@ -189,14 +198,14 @@ def _write(job: _ConvertJob, tree: Path, rank: int | None, dtype: str, progress:
         done.append(Converted(module, ranks[module], bool(found.S.any()), error, found.lost(ranks[module])))
         progress.advance(module)
     _require_descent(job, alike.cosine)
-    for name, info in job.trained.others.items():
+    for name, info in job.kept.items():
         write_span(tree / ADAPTER_WEIGHTS, header[PREFIX + name], matrix_bytes(job.trained.load(info)))
     write_json(tree / ADAPTER_CONFIG, _config(job, ranks))
     return tuple(done)
 
 
 def _whole_rank(job: _ConvertJob, module: str) -> int:
-    factors = job.trained.modules[module]
+    factors = job.factors[module]
     return min((1 + job.moved) * factors.rank, *factors.sides)
 
 
@@ -219,7 +228,7 @@ def _change(job: _ConvertJob, module: str, alike: _Likeness) -> tuple[Tensor, Te
     """B' and A' in float64 with B' A' the change of W."""
     import torch
 
-    now, then = job.trained.modules[module], job.initial.modules[job.names[module]]
+    now, then = job.factors[module], job.initial.modules[job.names[module]]
     A, B = (job.trained.load(info).double() for info in (now.A, now.B))
     A0, B0 = (job.initial.load(info).double() for info in (then.A, then.B))
     alike.add("A", A, A0)
@@ -243,12 +252,12 @@ def _lay_out(job: _ConvertJob, tree: Path, ranks: Mapping[str, int], dtype: str)
     """Make the file with its header; tensor name -> where its bytes go."""
     entries: list[tuple[str, str, tuple[int, ...]]] = []
     for module, rank in ranks.items():
-        rows, columns = job.trained.modules[module].sides
+        rows, columns = job.factors[module].sides
         if rank > min(rows, columns):
             raise OptionError(f"rank {rank} is above {min(rows, columns)}, the smaller side of {module}.")
         name_a, name_b = tensor_names(module)
         entries += [(name_a, dtype, (rank, columns)), (name_b, dtype, (rows, rank))]
-    entries += [(PREFIX + name, info.dtype, info.shape) for name, info in job.trained.others.items()]
+    entries += [(PREFIX + name, info.dtype, info.shape) for name, info in job.kept.items()]
     raw, header = build_header(sorted(entries), {"format": "pt", "tool": "ailora-tools convert"}, ADAPTER_WEIGHTS)
     create(tree / ADAPTER_WEIGHTS, header.file_size, raw)
     return {name: info.start for name, info in header.tensors.items()}
@@ -257,10 +266,11 @@ def _lay_out(job: _ConvertJob, tree: Path, ranks: Mapping[str, int], dtype: str)
 def _config(job: _ConvertJob, ranks: Mapping[str, int]) -> dict[str, Any]:
     """As the trained one, with the new ranks at scaling 1, for the original base."""
     old, (base, revision) = job.trained.config, job.base
-    modules = [AdapterModule(name, job.trained.modules[name].sides, rank, rank) for name, rank in ranks.items()]
+    modules = [AdapterModule(name, job.factors[name].sides, rank, rank) for name, rank in ranks.items()]
     config = adapter_config(
         modules, [], base=base, revision=revision, architectures=(), rslora=False,
         transposed=bool(old.get("fan_in_fan_out")),
     )  # fmt: skip
-    kept = ("target_modules", "task_type", "modules_to_save", "bias", "exclude_modules", "layers_to_transform")
+    kept = ("target_modules", "task_type", "modules_to_save", "bias", "exclude_modules", "layers_to_transform",
+            "trainable_token_indices", "ensure_weight_tying")  # fmt: skip
     return {**config, **{key: old[key] for key in kept if old.get(key) is not None}}

@@ -81,7 +81,9 @@ def export(
 def _require_plain(held: Adapter, to: str) -> None:
     faults = [
         *(["DoRA magnitudes"] if held.dora else []),
-        *([f"whole tensors such as {listed(list(held.others), 2)}"] if held.others else []),
+        *([f"whole tensors such as {listed([*held.others, *held.tokens], 2)}"] if held.others or held.tokens else []),
+        *(["a LoRA of an embedding"] if any(factors.embedding for factors in held.modules.values()) else []),
+        *(["biases of lora_B"] if any(factors.bias for factors in held.modules.values()) else []),
     ]
     if faults:
         raise TargetError(

@@ -5,35 +5,39 @@ W' = W + s B A in float32 and, for DoRA, W' = m * (W + s B A) / norm of its rows
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
+from ..adapters.complete import require_complete
 from ..adapters.folder import Adapter, open_adapter
 from ..adapters.peft import ADAPTER_FILES
-from ..adapters.places import Place, find_places
+from ..adapters.places import Place, Places, find_places
 from ..checkpoint.gate import stated_path
-from ..checkpoint.header import BASE_DTYPES, StoredTensor
-from ..checkpoint.index import Checkpoint, open_checkpoint
+from ..checkpoint.header import BASE_DTYPES
+from ..checkpoint.index import CONFIG, Checkpoint, open_checkpoint
 from ..checkpoint.source import SourceOptions
-from ..errors import AiloraError, OptionError, TargetError
+from ..errors import AiloraError, OptionError, TargetError, listed
 from ..output.atomic import Output, making
 from ..output.base import BaseWriter, companions, copy_file, left_out, require_readable
 from ..output.layout import lay_out, restate_total, widened
 from ..output.manifest import Manifest, read_manifest
-from ..output.names import MANIFEST
+from ..output.names import ADAPTER_FOLDER, MANIFEST
 from ..output.place import output_folder
 from ..output.result import write_result
 from ..output.sources import Sources
+from ..output.spans import write_json
 from ..progress import Progress, Silent
+from ..targets.ties import untied
 from .announce import announce
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
+_LARGEST_F16 = 65504.0
 _WIDER = "Write it in a wider type: --base-dtype float32. If that does not hold it either, its training diverged."
 
 
@@ -87,10 +91,13 @@ def merge(
     checkpoint, held = open_checkpoint(base, **source), open_adapter(adapter)
     folder = output_folder(output, "", [checkpoint.origin, held.files.origin], progress)
     _require_right_base(checkpoint, held)
-    places = find_places(checkpoint, held)
-    layouts = lay_out(checkpoint, (place.stored for place in places), base_dtype)
-    dtypes = {place.stored.name: widened(place.stored.dtype, base_dtype) for place in places}
-    for text in left_out(checkpoint):
+    found = find_places(checkpoint, held)
+    places = found.places
+    added = {place.name: place.stored for place in places if place.added}
+    layouts = lay_out(checkpoint, (place.stored for place in places if not place.added), base_dtype, added)
+    dtypes = {place.name: widened(place.stored.dtype, base_dtype) for place in places}
+    complete = require_complete(checkpoint, held, found, _start(checkpoint))
+    for text in (*left_out(checkpoint), *complete, *held.notices, *_about_ties(found)):
         progress.notice(text)
     copied = [(name, checkpoint.files.size(name)) for name in companions(checkpoint)]
     require_readable(checkpoint, (name for name, _ in copied))
@@ -102,11 +109,12 @@ def merge(
     with making(out, sources.require_unchanged) as tree:
         with BaseWriter(checkpoint.files, layouts, tree, {}) as writer:
             merging = partial(_merged, held, base_dtype=base_dtype)
-            modules = tuple(_write(checkpoint, places, merging, writer, device, progress))
+            written = list(_write(checkpoint, places, merging, writer, device, progress))
         for name, _ in copied:
             copy_file(checkpoint.files, name, tree / name)
-        restate_total(tree, checkpoint, dtypes)
-        result = Merge(folder, modules, tuple(sorted(set(dtypes.values()))))
+        restate_total(tree, checkpoint, dtypes, added)
+        _restate_config(tree, checkpoint, found, [done.tensor for done, wide in written if wide], progress)
+        result = Merge(folder, tuple(done for done, _ in written), tuple(sorted(set(dtypes.values()))))
         made_from = {"base": checkpoint.origin.to_json(), "adapter": held.location}
         write_result(tree, {"verb": "merge", **made_from, **result.to_json()})
     return result
@@ -136,14 +144,6 @@ def _require_right_base(checkpoint: Checkpoint, adapter: Adapter) -> None:
         )
 
 
-def _named(stated: str) -> Path | None:
-    """The path that an adapter names as its base; None for what is none, such as an unknown ~user."""
-    try:
-        return Path(stated).expanduser().resolve()
-    except (OSError, RuntimeError, ValueError):
-        return None
-
-
 def _manifest(folder: Path | None) -> Manifest | None:
     try:
         return read_manifest(folder) if folder and (folder / MANIFEST).is_file() else None
@@ -151,37 +151,72 @@ def _manifest(folder: Path | None) -> Manifest | None:
         return None
 
 
+def _about_ties(found: Places) -> list[str]:
+    names = listed(found.untied)
+    return [f"{names} have tensors of their own now; tie_word_embeddings is false"] if found.untied else []
+
+
+def _restate_config(
+    tree: Path, checkpoint: Checkpoint, found: Places, wide: Sequence[str], progress: Progress
+) -> None:  # fmt: skip
+    """config.json anew where the merged model is another than it says: nothing is tied, or the dtype that loaders take
+    from it would make infinity of the tensors `wide`."""
+    config = untied(checkpoint.config) if found.untied else dict(checkpoint.config)
+    if wide:
+        config = _in_float32(config)
+        progress.notice(f"float16 does not hold {listed(wide)}: config.json says float32 now")
+    if config != checkpoint.config and CONFIG in checkpoint.files.names():
+        write_json(tree / CONFIG, config)
+
+
+def _in_float32(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with float32 wherever it states the dtype of the weights."""
+    inner = {key: _in_float32(value) for key, value in config.items() if isinstance(value, dict)}
+    stated = {key: "float32" for key in ("dtype", "torch_dtype") if key in config}
+    return {**config, **inner, **stated}
+
+
+def _start(checkpoint: Checkpoint) -> Adapter | None:
+    """The adapter that `init` wrote beside this base."""
+    folder = checkpoint.origin.path
+    if folder is None or _manifest(folder) is None:
+        return None
+    try:
+        return open_adapter(folder / ADAPTER_FOLDER)
+    except (AiloraError, OSError):
+        return None
+
+
 def _write(
-    checkpoint: Checkpoint, places: list[Place], merging: Callable[[Place, Tensor], tuple[Tensor, float]],
+    checkpoint: Checkpoint, places: Sequence[Place], merging: Callable[[Place, Tensor], tuple[Tensor, float, bool]],
     writer: BaseWriter, device: str, progress: Progress,
-) -> Iterator[Merged]:  # fmt: skip
-    """Shards are being copied in the background: put each merged tensor into its place, then wait for the rest."""
+) -> Iterator[tuple[Merged, bool]]:  # fmt: skip
+    """Shards are being copied in the background: put each merged tensor into its place, then wait for the rest. With
+    each, whether it is one that the float16 of the base would not hold."""
     from ..checkpoint.stream import find_device, matrix_bytes, stream
 
     progress.start("Merging", len(places), 0)
-    for place, (W, change) in stream(checkpoint.files, places, merging, find_device(device), progress.notice):
-        writer.write(place.stored.file, place.stored.name, matrix_bytes(W))
-        progress.advance(place.stored.name)
-        yield Merged(place.stored.name, change)
+    for place, (W, change, wide) in stream(checkpoint.files, places, merging, find_device(device), progress.notice):
+        writer.write(place.stored.file, place.name, matrix_bytes(W))
+        progress.advance(place.name)
+        yield Merged(place.name, change), wide
     progress.start("Copying", len(writer.shards), 0)
     for shard in writer.shards:
         writer.sha256(shard)  # waits until it is complete and on disk
         progress.advance(shard)
 
 
-def _merged(adapter: Adapter, place: Place, old: Tensor, base_dtype: str) -> tuple[Tensor, float]:
-    """The new tensor as it is stored, on the CPU, and how far it is from the old one."""
-    from ..adapters.apply import applied
+def _merged(adapter: Adapter, place: Place, old: Tensor, base_dtype: str) -> tuple[Tensor, float, bool]:
+    """The new tensor as it is stored, on the CPU, how far it is from the old one, and whether float16, if the old one
+    is that, does not hold it."""
+    from ..adapters.apply import changed
     from ..checkpoint.stream import DTYPES
     from ..linalg.finite import stored
-    from ..linalg.scale import norm
+    from ..linalg.scale import norm, peak
 
     wide = old.double() if place.stored.dtype == "F64" else old.float()
-    if isinstance(place.change, StoredTensor):
-        new = adapter.load(place.change).to(wide)
-    else:
-        new = applied(wide.T if place.transposed else wide, adapter, place.change)
-        new = new.T if place.transposed else new
-    result = stored(new, DTYPES[widened(place.stored.dtype, base_dtype)], place.stored.name, _WIDER)
+    new = changed(wide, adapter, place)
+    result = stored(new, DTYPES[widened(place.stored.dtype, base_dtype)], place.name, _WIDER)
     size = norm(wide)
-    return result.cpu().contiguous(), norm(result.to(wide) - wide) / size if size else 0.0
+    beyond = place.stored.dtype == "F16" and peak(result) > _LARGEST_F16
+    return result.cpu().contiguous(), norm(result.to(wide) - wide) / size if size else 0.0, beyond

@@ -131,7 +131,7 @@ def test_an_untrained_adapter_is_no_change(tmp_path: Path) -> None:
     done = convert(made.adapter, made.folder, tmp_path / "plain")
     assert not any(module.changed or module.error for module in done.modules)
     assert not any(value.any() for key, value in load_file(done.folder / ADAPTER_WEIGHTS).items() if "lora_" in key)
-    with pytest.raises(TargetError, match="not like those at the start"):
+    with pytest.raises(TargetError, match=r"is incomplete.* all of A"):
         zeros = {key: value * 0 for key, value in load_file(made.adapter / ADAPTER_WEIGHTS).items()}
         shutil.copytree(made.adapter, tmp_path / "zero")
         save_file(zeros, tmp_path / "zero" / ADAPTER_WEIGHTS)
@@ -206,7 +206,7 @@ def test_strangers_are_told_apart(tmp_path: Path) -> None:
     with pytest.raises(TargetError, match="it lacks"):
         convert(write(dict(list(factors.items())[2:])), tmp_path / "init", out)
     wide = {key: value.repeat(2, 1) if "lora_A" in key else value.repeat(1, 2) for key, value in factors.items()}
-    with pytest.raises(TargetError, match="and rank 4, at the start"):
+    with pytest.raises(TargetError, match=r"has rank 4, adapter_config.json says 2"):
         convert(write(wide), tmp_path / "init", out)
     broken = {key: value * float("nan") for key, value in factors.items()}
     with pytest.raises(Exception, match="NaN"):
@@ -347,8 +347,8 @@ def test_adapters_that_compute_something_else_are_refused(tmp_path: Path) -> Non
     (trained / ADAPTER_CONFIG).write_text(json.dumps(config))
     key = next(key for key in factors if key.endswith("lora_B.weight"))
     save_file({**factors, key.replace(".weight", ".bias"): torch.ones(len(factors[key]))}, trained / ADAPTER_WEIGHTS)
-    for verb, told in ((merge, "cannot be merged"), (convert, "cannot be converted")):
-        with pytest.raises(TargetError, match=f"lora_B.bias {told}"):
+    for verb in (merge, convert):
+        with pytest.raises(TargetError, match=r"has lora_B.bias, but lora_bias is not set"):
             arguments = (tmp_path / "init", trained) if verb is merge else (trained, tmp_path / "init")
             verb(*arguments, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -38,7 +38,8 @@ def model(folder: Path, change: Callable[[Tensor], Tensor], dtype: torch.dtype, 
 
 def adapter(folder: Path, factors: dict[str, Tensor], **config: Any) -> Path:
     folder.mkdir(parents=True)
-    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["q_proj"], **config}
+    modules = sorted({key.split(".lora_")[0] for key in factors})
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": modules, **config}
     (folder / "adapter_config.json").write_text(json.dumps(settings))
     save_file(
         {PREFIX + key: value.contiguous() for key, value in factors.items()}, folder / "adapter_model.safetensors"
