@@ -22,7 +22,7 @@ from typing import Any
 from ..checkpoint.index import Checkpoint
 from ..errors import AiloraError, TargetError, listed
 from .architectures import PROVEN_WITH
-from .module_names import installed_transformers, installed_transformers_major, module_paths
+from .module_names import installed_transformers, installed_transformers_major, parameter_paths
 from .plan import make_plan, target_modules
 from .projections import Plan
 from .selection import Selection
@@ -59,9 +59,15 @@ class ModuleCheck:
             self._answer = {"unknown": "transformers is not installed"}
             return
         modules = {carrier.module: carrier.sides for carrier in plan.carriers}
-        held = sorted(module_paths(checkpoint).keys() - modules.keys())
+        held = {path.removesuffix(".weight") for path in parameter_paths(checkpoint).values()}
         self._process = _ask(
-            {"config": dict(checkpoint.config), "modules": modules, "targets": list(targets), "held": held}, model
+            {
+                "config": dict(checkpoint.config),
+                "modules": modules,
+                "targets": list(targets),
+                "held": sorted(held - modules.keys()),
+            },
+            model,
         )
 
     @classmethod
