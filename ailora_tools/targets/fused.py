@@ -6,7 +6,7 @@ Sources: transformers 5.23, `modeling_<model_type>.py`; for the rows called "cod
 from __future__ import annotations
 
 from ..matrices import layouts
-from .rows import DECODER, QKV_PROJ, Architecture, Slot, fused, types
+from .rows import DECODER, LATENT_LEAVES, QKV_PROJ, TEXT_ONLY, WITHOUT_TOWER, Architecture, Slot, fused, types
 
 FUSED_ROWS: tuple[Architecture, ...] = (
     Architecture(
@@ -14,13 +14,18 @@ FUSED_ROWS: tuple[Architecture, ...] = (
         types("model", "qwen3_next qwen3_5_text qwen3_5_moe_text"),
         DECODER,
         QKV_PROJ,
+        TEXT_ONLY,
+        (WITHOUT_TOWER,),
         layouts={"q_proj": layouts.GATE},
     ),
     Architecture(
         "Decoder with latent attention",
-        types("model", "deepseek_v2 deepseek_v3"),
+        types(
+            "model",
+            "deepseek_v2 deepseek_v3 deepseek_v32 kimi_k2 glm_moe_dsa glm4_moe_lite youtu minicpm3 mistral4 axk1",
+        ),
         DECODER,
-        {"q": ("q_b_proj", "q_proj"), "k": ("kv_b_proj",), "v": ("kv_b_proj",), "o": ("o_proj",)},
+        LATENT_LEAVES,
         layouts={"kv_b_proj": layouts.LATENT},
     ),
     Architecture(

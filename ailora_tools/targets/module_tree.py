@@ -90,8 +90,9 @@ class ModuleCheck:
         if answer["missing"]:
             raise TargetError(
                 f"{self._location}: {answer['class']} has no {listed(answer['missing'])}.",
-                f"The names are for transformers {answer['version']}; for another major version use "
-                "--transformers-major 4 or 5.",
+                f"In transformers {answer['version']} they are not there, or have other names than in the file, and no "
+                "adapter would reach them. The table needs a row for such models (examples/guide/models.md, Adding an "
+                "architecture).",
             )
         return Verdict(exact=not answer["extra"])
 
@@ -120,7 +121,8 @@ def check_modules(checkpoint: Checkpoint, plan: Plan, selection: Selection, tran
         return ModuleCheck.skipped("the tensors were named by hand")
     if transformers_major != installed_transformers_major():
         return ModuleCheck.skipped(f"they are for transformers {transformers_major}, not the installed one")
-    if plan.model_type in BY_MODEL_TYPE and installed_transformers().startswith(PROVEN_WITH):
+    row = BY_MODEL_TYPE.get(plan.model_type or "")
+    if row and row.proves(str(plan.model_type)) and installed_transformers().startswith(PROVEN_WITH):
         return ModuleCheck.proven()
     modules = [carrier.module for carrier in plan.carriers]
     path = checkpoint.origin.path

@@ -32,6 +32,15 @@ def by_names(kind: str | None, found: Sequence[Match], checkpoint: Checkpoint) -
     return [told, *_lookalikes(checkpoint, {match.tensor for match in found})]
 
 
+def about_type(kind: str | None, row: Architecture | None) -> list[str]:
+    """Whether this type's class has been run by a test, as the rest of its row."""
+    told = (
+        f"what the table says of model type {kind!r} is read from its published code, no test has run its class: "
+        "compare the model with base and adapter against the original before training"
+    )
+    return [told] if row and kind in row.unproven else []
+
+
 def about_layouts(matches: Sequence[Match]) -> list[str]:
     """What the user should know about fused tensors."""
     layouts = {match.layout for match in matches if match.layout is not None}
@@ -99,7 +108,8 @@ def left_alone(row: Architecture, names: Sequence[str], found: Sequence[Match], 
         return []
     if len(others) == 1:
         return [f"{others[0]}, of another part of the model, is left alone"]
-    return [f"{len(others)} tensors of other parts of the model are left alone, such as {others[0]}"]
+    parts = listed(sorted({_part(name) for name in others}))
+    return [f"{len(others)} tensors of other parts of the model are left alone, such as {parts}"]
 
 
 def not_found(
@@ -129,6 +139,11 @@ def not_found(
 def leaf(name: str) -> str:
     """The last part of the name of a module, or of its weight."""
     return name.removesuffix(".weight").rsplit(".", 1)[-1]
+
+
+def _part(name: str) -> str:
+    """The stack that a tensor lies in: vision_tower.encoder.layers.0.self_attn.q_proj.weight, vision_tower.encoder.*"""
+    return f"{re.split(r'(?:^|[.])[^.]+[.][0-9]+[.]', name)[0]}.*"
 
 
 def _looks_like(name: str) -> bool:
