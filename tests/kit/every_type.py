@@ -197,6 +197,7 @@ _PARTS: Mapping[str, Callable[[nn.Module], nn.Module]] = {
     "qwen3_omni_moe": lambda whole: whole.thinker,
 }
 _CHANGES: Mapping[str, Mapping[str, object]] = {
+    "mistral3": {"text_config": shrunken("ministral3")},  # since Ministral 3; before it mistral
     "qwen2_5_omni": {"enable_audio_output": False},
     "qwen3_omni_moe": {"enable_audio_output": False},
 }
