@@ -37,7 +37,7 @@ FUSED_ROWS: tuple[Architecture, ...] = (
     ),
     Architecture(
         "GPT-NeoX",
-        {"gpt_neox": "gpt_neox"},
+        {"gpt_neox": "gpt_neox", "gpt_neox_japanese": "gpt_neox_japanese"},
         (Slot("layers.{layer}.attention"),),
         fused("query_key_value", "dense"),
         layouts={"query_key_value": layouts.PER_HEAD},

@@ -49,10 +49,13 @@ def match_under(
 
 
 def prefixes_of(row: Architecture, names: Iterable[str], roles: Sequence[str]) -> list[str]:
-    """Whatever stands before the slots of the row in these names."""
+    """Whatever stands before the slots of the row in these names; where one slot is the end of another, the less."""
     patterns = [pattern for _, _, pattern, _ in _patterns(row, r"(?:[^.]+\.)*?", roles)]
-    hits = (pattern.fullmatch(name) for name in names for pattern in patterns)
-    return sorted({hit["prefix"] for hit in hits if hit})
+    found = set()
+    for name in names:
+        if hits := [hit["prefix"] for pattern in patterns if (hit := pattern.fullmatch(name))]:
+            found.add(min(hits, key=len))
+    return sorted(found)
 
 
 def _patterns(row: Architecture, head: str, roles: Sequence[str]) -> Iterator[tuple[str, str, re.Pattern[str], str]]:

@@ -6,9 +6,15 @@ Sources: transformers 5.24, `modeling_<model_type>.py`; the names in published f
 
 from __future__ import annotations
 
-from ..matrices import layouts
-from .rows import LATENT_LEAVES, QKV_PROJ, Architecture, Slot, types
+import re
 
+from ..matrices import layouts
+from .rows import LATENT_LEAVES, QKV_PROJ, Architecture, Slot, fused, types
+
+# Parts of a multimodal model that are no text tower, as words in the names of their tensors.
+OTHER_TOWERS = re.compile(
+    r"vision|visual|vit\b|image|video|audio|speech|sound|talker|code2wav|token2wav|mtp|draft|eagle"
+)
 TEXT = (Slot("layers.{layer}.self_attn", "text"),)
 _PREFIXES = ("language_model.", "language_model.model.", "model.language_model.", "model.language_model.model.")
 
@@ -59,6 +65,15 @@ MULTIMODAL_ROWS: tuple[Architecture, ...] = (
         _PREFIXES,
         ((r"(^|\.)blocks\.", r"\1layers.", 5), _text_tower(5)),
         layouts={"kv_b_proj": layouts.LATENT},
+    ),
+    Architecture(
+        "Fuyu",
+        types("model", "fuyu"),
+        TEXT,
+        fused("query_key_value", "dense"),
+        _PREFIXES,
+        (_text_tower(4),),
+        layouts={"query_key_value": layouts.PER_HEAD},
     ),
     Architecture(
         "Multimodal, text tower beside audio",

@@ -11,6 +11,7 @@ from ..matrices.layouts import LATENT
 from ..matrices.quantisation import Quantised
 from .architectures import FUSED
 from .matching import Match
+from .multimodal import OTHER_TOWERS
 from .rows import Architecture
 
 
@@ -118,14 +119,12 @@ def not_found(
     """Say why: fused, quantised, or unknown; with the names that look like attention."""
     what = " and ".join(f"W^{role.upper()}" for role in lacking)
     where = f"{checkpoint.location} (model type {kind or 'not stated'})"
-    for name, stored in checkpoint.tensors.items():
-        last = leaf(name)
-        mixer = last == "in_proj" and not _looks_like(name)  # Mamba layers have one, too
-        if last in FUSED and len(stored.shape) == 2 and not mixer:
-            return TargetError(
-                f"{where}: no tensor of its own for {what}: {name} {list(stored.shape)} holds {FUSED[last]}.",
-                "In which order its lines hold them is not known for this model type, and guessing would do harm.",
-            )
+    if name := next(iter(fused_tensors(checkpoint)), None):
+        return TargetError(
+            f"{where}: no tensor of its own for {what}: {name} {list(checkpoint.tensors[name].shape)} holds "
+            f"{FUSED[leaf(name)]}.",
+            "In which order its lines hold them is not known for this model type, and guessing would do harm.",
+        )
     near = [name for name, stored in checkpoint.tensors.items() if len(stored.shape) == 2 and _looks_like(name)]
     known = f"a {row.family} checkpoint should have them" if row else "the model type is not in the table"
     return TargetError(
@@ -134,6 +133,16 @@ def not_found(
         if set(lacking) <= {"q", "v"}
         else "Only W^Q and W^V can be named by hand: leave the other roles out.",
     )
+
+
+def fused_tensors(checkpoint: Checkpoint) -> list[str]:
+    """Names that say several projections in one; those of the text model first."""
+    found = []
+    for name, stored in checkpoint.tensors.items():
+        mixer = leaf(name) == "in_proj" and not _looks_like(name)  # Mamba layers have one, too
+        if leaf(name) in FUSED and len(stored.shape) == 2 and not mixer:
+            found.append(name)
+    return sorted(found, key=lambda name: bool(OTHER_TOWERS.search(name)))
 
 
 def leaf(name: str) -> str:

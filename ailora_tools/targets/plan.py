@@ -16,11 +16,13 @@ from ..methods import ROLES
 from .architectures import UNREACHABLE
 from .matching import Match, match_leaves, match_table, match_template
 from .module_names import installed_transformers_major, module_path
+from .multimodal import OTHER_TOWERS
 from .notices import (
     about_few_bits,
     about_layouts,
     about_type,
     by_names,
+    fused_tensors,
     incomplete,
     leaf,
     left_alone,
@@ -110,8 +112,7 @@ def _find(
         )
     found, notices = _in_table(model, checkpoint, names, rest)
     if not found and row is None:
-        found = match_leaves(names, rest)
-        notices = by_names(kind, found, checkpoint)
+        found, notices = _by_names(checkpoint, names, rest)
     lacking = [role for role in rest if role not in {match.role for match in found}]
     if lacking:
         raise not_found(checkpoint, kind, row, lacking)
@@ -123,11 +124,19 @@ def _in_table(
 ) -> tuple[list[Match], list[str]]:
     """What a row describes, that of the type or else that of its text model, and what is left alone."""
     if model.row is not None:
-        found, notices = match_table(model.row, model.base, names, roles), []
-    else:
-        found, notices = match_text_model(model, checkpoint, names, roles)
-    row = model.row or model.inner_row
-    return found, [*notices, *(left_alone(row, names, found, roles) if row else [])]
+        found = match_table(model.row, model.base, names, roles)
+        return found, left_alone(model.row, names, found, roles)
+    found, notices = match_text_model(model, checkpoint, names, roles)
+    return found, [*notices, *(left_alone(model.inner_row, names, found, roles) if model.inner_row else [])]
+
+
+def _by_names(checkpoint: Checkpoint, names: list[str], roles: list[str]) -> tuple[list[Match], list[str]]:
+    """Nothing if only a picture or sound tower would be taken, and the text model's are fused in an unknown order."""
+    found = match_leaves(names, roles)
+    fused_text = any(not OTHER_TOWERS.search(name) for name in fused_tensors(checkpoint))
+    if fused_text and all(OTHER_TOWERS.search(match.tensor) for match in found):
+        return [], []
+    return found, by_names(checkpoint.model_type, found, checkpoint)
 
 
 def _by_template(template: str, role: str, names: list[str], row: Architecture | None) -> list[Match]:

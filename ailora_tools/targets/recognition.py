@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,11 +10,8 @@ from ..errors import TargetError, listed
 from ..matrices.text_config import text_config
 from .architectures import BY_MODEL_TYPE
 from .matching import Match, match_under, prefixes_of
-from .multimodal import TEXT
+from .multimodal import OTHER_TOWERS, TEXT
 from .rows import DECODER, Architecture
-
-# Parts of a multimodal model that are no text tower, as words in the names of their tensors.
-_OTHERS = re.compile(r"vision|visual|vit\b|image|video|audio|speech|sound|talker|code2wav|token2wav|mtp|draft|eagle")
 
 
 @dataclass(frozen=True)
@@ -65,7 +61,7 @@ def match_text_model(
         return [], []
     fitting = list(_fitting(row, checkpoint, names, roles))
     if len(fitting) > 1:
-        fitting = [prefix for prefix in fitting if not _OTHERS.search(prefix)] or fitting
+        fitting = [prefix for prefix in fitting if not OTHER_TOWERS.search(prefix)] or fitting
     if len(fitting) > 1:
         raise TargetError(
             f"{checkpoint.location} (model type {known.kind}): its text model is a {known.inner}, but more than one "

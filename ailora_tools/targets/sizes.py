@@ -8,13 +8,14 @@ from typing import Any
 from ..errors import TargetError
 from ..matrices.heads import head_counts, whole
 from ..matrices.text_config import text_config
+from .multimodal import OTHER_TOWERS
 from .projections import Target
 from .recognition import Known
 
 
 def require_sizes(known: Known, config: Mapping[str, Any], targets: Iterable[Target]) -> None:
     """TargetError for a matrix with more rows than the heads of config.json make, unless a row of the table tells what
-    the others are. Matrices that read another width than the text model's are of another tower."""
+    the others are. Other towers have heads of their own; they are told by their names or by the width they read."""
     if known.sizes_are_certain:
         return
     text = text_config(config)
@@ -22,7 +23,8 @@ def require_sizes(known: Known, config: Mapping[str, Any], targets: Iterable[Tar
     for target in targets:
         rows = expected.get(target.role)
         found, width = target.shape
-        if rows and target.part is None and width == text.get("hidden_size") and found > rows:
+        of_text = width == text.get("hidden_size") and not OTHER_TOWERS.search(target.tensor)
+        if rows and target.part is None and of_text and found > rows:
             raise TargetError(
                 f"{target.tensor} has {found} rows, but the heads that config.json states make {rows}: it holds more "
                 f"than W^{target.role.upper()}, such as a gate, and which rows those are is not known for model type "

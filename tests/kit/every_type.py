@@ -190,8 +190,9 @@ _INPUTS: Mapping[str, tuple[_Maker, ...]] = {
     "vit_mae": (_pixels, _order),
     "whisper": (_mel,),
 }  # fmt: skip
-# Llama-4's class asks its text model for the pictures that it was not given (transformers 5.24).
+# What runs without a picture or a wave: Llama-4's class asks its text model for pictures (transformers 5.24).
 _PARTS: Mapping[str, Callable[[nn.Module], nn.Module]] = {
+    "blip-2": lambda whole: whole.language_model,
     "llama4": lambda whole: whole.language_model,
     "qwen2_5_omni": lambda whole: whole.thinker,
     "qwen3_omni_moe": lambda whole: whole.thinker,

@@ -77,6 +77,7 @@ PUBLISHED: Mapping[str, Published] = {
     ),
     **dict.fromkeys(("qwen3_5", "qwen3_5_moe"), Published(_NEW, prediction=True)),  # Qwen/Qwen3.5-27B
     **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "paddleocr_vl"), Published(_PLAIN)),  # Qwen/Qwen2.5-VL-7B-Instruct
+    "fuyu": Published("language_model.model.layers.N.self_attn.query_key_value.weight"),  # adept/fuyu-8b
     **dict.fromkeys(("idefics3", "smolvlm"), Published("model.text_model.layers.N.self_attn.q_proj.weight")),
     # Qwen/Qwen2.5-Omni-7B names a class that is no model of transformers.
     "qwen2_5_omni": Published(f"thinker.{_PLAIN}", config={"architectures": ["Qwen2_5OmniModel"]}),

@@ -134,3 +134,15 @@ def test_layers_for_prediction_are_no_text_layers(tmp_path: Path) -> None:
     config = open_checkpoint(tmp_path).config
     plan = plan_for(tmp_path / "more", tensors | extra, **config)
     assert all(target.tensor.startswith("model.language_model.layers.") for target in plan.targets)
+
+
+def test_a_picture_tower_is_not_taken_alone_where_the_text_is_fused(tmp_path: Path) -> None:
+    tensors = stack("vision_tower.") | {"model.layers.0.self_attn.qkv_proj.weight": torch.ones(96, 48)}
+    with pytest.raises(TargetError, match=r"model\.layers\.0\.self_attn\.qkv_proj.* holds W\^Q, W\^K and W\^V"):
+        plan_for(tmp_path, tensors)
+
+
+def test_one_stack_may_be_reached_by_two_slots_of_a_row(tmp_path: Path) -> None:
+    """OPT's bodies lack a part of the names: one stack all the same."""
+    plan = plan_for(tmp_path, stack("language_model.model.decoder."), text_config={"model_type": "opt", **HEADS})
+    assert len(plan.targets) == 4
