@@ -1,7 +1,7 @@
 """Write the guide's tables, those between `<!-- name -->` and `<!-- end -->`, anew: `python examples/guide_tables.py`.
 
-A model type in bold is proven by behaviour: the tests run a model of its class and see that exactly queries or values
-change. Of the others the names are held against the modules of the class.
+Every model type is proven by behaviour, but those in italics: the tests run a tiny model of its class and see that
+exactly queries or values change.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
-from kit.families import FAMILIES, FUSED, build  # noqa: E402
 from kit.peers import PEERS  # noqa: E402
 
 from ailora_tools.methods import METHODS, RULES  # noqa: E402
@@ -23,32 +22,22 @@ from ailora_tools.targets.architectures import ARCHITECTURES  # noqa: E402
 from ailora_tools.targets.rows import Architecture  # noqa: E402
 
 STOP = "<!-- end -->"
-ELSEWHERE = {"timm", "blip_vision_model"}  # proven in tests/models/test_vision.py
 
 
-def proven_types() -> set[str]:
-    """The model types whose classes tests/kit/families.py builds, towers of multimodal models included."""
-    configs = [build(name).config for name in (*FAMILIES, *FUSED)]
-    return {config.model_type for config in configs} | ELSEWHERE
-
-
-def row(architecture: Architecture, proven: set[str]) -> str:
+def row(architecture: Architecture) -> str:
     """One line: family, model types, layout, proven by."""
-    names = ", ".join(f"**{name}**" if name in proven else name for name in architecture.model_types)
+    types = architecture.model_types
+    names = ", ".join(name if architecture.proves(name) else f"*{name}*" for name in types)
     layout = next(iter(architecture.layouts.values()), None)
     text = layout.text.replace("|", "\\|") if layout else "separate"
-    if layout is not None and not layout.proven:
-        how = "nothing yet"
-    else:
-        how = "a running model" if proven & architecture.model_types.keys() else "names of the class"
+    how = "running models" if any(map(architecture.proves, types)) else "nothing yet"
     return f"| {architecture.family} | {names} | {text} | {how} |"
 
 
 def table() -> str:
     """All rows, in the order of the code."""
-    proven = proven_types()
     head = ["| family | model types | layout | proven by |", "| --- | --- | --- | --- |"]
-    return "\n".join([*head, *(row(architecture, proven) for architecture in ARCHITECTURES)])
+    return "\n".join([*head, *map(row, ARCHITECTURES)])
 
 
 def method_table() -> str:

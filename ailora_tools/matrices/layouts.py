@@ -132,7 +132,8 @@ def _codegen(config: Mapping[str, Any], lines: int, layer: int) -> Pattern:
 
 def _gate(config: Mapping[str, Any], lines: int, layer: int) -> Pattern:
     queries, _ = head_counts(config)
-    return queries, [("q", lines // (2 * queries)), ("gate", lines // (2 * queries))]
+    head = whole(config["head_dim"], "head_dim") if config.get("head_dim") else lines // (2 * queries)
+    return queries, [("q", head), ("gate", head)]
 
 
 def _latent(config: Mapping[str, Any], lines: int, layer: int) -> Pattern:

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from ..linalg.components import gram
 from ..matrices.heads import head_counts
+from ..matrices.text_config import text_config
 
 _HEAD_DIM = ("head_dim", "d_kv", "attention_head_size")
-_NESTED = ("text_config", "llm_config", "language_config", "decoder", "encoder")
+_NESTED = ("decoder", "encoder")  # of models put together from two
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ class Heads:
 
 def read_heads(config: Mapping[str, Any]) -> Heads | None:
     """The head counts of a config.json; None where it does not state them. A nested text part is looked into."""
-    for place in (config, *(config[name] for name in _NESTED if isinstance(config.get(name), Mapping))):
+    parts = (config[name] for name in _NESTED if isinstance(config.get(name), Mapping))
+    for place in (config, text_config(config), *parts):
         try:
             return Heads(*head_counts(place), _head_dim(place))
         except (KeyError, ValueError):

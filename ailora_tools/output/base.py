@@ -25,6 +25,7 @@ from .spans import blocks, create, read_span, renew, sha256_file, sync_file, wri
 
 _STEP = 16 << 20
 _SYNC_EVERY = 256 << 20  # bytes between two marks from which an interrupted copy can go on
+_NO_WEIGHTS = ("spk_dict.pt",)  # voices, without which Qwen2.5-Omni does not open
 _OWN_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, MANIFEST, RESULT, LR_GROUPS, CARD)
 
 
@@ -59,9 +60,9 @@ def require_readable(checkpoint: Checkpoint, names: Iterable[str]) -> None:
 
 def _wanted(checkpoint: Checkpoint) -> list[str]:
     def wanted(name: str) -> bool:
-        weights = name.endswith((".safetensors", *OTHER_WEIGHTS))
-        foreign_index = name.endswith(".index.json") and name != checkpoint.index_name
         last = name.rsplit("/", 1)[-1]
+        weights = name.endswith((".safetensors", *OTHER_WEIGHTS)) and last not in _NO_WEIGHTS
+        foreign_index = name.endswith(".index.json") and name != checkpoint.index_name
         return not (weights or foreign_index or last in _OWN_FILES or last.startswith("."))
 
     return [name for name in checkpoint.files.names() if wanted(name)]

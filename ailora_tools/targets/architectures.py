@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from ..matrices.layouts import THIRDS
 from .fused import FUSED_ROWS
+from .multimodal import MULTIMODAL_ROWS
 from .rows import (
     DECODER,
     LAYERS,
@@ -19,7 +20,9 @@ from .rows import (
     NUM_LAYERS,
     QKV_PROJ,
     TEXT_LAYERS,
+    TEXT_ONLY,
     VISION_LAYERS,
+    WITHOUT_TOWER,
     Architecture,
     Count,
     Slot,
@@ -71,7 +74,11 @@ ARCHITECTURES: tuple[Architecture, ...] = (
             "cohere cohere2 starcoder2 stablelm smollm3 nemotron exaone4 apertus arcee ernie4_5 ernie4_5_moe glm glm4 "
             "glm4_moe phi phimoe gpt_oss llama4_text helium "
             "seed_oss hunyuan_v1_dense hunyuan_v1_moe dots1 minimax_m2 bitnet "
-            "diffllama doge cwm solar_open hy_v3 mellum jais2 afmoe nanochat",
+            "diffllama doge cwm solar_open hy_v3 mellum jais2 afmoe nanochat "
+            "aria_text cohere2_moe eurobert exaone_moe hyperclovax kolibri1 mimo_v2_flash minimax_m3_vl_text "
+            "inkling_text apertus1p5_text beam higgs_audio_v2 qwen2_vl_text qwen2_5_vl_text qwen3_vl_text "
+            "qwen3_vl_moe_text glm4v_text glm4v_moe_text glm_ocr_text granite_docling_text muse_glimmer_text "
+            "muse_spark_text",
         ),
         DECODER,
         QKV_PROJ,
@@ -81,36 +88,15 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         "Hybrid decoder",
         types(
             "model",
-            "jamba bamba falcon_h1 granitemoehybrid lfm2 lfm2_moe olmo_hybrid gemma3n_text gemma4_text",
+            "jamba bamba falcon_h1 granitemoehybrid lfm2 lfm2_moe olmo_hybrid gemma3n_text gemma4_text "
+            "gemma4_unified_text lara_mini",
         ),
         DECODER,
         QKV_PROJ,
+        TEXT_ONLY,
+        (WITHOUT_TOWER,),
     ),
-    Architecture(
-        "Multimodal, text tower",
-        types(
-            "model",
-            "llava llava_next llava_next_video llava_onevision vipllava video_llava mistral3 gemma3 gemma3n gemma4 "
-            "paligemma qwen2_vl qwen2_5_vl qwen3_vl qwen3_vl_moe internvl aya_vision glm4v cohere2_vision got_ocr2 "
-            "embedding_gemma2",
-        ),
-        (Slot("layers.{layer}.self_attn", "text", TEXT_LAYERS),),
-        QKV_PROJ,
-        ("language_model.", "language_model.model.", "model.language_model.", "model.language_model.model."),
-        ((r"^(language_model\.|language_model\.model\.|model\.)layers\.", "model.language_model.layers.", 4),),
-    ),
-    Architecture(
-        "Multimodal, text tower (Idefics)",
-        types("model", "idefics2 idefics3 smolvlm"),
-        (Slot("text_model.layers.{layer}.self_attn", "text", TEXT_LAYERS),),
-        QKV_PROJ,
-    ),
-    Architecture(
-        "Llama-4 multimodal, text tower",
-        types("language_model.model", "llama4"),
-        (Slot("layers.{layer}.self_attn", "text", TEXT_LAYERS),),
-        QKV_PROJ,
-    ),
+    *MULTIMODAL_ROWS,
     Architecture(
         "OPT-like decoder",
         {"opt": "model", "biogpt": "biogpt"},
@@ -156,6 +142,8 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         },
         (Slot("encoder.layer.{layer}.attention", count=LAYERS),),
         _BERT,
+        # The first needs a picture tower of another library, the attention of the second runs only on CUDA.
+        unproven=frozenset(["layoutlmv2", "mra"]),
     ),
     Architecture("MPNet", {"mpnet": "mpnet"}, (Slot("encoder.layer.{layer}.attention.attn", count=LAYERS),), _T5),
     Architecture(

@@ -74,7 +74,10 @@ def _parts(count: Count, config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     have to agree."""
     if not count.within:
         return [config]
-    nested = config.get(count.within), config.get(f"{count.within}_dict")
+    *outer, last = count.within.split(".")
+    for name in outer:
+        config = part if isinstance(part := config.get(name), Mapping) else {}
+    nested = config.get(last), config.get(f"{last}_dict")
     return [part for part in nested if isinstance(part, Mapping)]
 
 

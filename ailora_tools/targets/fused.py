@@ -8,12 +8,15 @@ from __future__ import annotations
 from ..matrices import layouts
 from .rows import (
     DECODER,
+    LATENT_LEAVES,
     LAYERS,
     N_LAYER,
     N_LAYERS,
     QKV_PROJ,
     STRICT,
+    TEXT_ONLY,
     VISION_LAYERS,
+    WITHOUT_TOWER,
     Architecture,
     Count,
     Slot,
@@ -27,13 +30,18 @@ FUSED_ROWS: tuple[Architecture, ...] = (
         types("model", "qwen3_next qwen3_5_text qwen3_5_moe_text"),
         DECODER,
         QKV_PROJ,
+        TEXT_ONLY,
+        (WITHOUT_TOWER,),
         layouts={"q_proj": layouts.GATE},
     ),
     Architecture(
         "Decoder with latent attention",
-        types("model", "deepseek_v2 deepseek_v3"),
+        types(
+            "model",
+            "deepseek_v2 deepseek_v3 deepseek_v32 kimi_k2 glm_moe_dsa glm4_moe_lite youtu minicpm3 mistral4 axk1",
+        ),
         DECODER,
-        {"q": ("q_b_proj", "q_proj"), "k": ("kv_b_proj",), "v": ("kv_b_proj",), "o": ("o_proj",)},
+        LATENT_LEAVES,
         layouts={"kv_b_proj": layouts.LATENT},
     ),
     Architecture(
@@ -45,7 +53,7 @@ FUSED_ROWS: tuple[Architecture, ...] = (
     ),
     Architecture(
         "GPT-NeoX",
-        {"gpt_neox": "gpt_neox"},
+        {"gpt_neox": "gpt_neox", "gpt_neox_japanese": "gpt_neox_japanese"},
         (Slot("layers.{layer}.attention", count=LAYERS),),
         fused("query_key_value", "dense"),
         layouts={"query_key_value": layouts.PER_HEAD},

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from ..matrices.layouts import Layout
 from ..methods import ROLES
 from .architectures import LEAF_LAYOUTS, LEAF_PAIRS
-from .rows import STRICT, Architecture, Count
+from .rows import STRICT, Architecture, Count, Slot
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,15 @@ class Match:
 
 def match_table(row: Architecture, base: str, names: Iterable[str], roles: Sequence[str]) -> list[Match]:
     """All tensors that a slot of the row describes, under any prefix that its checkpoints use."""
-    prefixes = sorted({"", *row.prefixes, *([f"{base}."] if base else [])}, key=len, reverse=True)
-    head = "|".join(re.escape(prefix) for prefix in prefixes)
-    patterns = [
-        (role, slot, re.compile(rf"(?P<prefix>{head}){_expression(slot.path)}\.{re.escape(leaf)}\.weight"), leaf)
-        for slot in row.slots
-        for role in roles
-        for leaf in row.leaves[role]
-    ]
+    return match_under(row, {"", *row.prefixes, *([f"{base}."] if base else [])}, names, roles)
+
+
+def match_under(
+    row: Architecture, prefixes: Collection[str], names: Iterable[str], roles: Sequence[str]
+) -> list[Match]:
+    """All tensors that a slot of the row describes, under one of these prefixes."""
+    head = "|".join(re.escape(prefix) for prefix in sorted(prefixes, key=len, reverse=True))
+    patterns = list(_patterns(row, head, roles))
     found = []
     for name in names:
         roles_here: set[str] = set()
@@ -52,6 +53,25 @@ def match_table(row: Architecture, base: str, names: Iterable[str], roles: Seque
     return found
 
 
+def prefixes_of(row: Architecture, names: Iterable[str], roles: Sequence[str]) -> list[str]:
+    """Whatever stands before the slots of the row in these names; where one slot is the end of another, the less."""
+    patterns = [pattern for _, _, pattern, _ in _patterns(row, r"(?:[^.]+\.)*?", roles)]
+    found = set()
+    for name in names:
+        if hits := [hit["prefix"] for pattern in patterns if (hit := pattern.fullmatch(name))]:
+            found.add(min(hits, key=len))
+    return sorted(found)
+
+
+def _patterns(row: Architecture, head: str, roles: Sequence[str]) -> Iterator[tuple[str, Slot, re.Pattern[str], str]]:
+    """(role, slot, expression for names, leaf) of every slot; `head` is an expression for what stands before it."""
+    for slot in row.slots:
+        for role in roles:
+            for leaf in row.leaves[role]:
+                path = rf"(?P<prefix>{head}){_expression(slot.path)}\.{re.escape(leaf)}\.weight"
+                yield role, slot, re.compile(path), leaf
+
+
 def match_leaves(names: Sequence[str], roles: Sequence[str]) -> list[Match]:
     """For a model that no row describes: the first set of leaf names that is there for every role."""
     for leaves in LEAF_PAIRS:
@@ -61,11 +81,14 @@ def match_leaves(names: Sequence[str], roles: Sequence[str]) -> list[Match]:
     return []
 
 
-def match_template(template: str, role: str, names: Iterable[str]) -> list[Match]:
-    """Tensors named by a template such as `blocks.{layer}.attn.wq.weight`; without `{layer}`, layer 0."""
+def match_template(template: str, role: str, names: Iterable[str], row: Architecture | None) -> list[Match]:
+    """Tensors named by a template such as `blocks.{layer}.attn.wq.weight`; without `{layer}`, layer 0. Where the row
+    has a layout for the leaf, only some of their lines are the projection."""
     pattern = re.compile(_expression(template))
     hits = ((name, pattern.fullmatch(name)) for name in names)
-    return [Match(role, int(hit.groupdict().get("layer") or 0), "", name) for name, hit in hits if hit]
+    leaf = template.removesuffix(".weight").rsplit(".", 1)[-1]
+    layout = row.layouts.get(leaf) if row and leaf in row.leaves[role] else None
+    return [Match(role, int(hit.groupdict().get("layer") or 0), "", name, layout=layout) for name, hit in hits if hit]
 
 
 def _expression(path: str) -> str:

@@ -12,6 +12,7 @@ from ..matrices.layouts import LATENT
 from ..matrices.quantisation import Quantised
 from .architectures import FUSED
 from .matching import Match
+from .multimodal import OTHER_TOWERS
 from .rows import Architecture
 
 _FEW = 5  # layers for multi-token prediction; a tower with more than that beyond the count is another one
@@ -33,6 +34,15 @@ def by_names(kind: str | None, found: Sequence[Match], checkpoint: Checkpoint) -
         "check them with `inspect`"
     )
     return [told, *_lookalikes(checkpoint, {match.tensor for match in found})]
+
+
+def about_type(kind: str | None, row: Architecture | None) -> list[str]:
+    """Whether this type's class has been run by a test, as the rest of its row."""
+    told = (
+        f"what the table says of model type {kind!r} is read from its published code, no test has run its class: "
+        "compare the model with base and adapter against the original before training"
+    )
+    return [told] if row and kind in row.unproven else []
 
 
 def about_layouts(matches: Sequence[Match]) -> list[str]:
@@ -137,13 +147,8 @@ def left_alone(row: Architecture, names: Sequence[str], found: Sequence[Match], 
         return []
     if len(others) == 1:
         return [f"{others[0]}, of another part of the model, is left alone"]
-    parts = dict.fromkeys(f"{_part(name)}.*" for name in others)
-    return [f"{len(others)} tensors of other parts of the model are left alone, such as {listed(list(parts), 4)}"]
-
-
-def _part(name: str) -> str:
-    """What stands before the numbered layers: "vision_tower.encoder" of "vision_tower.encoder.layers.0.q.weight"."""
-    return re.split(r"\.\d+\.", name)[0].rpartition(".")[0] or name.partition(".")[0]
+    parts = listed(sorted({_part(name) for name in others}))
+    return [f"{len(others)} tensors of other parts of the model are left alone, such as {parts}"]
 
 
 def not_found(
@@ -152,14 +157,12 @@ def not_found(
     """Say why: fused, quantised, or unknown; with the names that look like attention."""
     what = " and ".join(f"W^{role.upper()}" for role in lacking)
     where = f"{checkpoint.location} (model type {kind or 'not stated'})"
-    for name, stored in checkpoint.tensors.items():
-        last = leaf(name)
-        mixer = last == "in_proj" and not _looks_like(name)  # Mamba layers have one, too
-        if last in FUSED and len(stored.shape) == 2 and not mixer:
-            return TargetError(
-                f"{where}: no tensor of its own for {what}: {name} {list(stored.shape)} holds {FUSED[last]}.",
-                "In which order its lines hold them is not known for this model type, and guessing would do harm.",
-            )
+    if name := next(iter(fused_tensors(checkpoint)), None):
+        return TargetError(
+            f"{where}: no tensor of its own for {what}: {name} {list(checkpoint.tensors[name].shape)} holds "
+            f"{FUSED[leaf(name)]}.",
+            "In which order its lines hold them is not known for this model type, and guessing would do harm.",
+        )
     near = [name for name, stored in checkpoint.tensors.items() if len(stored.shape) == 2 and _looks_like(name)]
     known = f"a {row.family} checkpoint should have them" if row else "the model type is not in the table"
     return TargetError(
@@ -170,9 +173,24 @@ def not_found(
     )
 
 
+def fused_tensors(checkpoint: Checkpoint) -> list[str]:
+    """Names that say several projections in one; those of the text model first."""
+    found = []
+    for name, stored in checkpoint.tensors.items():
+        mixer = leaf(name) == "in_proj" and not _looks_like(name)  # Mamba layers have one, too
+        if leaf(name) in FUSED and len(stored.shape) == 2 and not mixer:
+            found.append(name)
+    return sorted(found, key=lambda name: bool(OTHER_TOWERS.search(name)))
+
+
 def leaf(name: str) -> str:
     """The last part of the name of a module, or of its weight."""
     return name.removesuffix(".weight").rsplit(".", 1)[-1]
+
+
+def _part(name: str) -> str:
+    """The stack that a tensor lies in: vision_tower.encoder.layers.0.self_attn.q_proj.weight, vision_tower.encoder.*"""
+    return f"{re.split(r'(?:^|[.])[^.]+[.][0-9]+[.]', name)[0]}.*"
 
 
 def _looks_like(name: str) -> bool:

@@ -11,17 +11,21 @@ from ..checkpoint.header import FLOATS, StoredTensor
 from ..checkpoint.index import Checkpoint
 from ..errors import OptionError, TargetError, listed
 from ..matrices.quantisation import MAINS, Quantised, find_quantised, logical_name, quantization_config
+from ..matrices.text_config import text_config
 from ..methods import ROLES
-from .architectures import BY_MODEL_TYPE, UNREACHABLE
+from .architectures import UNREACHABLE
 from .counted import sort_out
 from .matching import Match, match_leaves, match_table, match_template
 from .module_names import installed_transformers_major, module_path
+from .multimodal import OTHER_TOWERS
 from .notices import (
     about_few_bits,
     about_layouts,
+    about_type,
     about_unbuilt,
     beyond,
     by_names,
+    fused_tensors,
     incomplete,
     leaf,
     left_alone,
@@ -30,8 +34,10 @@ from .notices import (
     skipped,
 )
 from .projections import Plan, Target
+from .recognition import Known, known, match_text_model
 from .rows import Architecture
 from .selection import Selection, parse_layers
+from .sizes import require_sizes
 
 
 def make_plan(
@@ -48,11 +54,10 @@ def make_plan(
     to be looked at but not to be written. Raises OptionError for layers that are not there, or that the class does not
     build: what it has no module for is left alone, and told.
     """
-    kind, config = checkpoint.model_type, checkpoint.config
-    row = BY_MODEL_TYPE.get(kind or "")
-    base = row.model_types[kind] if row and kind else ""
+    kind, config, model = checkpoint.model_type, checkpoint.config, known(checkpoint)
+    row, base = model.row, model.base
     stored_names = {logical_name(name): name for name in checkpoint.tensors}
-    matches, notices = _find(checkpoint, list(stored_names), kind, row, base, selection)
+    matches, notices = _find(checkpoint, list(stored_names), model, selection)
     major = transformers_major or installed_transformers_major()
     found = []
     for match in matches:
@@ -67,13 +72,15 @@ def make_plan(
     few_bits = {name: held for name in names if (held := find_quantised(checkpoint, name))}
     _require_usable(found, few_bits, quantised, quantization_config(config).get("quant_method"))
     targets = [_target(one, config, few_bits.get(one.stored.name)) for one in found]
+    require_sizes(model, config, targets)
     targets.sort(key=lambda target: (target.stored.file, target.stored.start, ROLES.index(target.role)))
     notices += [*about_unbuilt(unbuilt), *skipped(matches, checkpoint), *([] if row else beyond(config, matches))]
-    notices += [*about_few_bits(few_bits), *about_layouts(matches), *incomplete(matches, selection.roles)]
+    notices += [*about_few_bits(few_bits), *about_type(kind, row), *about_layouts(matches)]
+    notices += incomplete(matches, selection.roles)
     family = row.family if row else "Recognised by names"
     return Plan(
         kind, family, tuple(targets), (*checkpoint.files.notices, *notices), unbuilt,
-        counted=row is not None and sorting.decided and not selection.templates,
+        counted=row is not None and row.proves(str(kind)) and sorting.decided and not selection.templates,
     )  # fmt: skip
 
 
@@ -102,14 +109,14 @@ def target_modules(plan: Plan, checkpoint: Checkpoint) -> list[str]:
 
 
 def _find(
-    checkpoint: Checkpoint, names: list[str], kind: str | None, row: Architecture | None, base: str,
-    selection: Selection,
-) -> tuple[list[Match], list[str]]:  # fmt: skip
+    checkpoint: Checkpoint, names: list[str], model: Known, selection: Selection
+) -> tuple[list[Match], list[str]]:
     """Matches and notices; TargetError if a role is nowhere."""
-    templates = selection.templates
-    known = match_table(row, base, names, ROLES) if row and templates else []
-    counts = {match.tensor: match.count for match in known}
-    matches = [match for role, text in templates.items() for match in _by_template(text, role, names)]
+    templates, kind, row = selection.templates, model.kind, model.row
+    of = row or model.inner_row
+    matches = [match for role, text in templates.items() for match in _by_template(text, role, names, of)]
+    in_table = match_table(row, model.base, names, ROLES) if row and templates else []
+    counts = {match.tensor: match.count for match in in_table}
     matches = [replace(match, count=counts.get(match.tensor)) for match in matches]
     rest = [role for role in selection.roles if role not in templates]
     if kind in UNREACHABLE:
@@ -117,16 +124,37 @@ def _find(
             f"{checkpoint.location}: {kind} models cannot be worked on: {UNREACHABLE[kind]}.",
             "Choose a model of another type.",
         )
-    found = match_table(row, base, names, rest) if row else match_leaves(names, rest)
-    notices = left_alone(row, names, found, rest) if row else by_names(kind, found, checkpoint)
+    found, notices = _in_table(model, checkpoint, names, rest)
+    if not found and row is None:
+        found, notices = _by_names(checkpoint, names, rest)
     lacking = [role for role in rest if role not in {match.role for match in found}]
     if lacking:
         raise not_found(checkpoint, kind, row, lacking)
     return matches + found, notices
 
 
-def _by_template(template: str, role: str, names: list[str]) -> list[Match]:
-    found = match_template(template, role, names)
+def _in_table(
+    model: Known, checkpoint: Checkpoint, names: list[str], roles: list[str]
+) -> tuple[list[Match], list[str]]:
+    """What a row describes, that of the type or else that of its text model, and what is left alone."""
+    if model.row is not None:
+        found = match_table(model.row, model.base, names, roles)
+        return found, left_alone(model.row, names, found, roles)
+    found, notices = match_text_model(model, checkpoint, names, roles)
+    return found, [*notices, *(left_alone(model.inner_row, names, found, roles) if model.inner_row else [])]
+
+
+def _by_names(checkpoint: Checkpoint, names: list[str], roles: list[str]) -> tuple[list[Match], list[str]]:
+    """Nothing if only a picture or sound tower would be taken, and the text model's are fused in an unknown order."""
+    found = match_leaves(names, roles)
+    fused_text = any(not OTHER_TOWERS.search(name) for name in fused_tensors(checkpoint))
+    if fused_text and all(OTHER_TOWERS.search(match.tensor) for match in found):
+        return [], []
+    return found, by_names(checkpoint.model_type, found, checkpoint)
+
+
+def _by_template(template: str, role: str, names: list[str], row: Architecture | None) -> list[Match]:
+    found = match_template(template, role, names, row)
     if not found:
         near = get_close_matches(template.replace("{layer}", "0"), names, 3, 0.3)
         raise TargetError(
@@ -197,7 +225,7 @@ def _target(found: _Found, config: Mapping[str, Any], held: Quantised | None) ->
     part = None
     if match.layout is not None:
         lines, inputs = (columns, rows) if match.layout.transposed else (rows, columns)
-        part = match.layout.part(config, match.role, lines, match.layer, match.tensor)
+        part = match.layout.part(text_config(config), match.role, lines, match.layer, match.tensor)
         shape = (part.lines, inputs)
     return Target(
         role=match.role, layer=match.layer, stack=match.stack, module=found.module, shape=shape, stored=stored,

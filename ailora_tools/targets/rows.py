@@ -13,8 +13,8 @@ class Count:
     """By which fields of config.json a class counts the layers of a stack.
 
     fields: names of one number (transformers' `attribute_map` has a second one for some); none: the loader is strict
-    and takes no file with further layers. within: the part of config.json that they stand in. otherwise: the fields
-    that hold where none of `fields` is stated.
+    and takes no file with further layers. within: the part of config.json that they stand in, `a.b` for one in another.
+    otherwise: the fields that hold where none of `fields` is stated.
     """
 
     fields: tuple[str, ...]
@@ -53,6 +53,7 @@ class Architecture:
     prefixes: further prefixes under which checkpoints keep the same tower (multimodal models).
     renames: (expression, replacement, first transformers major) from checkpoint path to module path.
     layouts: leaf -> how a tensor of that name holds several projections; without one it is a projection itself.
+    unproven: those of the types whose class no test has run, since it cannot be run here.
     """
 
     family: str
@@ -62,6 +63,12 @@ class Architecture:
     prefixes: tuple[str, ...] = ()
     renames: tuple[tuple[str, str, int], ...] = ()
     layouts: Mapping[str, Layout] = field(default_factory=dict)
+    unproven: frozenset[str] = frozenset()
+
+    def proves(self, model_type: str) -> bool:
+        """Whether a test has run the class of this type and seen what the row says of it."""
+        of_class = model_type in self.model_types and model_type not in self.unproven
+        return of_class and all(layout.proven for layout in self.layouts.values())
 
 
 def types(prefix: str, names: str) -> dict[str, str]:
@@ -74,6 +81,8 @@ def leaves(q: str, k: str, v: str, *o: str) -> dict[str, tuple[str, ...]]:
     return {"q": (q,), "k": (k,), "v": (v,), "o": o}
 
 
+# Queries go through a latent as well in all but small models; the keys' and values' latent is kv_a_proj_with_mqa.
+LATENT_LEAVES = {"q": ("q_b_proj", "q_proj"), "k": ("kv_b_proj",), "v": ("kv_b_proj",), "o": ("o_proj",)}
 QKV_PROJ = leaves("q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "dense")
 
 
@@ -83,3 +92,7 @@ def fused(leaf: str, *o: str) -> dict[str, tuple[str, ...]]:
 
 
 DECODER = (Slot("layers.{layer}.self_attn", count=LAYERS),)
+
+# The text model of a multimodal one, opened by itself from the files of the whole.
+TEXT_ONLY = ("model.language_model.",)
+WITHOUT_TOWER = (r"^model\.language_model\.", "model.", 5)

@@ -36,8 +36,9 @@ def judge(answer: Answer, plan: Plan, location: str, by_hand: bool = False) -> V
             return _unchecked(f"the tensors were named by hand, and {answer['class']} has no {listed(strange)}")
         raise TargetError(
             f"{location}: {answer['class']} has no {listed(strange)}.",
-            f"The names are for transformers {answer['version']}; for another major version use "
-            "--transformers-major 4 or 5.",
+            f"In transformers {answer['version']} they are not there, or have other names than in the file, and no "
+            "adapter would reach them. The table needs a row for such models (examples/guide/models.md, Adding an "
+            "architecture).",
         )
     return Verdict(exact=not answer["extra"], unbuilt=tuple(missing))
 

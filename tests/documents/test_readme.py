@@ -145,7 +145,7 @@ def test_the_tables_are_those_of_the_code() -> None:
     texts = {page.name: page.read_text(encoding="utf-8") for page in PAGES[1:]}
     assert all(tables.written(text) == text for text in texts.values()), "run: python examples/guide_tables.py"
     assert all(f"<!-- {name} -->\n" in "".join(texts.values()) for name in tables.TABLES)
-    assert len(tables.proven_types()) >= 45
+    assert "layoutlm, *layoutlmv2*, layoutlmv3" in texts["models.md"], "what is not proven is in italics"
     assert all(f"| `{name}`" in texts["methods.md"] for name in METHODS)
     assert all(f"- `{name}`: " in texts["methods.md"] for name in RULES)
 

@@ -353,7 +353,7 @@ def classes_of(model_type: str) -> list[str]:
 # Every size that a config may have, and what single types need besides; None leaves a field to its default.
 _SHRUNKEN = {
     **dict.fromkeys(("hidden_size", "d_model", "n_embd", "dim", "emb_dim", "embedding_size", "embed_dim"), 48),
-    **dict.fromkeys(("word_embed_proj_dim", "original_embedding_size"), 48),
+    **dict.fromkeys(("word_embed_proj_dim", "original_embedding_size", "projection_size"), 48),
     **dict.fromkeys(("num_hidden_layers", "n_layers", "n_layer", "num_layers", "encoder_layers", "decoder_layers"), 2),
     **dict.fromkeys(("num_decoder_layers", "depth", "num_key_value_heads", "num_kv_heads"), 2),
     **dict.fromkeys(("num_global_key_value_heads", "num_experts_per_tok", "moe_k", "num_feat_extract_layers"), 2),
@@ -369,19 +369,33 @@ _SHRUNKEN = {
     **dict.fromkeys(("n_group", "topk_group", "mamba_n_groups", "bos_token_id", "decoder_start_token_id"), 1),
     "d_kv": 12, "mamba_n_heads": 8, "mamba_d_head": 12, "mamba_d_ssm": 96, "xpath_unit_hidden_size": 8,
     "num_conv_pos_embedding_groups": 2, "conv_dim": (16, 16), "conv_stride": (4, 4), "conv_kernel": (5, 5),
-    "pad_token_id": 0, "eos_token_id": 2, "num_kv_shared_layers": 0,
+    "pad_token_id": 0, "eos_token_id": 2, "num_kv_shared_layers": 0, "base_channels": 32,
 }  # fmt: skip
 _NO_STAGES = dict.fromkeys(("out_features", "stage_names", "out_indices", "_out_features", "_out_indices"))
 _FOUR = {
     "num_hidden_layers": 4, "num_kv_shared_layers": 2, "layer_types": ["sliding_attention", "full_attention"] * 2,
     "activation_sparsity_pattern": None, "per_layer_config": None,
 }  # fmt: skip
+_LATENT = {
+    "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 12, "qk_head_dim": 12, "head_dim": 4,
+    "num_key_value_heads": 4, "q_lora_rank": 24, "kv_lora_rank": 16, "index_head_dim": 8, "index_n_heads": 2,
+    "num_experts_per_tok": 2,
+}  # fmt: skip
+_LATENT_TYPES = (
+    "deepseek_v2", "deepseek_v3", "deepseek_v32", "glm_moe_dsa", "glm4_moe_lite", "youtu", "minicpm3", "mistral4",
+    "axk1", "axk2",
+)  # fmt: skip
+# Positions have three axes, each with a share of the rotated pairs.
+_THREE_AXES = (
+    "qwen2_vl_text", "qwen2_5_vl_text", "qwen2_5_omni_text", "qwen3_omni_moe_text", "qwen3_vl_text",
+    "qwen3_vl_moe_text", "qwen3_5_text", "qwen3_5_moe_text", "glm4v_text", "glm4v_moe_text", "glm_ocr_text",
+    "paddleocr_vl_text",
+)  # fmt: skip
 _NEEDS: Mapping[str, Mapping[str, Any]] = {
     "ministral": {"head_dim": 16},
     "nemotron": {"head_dim": 16, "num_key_value_heads": 2},
     "hunyuan_v1_dense": {"head_dim": 16},
     "hunyuan_v1_moe": {"head_dim": 16},
-    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
     "esm": {"vocab_size": 99, "pad_token_id": 0, "mask_token_id": 3},
     "beit": _NO_STAGES,
@@ -395,6 +409,17 @@ _NEEDS: Mapping[str, Mapping[str, Any]] = {
     "embedding_gemma2_text": {**_FOUR, "num_kv_shared_layers": 0},
     "gemma4": {"audio_config": None},
     "dbrx": _DBRX,
+    **dict.fromkeys(_LATENT_TYPES, _LATENT),
+    "gemma4_unified_text": _FOUR,
+    "bros": {
+        "hidden_size": 64,
+        **dict.fromkeys(("dim_bbox_projection", "dim_bbox_sinusoid_emb_1d", "dim_bbox_sinusoid_emb_2d")),
+    },
+    "layoutlmv3": {"coordinate_size": 8, "shape_size": 8, "input_size": 32},
+    "helium": {"head_dim": 12},
+    "stablelm": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
+    "xmod": {"default_language": "en_XX"},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "attention_layers": None},
 }
 
@@ -419,4 +444,8 @@ def _shrink(fields: Mapping[str, Any], model_type: str) -> dict[str, Any]:
         elif name != "transformers_version":
             result[name] = value
     needs = _NEEDS.get(model_type, {})
+    if model_type in _THREE_AXES:
+        head = result.get("head_dim") or result["hidden_size"] // result["num_attention_heads"]
+        third, rest = divmod(int(head * (result["rope_parameters"].get("partial_rotary_factor") or 1)) // 2, 3)
+        needs = {"rope_parameters": {**result["rope_parameters"], "mrope_section": [third + rest, third, third]}}
     return {name: value for name, value in {**result, **needs}.items() if name not in needs or value is not None}

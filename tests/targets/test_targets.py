@@ -13,7 +13,8 @@ import transformers
 from hypothesis import example, given
 from hypothesis import strategies as st
 from kit.checkpoints import llama_tensors, write_checkpoint
-from kit.families import FAMILIES, build, classes_of, output, shrunken
+from kit.every_type import ALIASES, PROVEN, both_classes, build_type
+from kit.families import FAMILIES, build, classes_of, output
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
@@ -365,7 +366,7 @@ def test_one_tower_of_clip_loses_its_prefix_in_transformers_5(tower: str, tmp_pa
 
 # Their code comes with the model; what the table says of them is marked as unproven.
 REMOTE = {name for name, row in BY_MODEL_TYPE.items() if any(not layout.proven for layout in row.layouts.values())}
-REMOTE |= {"timm"}  # another library's, proven in test_vision.py
+REMOTE |= {"timm"} | ALIASES.keys()  # another library's, proven in test_vision.py; other names of types in the table
 
 
 @pytest.mark.parametrize("model_type", sorted(BY_MODEL_TYPE.keys() - REMOTE))
@@ -377,20 +378,15 @@ def test_the_base_prefix_is_that_of_the_classes(model_type: str) -> None:
     assert wanted.split(".")[-1] in prefixes or wanted == ""
     if wanted == "":
         family = BY_MODEL_TYPE[model_type].family
-        assert family == "T5-like" or family.startswith(("CLIP-like", "BLIP"))
+        assert family == "T5-like" or family.startswith(("CLIP-like", "BLIP", "Qwen-Omni"))
 
 
-# Not built here: two need libraries that the tests do without, the third has no auto class (it is in `families`).
-UNBUILT = {"gemma3n", "layoutlmv2", "siglip_text_model"}
-
-
-@pytest.mark.parametrize("model_type", sorted(BY_MODEL_TYPE.keys() - UNBUILT - REMOTE))
+@pytest.mark.parametrize("model_type", PROVEN)
 def test_every_model_type_of_the_table_has_its_projections_there(model_type: str, tmp_path: Path) -> None:
     """As a body and with a head, shrunken from its default config: every tensor is the weight of its module."""
-    for name in classes_of(model_type)[:2]:
-        torch.manual_seed(0)
-        model = getattr(transformers, name)(shrunken(model_type))
-        checkpoint, plan = planned(model, tmp_path / name)
+    for kind in both_classes(model_type):
+        model = build_type(model_type, kind)
+        checkpoint, plan = planned(model, tmp_path / kind.__name__)
         assert {target.role for target in plan.targets} == {"q", "v"}
         for target in plan.targets:
             module = model.get_submodule(target.module)
