@@ -23,9 +23,9 @@ _PARTIAL = (
 )  # fmt: skip
 
 # In the last `num_kv_shared_layers` layers of these, keys and values are those of a layer before.
-_SHARING = ("gemma3n", "gemma3n_text", "gemma4", "gemma4_text")
+_SHARING = ("gemma3n", "gemma3n_text", "gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text")
 # With `attention_k_eq_v` the values of their layers of full attention are the keys.
-_KEYS_AS_VALUES = ("gemma4", "gemma4_text")
+_KEYS_AS_VALUES = ("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text")
 _SHARED = ("num_kv_shared_layers", "attention_k_eq_v")
 
 # Here `layer_types` decides which layers have attention at all.

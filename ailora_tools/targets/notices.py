@@ -147,7 +147,7 @@ def left_alone(row: Architecture, names: Sequence[str], found: Sequence[Match], 
         return []
     if len(others) == 1:
         return [f"{others[0]}, of another part of the model, is left alone"]
-    parts = listed(sorted({_part(name) for name in others}))
+    parts = listed(sorted({_part(name) for name in others}), 6)
     return [f"{len(others)} tensors of other parts of the model are left alone, such as {parts}"]
 
 
@@ -189,8 +189,10 @@ def leaf(name: str) -> str:
 
 
 def _part(name: str) -> str:
-    """The stack that a tensor lies in: vision_tower.encoder.layers.0.self_attn.q_proj.weight, vision_tower.encoder.*"""
-    return f"{re.split(r'(?:^|[.])[^.]+[.][0-9]+[.]', name)[0]}.*"
+    """The stack that a tensor lies in: "vision_tower.encoder.*" of vision_tower.encoder.layers.0.self_attn.q.weight;
+    where no layer is numbered, its attention: "merger.self_attn.*"."""
+    numbered = re.search(r"(?:^|\.)[^.]+\.\d+\.", name)
+    return f"{name[: numbered.start()] if numbered else name.rsplit('.', 2)[0]}.*"
 
 
 def _looks_like(name: str) -> bool:

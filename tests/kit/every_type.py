@@ -55,14 +55,19 @@ def both_classes(model_type: str) -> list[type[nn.Module]]:
     return list(dict.fromkeys([*bodies, class_of(model_type)]))
 
 
-def build_type(model_type: str, kind: type[nn.Module] | None = None) -> nn.Module:
-    """Every size small, the matrices large enough that no part of the model drowns in another."""
-    torch.manual_seed(0)
+def config_of(model_type: str) -> hf.PretrainedConfig:
+    """Its default config with every size small."""
     config = shrunken(ALIASES.get(model_type, model_type))
     for name, value in _CHANGES.get(model_type, {}).items():
         setattr(config, name, value)
+    return config
+
+
+def build_type(model_type: str, kind: type[nn.Module] | None = None) -> nn.Module:
+    """Every size small, the matrices large enough that no part of the model drowns in another."""
+    torch.manual_seed(0)
     with without_timm(), torch.no_grad():
-        model = (kind or class_of(model_type))(config).eval()
+        model = (kind or class_of(model_type))(config_of(model_type)).eval()
         for parameter in model.parameters():
             if parameter.ndim >= 2:
                 parameter.normal_(std=0.2)

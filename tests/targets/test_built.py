@@ -13,7 +13,7 @@ import pytest
 import torch
 import transformers
 from kit.checkpoints import llama_tensors, write_checkpoint
-from kit.families import classes_of, shrunken
+from kit.every_type import PROVEN, class_of, config_of, without_timm
 from kit.surplus import add, further_layers, prediction_layers, restate
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -27,31 +27,20 @@ from ailora_tools.targets.plan import make_plan
 from ailora_tools.targets.projections import Plan
 from ailora_tools.targets.selection import Selection
 
-# Code of the model, and a library of its own (test_vision.py).
-REMOTE = {name for name, row in BY_MODEL_TYPE.items() if any(not layout.proven for layout in row.layouts.values())}
-REMOTE |= {"timm"}
-UNBUILT = {"layoutlmv2", "gemma3n"}  # need libraries that the tests do without; the latter's text tower is below
-# Types without an auto class, or whose body is named like a part.
-CLASSES = {
-    "siglip_text_model": "SiglipTextModel",
-    "blip_vision_model": "BlipVisionModel",
-    "blip_2_vision_model": "Blip2VisionModel",
-    "pop2piano": "Pop2PianoForConditionalGeneration",
-    "speech_to_text": "Speech2TextForConditionalGeneration",
-}
-TYPES = sorted(BY_MODEL_TYPE.keys() - REMOTE - UNBUILT)
 ROLES = ("q", "k", "v", "o")
 
 
 def saved(model_type: str, folder: Path, **changes: Any) -> nn.Module:
-    """The class that most checkpoints of the type name: with a head where there is one."""
+    """The class that most checkpoints of the type name, under the name of the type."""
     torch.manual_seed(0)
-    name = CLASSES.get(model_type) or classes_of(model_type)[:2][-1]
-    config = shrunken(model_type)
+    config = config_of(model_type)
     for field, value in changes.items():
         setattr(config, field, value)
-    model = getattr(transformers, name)(config)
+    with without_timm():
+        model = class_of(model_type)(config)
     model.save_pretrained(folder)
+    described = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**described, "model_type": model_type}))
     return model
 
 
@@ -67,7 +56,7 @@ def linear(model: nn.Module) -> set[str]:
     return {path for path, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
 
 
-@pytest.mark.parametrize("model_type", TYPES)
+@pytest.mark.parametrize("model_type", PROVEN)
 def test_what_no_class_loads_is_in_no_plan_and_told(model_type: str, tmp_path: Path) -> None:
     """A layer behind the last one and a layer under `mtp.` change nothing but the notices."""
     model = saved(model_type, tmp_path)
