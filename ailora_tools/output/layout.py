@@ -70,21 +70,24 @@ def lay_out(checkpoint: Checkpoint, changed: Iterable[StoredTensor], base_dtype:
     return {shard: layout_of(header, dtypes[shard]) for shard, header in checkpoint.headers.items()}
 
 
-def restate_total(tree: Path, checkpoint: Checkpoint, dtypes: Mapping[str, str]) -> None:
-    """Write the total anew into the index that was copied to `tree`, where it changes."""
-    if checkpoint.index_name is not None and not keeps_total(checkpoint, dtypes):
+def restate_index(tree: Path, checkpoint: Checkpoint, dtypes: Mapping[str, str]) -> None:
+    """Write the index that was copied to `tree` anew, where it would not be right."""
+    if checkpoint.index_name is not None and not keeps_index(checkpoint, dtypes):
         index = read_json(LocalFiles(tree), checkpoint.index_name, INDEX_BYTES)
         write_json(tree / checkpoint.index_name, restated(index, checkpoint, dtypes))
 
 
-def keeps_total(checkpoint: Checkpoint, dtypes: Mapping[str, str]) -> bool:
-    """Whether the tensors named in `dtypes` have those dtypes in the checkpoint already."""
-    return all(checkpoint.tensors[name].dtype == dtype for name, dtype in dtypes.items())
+def keeps_index(checkpoint: Checkpoint, dtypes: Mapping[str, str]) -> bool:
+    """Whether the source's index is right, and the tensors named in `dtypes` have those dtypes in it already."""
+    same = all(checkpoint.tensors[name].dtype == dtype for name, dtype in dtypes.items())
+    return checkpoint.sound_index and same
 
 
 def restated(index: Mapping[str, Any], checkpoint: Checkpoint, dtypes: Mapping[str, str]) -> dict[str, Any]:
-    """An index whose tensors have other dtypes: another total, and everything else as it was."""
+    """An index whose tensors have other dtypes: another total; it names what the shards hold, the rest is as it was."""
     entries = checkpoint.tensors.items()
     total = sum(tensor_bytes(dtypes.get(name, stored.dtype), stored.shape) for name, stored in entries)
     stated = index.get("metadata")  # published ones have null here, too
-    return {**index, "metadata": {**(stated if isinstance(stated, dict) else {}), "total_size": total}}
+    weight_map = index["weight_map"] if checkpoint.sound_index else {name: stored.file for name, stored in entries}
+    metadata = {**(stated if isinstance(stated, dict) else {}), "total_size": total}
+    return {**index, "metadata": metadata, "weight_map": weight_map}

@@ -9,7 +9,8 @@ from typing import Any
 
 from ..checkpoint.header import FLOATS, StoredTensor
 from ..checkpoint.index import Checkpoint
-from ..errors import OptionError, TargetError, listed
+from ..checkpoint.wrapped import wrapped
+from ..errors import CheckpointError, OptionError, TargetError, listed
 from ..matrices.quantisation import MAINS, Quantised, find_quantised, logical_name, quantization_config
 from ..methods import ROLES
 from .architectures import BY_MODEL_TYPE, UNREACHABLE
@@ -37,11 +38,12 @@ def make_plan(
     kind, config = checkpoint.model_type, checkpoint.config
     row = BY_MODEL_TYPE.get(kind or "")
     base = row.model_types[kind] if row and kind else ""
-    stored_names = {logical_name(name): name for name in checkpoint.tensors}
+    stored_names = {logical_name(name): name for name in (*checkpoint.ghosts, *checkpoint.tensors)}
     matches, notices = _find(checkpoint, list(stored_names), kind, row, base, selection)
     notices += skipped(matches, checkpoint)
     if selection.layers is not None:
         matches = _select(matches, parse_layers(selection.layers))
+    _require_held(checkpoint, [stored_names.get(match.tensor, match.tensor) for match in matches])
     major = transformers_major or installed_transformers_major()
     found = []
     for match in matches:
@@ -55,7 +57,7 @@ def make_plan(
     targets.sort(key=lambda target: (target.stored.file, target.stored.start, ROLES.index(target.role)))
     notices += [*about_few_bits(few_bits), *about_layouts(matches), *incomplete(matches, selection.roles)]
     family = row.family if row else "Recognised by names"
-    return Plan(kind, family, tuple(targets), (*checkpoint.files.notices, *notices))
+    return Plan(kind, family, tuple(targets), (*checkpoint.notices, *notices))
 
 
 @dataclass(frozen=True)
@@ -98,8 +100,25 @@ def _find(
     notices = left_alone(row, names, found, rest) if row else by_names(kind, found, checkpoint)
     lacking = [role for role in rest if role not in {match.role for match in found}]
     if lacking:
+        _require_no_prefix(checkpoint, row, base, names, lacking)
         raise not_found(checkpoint, kind, row, lacking)
     return matches + found, notices
+
+
+def _require_no_prefix(
+    checkpoint: Checkpoint, row: Architecture | None, base: str, names: list[str], lacking: list[str]
+) -> None:
+    """CheckpointError if the names would be those of the table behind a prefix, as a trainer's own module leaves it."""
+    firsts = {f"{name.split('.', 1)[0]}." for name in names} if row is not None else set()
+    for prefix in sorted(firsts):
+        inner = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+        if row is not None and {match.role for match in match_table(row, base, inner, lacking)} == set(lacking):
+            raise wrapped(
+                checkpoint.location, f"a module that holds the model as {prefix[:-1]!r}, as in Lightning",
+                prefix + inner[0], len(inner), len(names),
+                f"Unwrap first: save the model inside, module.{prefix}save_pretrained(folder), or take {prefix!r} out "
+                "of the names and save them anew with safetensors.",
+            )  # fmt: skip
 
 
 def _by_template(template: str, role: str, names: list[str]) -> list[Match]:
@@ -122,6 +141,17 @@ def _select(matches: list[Match], wanted: frozenset[int]) -> list[Match]:
             f"The layers with these projections are {min(there)} to {max(there)}.",
         )
     return [match for match in matches if match.layer in wanted]
+
+
+def _require_held(checkpoint: Checkpoint, wanted: Sequence[str]) -> None:
+    """Nothing that is wanted may be in the index alone."""
+    lost = [f"{name} (in {checkpoint.ghosts[name]})" for name in wanted if name in checkpoint.ghosts]
+    if lost:
+        raise CheckpointError(
+            f"{checkpoint.location}: {checkpoint.index_name} names {len(lost)} of {len(wanted)} projections that no "
+            f"shard holds: {listed(lost)}.",
+            "Shards and index come from different exports: fetch them again together.",
+        )
 
 
 def _require_usable(found: Sequence[_Found], few_bits: Mapping[str, Quantised], allowed: bool, method: Any) -> None:

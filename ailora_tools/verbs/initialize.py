@@ -16,7 +16,7 @@ from ..output.adapter import AdapterWriter
 from ..output.atomic import Output, building, require_possible
 from ..output.base import BaseWriter, copy_file, left_out, require_readable
 from ..output.init_folder import InitFolder
-from ..output.layout import restate_total
+from ..output.layout import restate_index
 from ..output.lr_groups import lr_document
 from ..output.manifest import Manifest, ModuleRecord
 from ..output.names import ADAPTER_FOLDER, CARD, LR_GROUPS, MANIFEST, OFFSET_FOLDER
@@ -244,7 +244,7 @@ def _describe(
         copy_file(operation.checkpoint.files, name, tree / name)
     if operation.layouts:
         dtypes = {carrier.stored.name: operation.base_dtype(carrier) for carrier in operation.plan.carriers}
-        restate_total(tree, operation.checkpoint, dtypes)
+        restate_index(tree, operation.checkpoint, dtypes)
     for name in (ADAPTER_FOLDER, OFFSET_FOLDER)[: 1 + operation.offset]:
         write_json(tree / name / ADAPTER_CONFIG, peft_config(operation, short))
     write_text(tree / CARD, card(operation, records))

@@ -21,7 +21,7 @@ from ..checkpoint.source import SourceOptions
 from ..errors import AiloraError, OptionError, TargetError
 from ..output.atomic import Output, making
 from ..output.base import BaseWriter, companions, copy_file, left_out, require_readable
-from ..output.layout import lay_out, restate_total, widened
+from ..output.layout import lay_out, restate_index, widened
 from ..output.manifest import Manifest, read_manifest
 from ..output.names import MANIFEST
 from ..output.place import output_folder
@@ -90,7 +90,7 @@ def merge(
     places = find_places(checkpoint, held)
     layouts = lay_out(checkpoint, (place.stored for place in places), base_dtype)
     dtypes = {place.stored.name: widened(place.stored.dtype, base_dtype) for place in places}
-    for text in left_out(checkpoint):
+    for text in (*checkpoint.told, *left_out(checkpoint)):
         progress.notice(text)
     copied = [(name, checkpoint.files.size(name)) for name in companions(checkpoint)]
     require_readable(checkpoint, (name for name, _ in copied))
@@ -105,7 +105,7 @@ def merge(
             modules = tuple(_write(checkpoint, places, merging, writer, device, progress))
         for name, _ in copied:
             copy_file(checkpoint.files, name, tree / name)
-        restate_total(tree, checkpoint, dtypes)
+        restate_index(tree, checkpoint, dtypes)
         result = Merge(folder, modules, tuple(sorted(set(dtypes.values()))))
         made_from = {"base": checkpoint.origin.to_json(), "adapter": held.location}
         write_result(tree, {"verb": "merge", **made_from, **result.to_json()})
