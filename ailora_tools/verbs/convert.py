@@ -21,6 +21,7 @@ from ..adapters.peft import (
     adapter_config,
     tensor_names,
 )
+from ..checkpoint.arithmetic import ieee
 from ..checkpoint.files import Origin
 from ..checkpoint.header import FACTOR_DTYPES, build_header
 from ..checkpoint.source import user_path
@@ -123,7 +124,8 @@ def convert(
     inputs = [held.files.origin, Origin(str(root))]
     job = _match(held, root, output_folder(output, "", inputs, progress))
     sources = Sources((held.files, ADAPTER_FILES), (job.initial.files, ADAPTER_FILES))
-    with making(Output(job.folder, "convert", overwrite=overwrite, force=force), sources.require_unchanged) as tree:
+    out = Output(job.folder, "convert", overwrite=overwrite, force=force)
+    with making(out, sources.require_unchanged) as tree, ieee():
         modules = _write(job, tree, rank, FACTOR_DTYPES[dtype], progress)
         result = Conversion(job.folder, job.base[0], modules, tuple(job.trained.others))
         write_result(tree, {"verb": "convert", "trained": job.trained.location, **result.to_json()})

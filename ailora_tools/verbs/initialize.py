@@ -188,6 +188,7 @@ def _operate(operation: Operation, work: WorkFolder, check: ModuleCheck, progres
     offset = _adapter_writer(operation, work.tree / OFFSET_FOLDER) if operation.offset else None
     with BaseWriter(files, operation.layouts, work.tree, dict(work.finished("copied"))) as base:
         # Imported here so that torch loads (about a second) while the shards are already being copied.
+        from ..checkpoint.arithmetic import ieee
         from ..checkpoint.stream import computing, find_device, stream
         from ..matrices.dequantise import dequantise
         from ..surgery.tensor import operate_on
@@ -200,9 +201,10 @@ def _operate(operation: Operation, work: WorkFolder, check: ModuleCheck, progres
         folder = InitFolder(work, adapter, base, offset)
         progress.start("Decomposing", len(carriers), len(folder.records))
         waiting = [carrier for carrier in carriers if carrier.module not in folder.records]
-        for carrier, outcome in stream(files, waiting, operate, device, progress.notice, of=len(carriers)):
-            folder.store(outcome.records, outcome.factors, outcome.residual, outcome.residual_sha256)
-            progress.advance(carrier.label)
+        with ieee():
+            for carrier, outcome in stream(files, waiting, operate, device, progress.notice, of=len(carriers)):
+                folder.store(outcome.records, outcome.factors, outcome.residual, outcome.residual_sha256)
+                progress.advance(carrier.label)
         progress.start("Copying", len(base.shards), 0)
         for shard in folder.seal():
             progress.advance(shard)

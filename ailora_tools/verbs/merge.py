@@ -156,13 +156,15 @@ def _write(
     writer: BaseWriter, device: str, progress: Progress,
 ) -> Iterator[Merged]:  # fmt: skip
     """Shards are being copied in the background: put each merged tensor into its place, then wait for the rest."""
+    from ..checkpoint.arithmetic import ieee
     from ..checkpoint.stream import find_device, matrix_bytes, stream
 
     progress.start("Merging", len(places), 0)
-    for place, (W, change) in stream(checkpoint.files, places, merging, find_device(device), progress.notice):
-        writer.write(place.stored.file, place.stored.name, matrix_bytes(W))
-        progress.advance(place.stored.name)
-        yield Merged(place.stored.name, change)
+    with ieee():
+        for place, (W, change) in stream(checkpoint.files, places, merging, find_device(device), progress.notice):
+            writer.write(place.stored.file, place.stored.name, matrix_bytes(W))
+            progress.advance(place.stored.name)
+            yield Merged(place.stored.name, change)
     progress.start("Copying", len(writer.shards), 0)
     for shard in writer.shards:
         writer.sha256(shard)  # waits until it is complete and on disk
