@@ -107,4 +107,4 @@ def _precision(place: tuple[str, str], value: str) -> None:
     """torch.backends.cuda.matmul.fp32_precision and its kin, without their check for frozen flags."""
     import torch
 
-    torch._C._set_fp32_precision_setter(*place, value)  # type: ignore[attr-defined]
+    torch._C._set_fp32_precision_setter(*place, value)

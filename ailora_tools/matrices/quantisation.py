@@ -215,8 +215,9 @@ def _pieces(checkpoint: Checkpoint, row: Format, tensor: str) -> dict[str, Store
 
 def quantization_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that config.json states, for the model or for its text part; empty if there are none."""
-    for holder in (config, config.get("text_config")):
-        for key in ("quantization_config", "compression_config") if isinstance(holder, dict) else ():
+    text = config.get("text_config")
+    for holder in (config, text if isinstance(text, dict) else {}):
+        for key in ("quantization_config", "compression_config"):
             if isinstance(found := holder.get(key), dict):
                 return found
     return {}

@@ -17,7 +17,7 @@ from ailora_tools import analyze, convert, export, initialize, merge, residualiz
 from ailora_tools.checkpoint.arithmetic import ieee
 from ailora_tools.errors import AiloraError
 
-SIZES = {"vocab_size": 64, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 1}
+SIZES = {"vocab_size": 64, "hidden_size": 768, "intermediate_size": 64, "num_hidden_layers": 1}
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
 
 
@@ -99,7 +99,7 @@ def inside(setting: str) -> AbstractContextManager[Any]:
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """W^Q with a slow decay, of float32 as well as of bfloat16, so that products weigh in every bit."""
-    tensors = llama_tensors(layers=1, hidden=256, kv=128, dtype=torch.bfloat16)
+    tensors = llama_tensors(layers=1, hidden=768, kv=384, dtype=torch.bfloat16)
     tensors["model.layers.0.self_attn.q_proj.weight"] = tensors["model.layers.0.self_attn.q_proj.weight"].float()
     sizes = {**SIZES, **HEADS, "tie_word_embeddings": True}
     return write_checkpoint(tmp_path_factory.mktemp("source") / "model", tensors, **sizes)
@@ -156,7 +156,7 @@ def test_residualize_is_what_init_wrote_under_every_setting(setting: str, source
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES, **HEADS)).bfloat16()
     attention = model.model.layers[0].self_attn
     attention.q_proj.weight = torch.nn.Parameter(attention.q_proj.weight.float())
-    held = llama_tensors(layers=1, hidden=256, kv=128)
+    held = llama_tensors(layers=1, hidden=768, kv=384)
     with torch.no_grad():
         for name in ("q_proj", "v_proj"):
             getattr(attention, name).weight.copy_(held[f"model.layers.0.self_attn.{name}.weight"])
