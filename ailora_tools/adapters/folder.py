@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from ..checkpoint.files import Files, LocalFiles
 from ..checkpoint.gate import INDEX_BYTES, Factor, Rank, View, read_json, typed
 from ..checkpoint.header import FLOATS, Header, StoredTensor, quoted
-from ..checkpoint.index import TRAINABLE_WEIGHTS, read_header
+from ..checkpoint.index import read_header
+from ..checkpoint.shards import TRAINABLE_WEIGHTS
 from ..checkpoint.source import user_path
 from ..errors import CheckpointError, TargetError, listed
 from .expressions import require_matchable

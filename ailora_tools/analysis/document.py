@@ -15,6 +15,7 @@ from ..metrics.heads import Heads
 from ..output.analysis import ANALYSIS_FORMAT, ANALYSIS_VERSION
 from ..output.manifest import fingerprint
 from ..report.findings import find
+from ..report.rows import Row, copies
 from ..targets.projections import Plan, Target
 from .tuned import Tuned
 
@@ -44,7 +45,10 @@ class AnalysisJob:
 def write_up(job: AnalysisJob, rows: dict[str, Any], notices: list[str], seconds: float) -> dict[str, Any]:
     """Matrices in natural order, and what was found in them."""
     ordered = sorted(job.plan.targets, key=lambda target: (target.stack, target.layer, ROLES.index(target.role)))
-    matrices = [{**_place(target), **rows[target.label]} for target in ordered if "skipped" not in rows[target.label]]
+    whole = [target for target in ordered if "skipped" not in rows[target.label]]
+    matrices = [{**_place(target), "copy_of": None, **rows[target.label]} for target in whole]
+    copied = copies([Row.read(matrix) for matrix in matrices])
+    matrices = [{**matrix, "copy_of": copied.get(matrix["label"])} for matrix in matrices]
     skipped = [
         {**_place(target), "reason": rows[target.label]["skipped"]}
         for target in ordered

@@ -69,7 +69,8 @@ def open_tuned(model: str | Path, checkpoint: Checkpoint, plan: Plan, selection:
     pairs = {target.label: places.pop((target.role, target.stack, target.layer), None) for target in plan.targets}
     _require_pairs(tuned.location, plan, pairs, list(places.values()))
     names = {target.label: target.tensor for target in plan.targets}
-    return TunedCheckpoint(tuned.files, {label: pair for label, pair in pairs.items() if pair is not None}, names)
+    found = {label: pair for label, pair in pairs.items() if pair is not None}
+    return TunedCheckpoint(tuned.files, found, names, tuned.told)
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ class TunedCheckpoint:
     files: Files
     pairs: Mapping[str, Target]
     names: Mapping[str, str]
+    told: tuple[str, ...] = ()
     kind: str = "checkpoint"
 
     @property
@@ -95,13 +97,17 @@ class TunedCheckpoint:
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """Pairs that only match without a prefix."""
+        """How its files were found, and pairs that only match without a prefix."""
         renamed = [(self.names[label], pair.tensor) for label, pair in self.pairs.items()]
         renamed = [(name, other) for name, other in renamed if name != other]
+        told = tuple(f"{self.origin.text}: {text}" for text in self.told)
         if not renamed:
-            return ()
+            return told
         first, second = renamed[0]
-        return (f"{len(renamed)} tensors are named differently in {self.origin.text}: {first} is {second} there",)
+        return (
+            *told,
+            f"{len(renamed)} tensors are named differently in {self.origin.text}: {first} is {second} there",
+        )
 
     def difference(self, target: Target, W: Tensor) -> Difference:
         """W1 - W in float64 and its singular values."""

@@ -40,6 +40,8 @@ class Origin:
     def name(self) -> str:
         """A short name for titles and default folders."""
         path = Path(self.location) if self.on_hub else Path(self.location).expanduser().resolve()
+        if path.suffix == ".json":  # an index, which stands for its folder
+            path = path.parent
         stem = path.stem if path.suffix == ".safetensors" else path.name
         return "-".join([stem, *Path(self.subfolder).parts])
 
@@ -86,6 +88,10 @@ class Files(Protocol):
         """Those of `names` that are links to elsewhere: they may be read as weights, but are not copied as files."""
         ...
 
+    def oddities(self) -> dict[str, str]:
+        """What has the place of a file and is none -> what it is: a link to nothing, a pipe, a folder with its name."""
+        ...
+
     def size(self, name: str) -> int:
         """Bytes of a file; raises CheckpointError if it is not there."""
         ...
@@ -104,7 +110,7 @@ class Files(Protocol):
 
 
 class LocalFiles:
-    """A folder, or one .safetensors file with the config.json beside it; `origin` if it is a copy of something."""
+    """A folder, or one .safetensors file with the config.json beside it; `origin` if it goes by another name."""
 
     connections = 1
     traffic: Traffic | None = None
@@ -126,6 +132,10 @@ class LocalFiles:
     def strays(self) -> list[str]:
         homes = _homes(self.root.resolve())
         return [name for name in self.names() if not _lies_in(self.root / name, homes)]
+
+    def oddities(self) -> dict[str, str]:
+        places = [self.root / self._only] if self._only is not None else sorted(self.root.iterdir())
+        return {path.name: what for path in places if (what := _oddity(path))}
 
     def where(self, name: str) -> str:
         return str(self.root / name)
@@ -176,6 +186,15 @@ def _walk(root: Path) -> list[str]:
         inside = Path(folder).relative_to(root)
         found += [(inside / name).as_posix() for name in names if _is_file(Path(folder, name))]
     return found
+
+
+def _oddity(path: Path) -> str | None:
+    """What a path is that is no file; a folder only where its name is that of weights or of JSON."""
+    if path.is_symlink() and not path.exists():
+        return f"a link to {path.readlink()}, which is not there"
+    if path.is_dir():
+        return "a folder" if path.suffix in (".safetensors", ".json") else None
+    return None if _is_file(path) else "a pipe or a device"
 
 
 def _homes(root: Path) -> list[Path]:

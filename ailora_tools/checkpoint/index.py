@@ -4,34 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Unpack
 
 from ..errors import CheckpointError, listed
 from .files import Files, Origin
-from .gate import INDEX_BYTES, read_json, stays_inside
+from .gate import read_json
 from .header import LENGTH_BYTES, Header, StoredTensor, header_size, parse_header, quoted
+from .shards import Shards, find_shards
 from .source import SourceOptions, open_files
+from .wrapped import require_unwrapped
 
-# transformers looks for the single file first, then for the index; diffusers uses its own stem.
 CONFIG = "config.json"
-STEMS = ("model", "diffusion_pytorch_model")
 FIRST_READ = 64 * 1024  # most headers fit, so one read is enough
-TRAINABLE_WEIGHTS = (".bin", ".pth", ".pt", ".ckpt", ".h5", ".msgpack", ".ot")
-OTHER_WEIGHTS = (*TRAINABLE_WEIGHTS, ".gguf", ".onnx", ".tflite")
-_AGAIN = "Download or copy it again."
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A readable checkpoint: its files, its config, and the header of every shard in name order."""
+    """A readable checkpoint: its files, its config, and the header of every shard in name order.
+
+    ghosts: tensors that the index names and no shard holds -> the shard it names. sound_index: whether the index names
+    exactly what there is, and has the `metadata` that transformers asks for. variant: "fp16" of model.fp16.safetensors.
+    """
 
     files: Files
     config: Mapping[str, Any]
     headers: Mapping[str, Header]
     index_name: str | None = None
+    ghosts: Mapping[str, str] = field(default_factory=dict)
+    sound_index: bool = True
+    variant: str | None = None
+    told: tuple[str, ...] = ()
 
     @cached_property
     def tensors(self) -> Mapping[str, StoredTensor]:
@@ -53,6 +58,11 @@ class Checkpoint:
         return tuple(name for name in named if isinstance(name, str)) if isinstance(named, list) else ()
 
     @property
+    def notices(self) -> tuple[str, ...]:
+        """What the user should know about where the bytes come from, and about how they were found."""
+        return (*self.files.notices, *self.told)
+
+    @property
     def origin(self) -> Origin:
         return self.files.origin
 
@@ -70,22 +80,36 @@ class Checkpoint:
 def open_checkpoint(model: str | Path, **source: Unpack[SourceOptions]) -> Checkpoint:
     """Open a folder, one .safetensors file or a model on the Hub; reads headers only.
 
-    Raises CheckpointError for a source that is not there, holds no safetensors weights, or whose index
-    and shards disagree.
+    `model` may also be the index of a variant, such as model.safetensors.index.fp16.json. Raises CheckpointError for a
+    source that is not there, holds no safetensors weights, was saved while wrapped, or whose index and shards disagree.
     """
     return read_checkpoint(open_files(model, **source))
 
 
 def read_checkpoint(files: Files) -> Checkpoint:
-    """Read config, index and headers through the seam."""
+    """Read config, index and headers through the seam.
+
+    Raises CheckpointError for a checkpoint that was saved while wrapped.
+    """
     names = files.names()
-    shards, index_name, weight_map = _find_shards(files, names)
+    config = _config(files, names)
+    shards = find_shards(files, names, config)
     with ThreadPoolExecutor(files.connections, "headers") as pool:
-        headers = dict(zip(shards, pool.map(lambda shard: read_header(files, shard), shards), strict=True))
-    if index_name is not None and weight_map is not None:
-        _require_agreement(weight_map, headers, files.where(index_name))
-    config = read_json(files, CONFIG, constants=True) if CONFIG in names else {}
-    return Checkpoint(files, config, headers, index_name)
+        headers = dict(zip(shards.files, pool.map(lambda shard: read_header(files, shard), shards.files), strict=True))
+    ghosts, unnamed = _agreement(shards, headers, files)
+    require_unwrapped(files.origin.text, [name for header in headers.values() for name in header.tensors])
+    return Checkpoint(
+        files, config, headers, shards.index, ghosts, shards.metadata and not ghosts and not unnamed, shards.variant,
+        (*shards.told, *_about_index(shards.index, ghosts, unnamed)),
+    )  # fmt: skip
+
+
+def _config(files: Files, names: list[str]) -> dict[str, Any]:
+    if CONFIG in names:
+        return read_json(files, CONFIG, constants=True)
+    if CONFIG in (odd := files.oddities()):
+        raise CheckpointError(f"{files.where(CONFIG)}: {odd[CONFIG]}.", "The download is incomplete: fetch the file.")
+    return {}
 
 
 def read_header(files: Files, name: str) -> Header:
@@ -99,93 +123,34 @@ def read_header(files: Files, name: str) -> Header:
     return parse_header(bytes(raw[:needed]), name, size, where)
 
 
-def _find_shards(files: Files, names: list[str]) -> tuple[list[str], str | None, dict[str, str] | None]:
-    for stem in STEMS:
-        if f"{stem}.safetensors" in names:
-            return [f"{stem}.safetensors"], None, None
-        index_name = f"{stem}.safetensors.index.json"
-        if index_name in names:
-            weight_map = _weight_map(files, index_name)
-            missing = [quoted(shard) for shard in sorted(set(weight_map.values()) - set(names))]
-            if missing:
-                raise CheckpointError(
-                    f"{files.where(index_name)} names shards that are not there: {listed(missing)}.",
-                    _INCOMPLETE_REPOSITORY if files.origin.on_hub else _INCOMPLETE,
-                )
-            return sorted(set(weight_map.values())), index_name, weight_map
-    # Hidden ones are no weights: macOS leaves "._model.safetensors" beside a file copied from it.
-    candidates = [name for name in names if name.endswith(".safetensors") and "/" not in name and name[0] != "."]
-    if len(candidates) == 1:
-        return candidates, None, None
-    raise _no_weights(files.origin, names, candidates)
-
-
-def _weight_map(files: Files, index_name: str) -> dict[str, str]:
-    where = files.where(index_name)
-    weight_map = read_json(files, index_name, INDEX_BYTES).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        found = f"found {quoted(weight_map)}" if weight_map is not None else "it is missing"
-        raise CheckpointError(f"{where}: 'weight_map' must map tensors to shards, {found}.", _AGAIN)
-    for tensor, shard in weight_map.items():
-        if not isinstance(shard, str) or not shard.endswith(".safetensors"):
-            raise CheckpointError(
-                f"{where}: tensor {quoted(tensor)} is mapped to {quoted(shard)}, not to a .safetensors file.", _AGAIN
-            )
-        if not stays_inside(shard):
-            raise CheckpointError(
-                f"{where}: tensor {quoted(tensor)} is mapped to {quoted(shard)}, which lies outside the folder.",
-                "Do not use this checkpoint unless you know why its index points elsewhere.",
-            )
-    return weight_map
-
-
-def _require_agreement(weight_map: Mapping[str, str], headers: Mapping[str, Header], where: str) -> None:
-    """Index and shards must name the same tensors: all disagreements in one message."""
-    found: dict[str, list[str]] = {tensor: [] for tensor in weight_map}
+def _agreement(shards: Shards, headers: Mapping[str, Header], files: Files) -> tuple[dict[str, str], list[str]]:
+    """Names that the index has and no shard holds, and tensors that the index does not name: transformers loads such
+    checkpoints, by what the shards hold. CheckpointError where one tensor lies elsewhere than the index says, or twice.
+    """
+    if shards.index is None or shards.weight_map is None:
+        return {}, []
+    found: dict[str, list[str]] = {}
     for shard, header in headers.items():
         for tensor in header.tensors:
             found.setdefault(tensor, []).append(shard)
+    stated = shards.weight_map
     wrong = [
-        f"{quoted(tensor)} (index: {weight_map.get(tensor, 'none')}; found in: {', '.join(shards) or 'none'})"
-        for tensor, shards in found.items()
-        if shards != [weight_map.get(tensor)]
+        f"{quoted(tensor)} (index: {stated.get(tensor, 'none')}; found in: {', '.join(places)})"
+        for tensor, places in found.items()
+        if len(places) > 1 or places[0] != stated.get(tensor, places[0])
     ]
     if wrong:
         raise CheckpointError(
-            f"{where} and the shards disagree about {len(wrong)} of {len(found)} tensors: {listed(wrong)}.",
+            f"{files.where(shards.index)} and the shards disagree about {len(wrong)} of {len(found.keys() | stated)} "
+            f"tensors: {listed(wrong)}.",
             "Shards and index come from different exports: fetch them again together.",
         )
+    ghosts = {tensor: shard for tensor, shard in stated.items() if tensor not in found}
+    return ghosts, sorted(found.keys() - stated.keys())
 
 
-def _no_weights(origin: Origin, names: list[str], candidates: list[str]) -> CheckpointError:
-    location = origin.text
-    if candidates:
-        return CheckpointError(
-            f"{location}: {len(candidates)} safetensors files but no index: {listed(candidates)}.",
-            "Give one of the files as MODEL, or restore model.safetensors.index.json.",
-        )
-    nested = sorted({name.rsplit("/", 1)[0] for name in names if name.endswith(".safetensors")})
-    if nested:
-        return CheckpointError(
-            f"{location}: the weights lie in subfolders: {listed(nested)}.", "Choose one with --subfolder."
-        )
-    others = [name for name in names if name.endswith(OTHER_WEIGHTS)]
-    if others:
-        convert = any(name.endswith(TRAINABLE_WEIGHTS) for name in others)
-        return CheckpointError(
-            f"{location}: no safetensors weights, only {listed(others)}.",
-            (_PULL_REQUEST if origin.on_hub else "") + _CONVERT if convert else _ORIGINAL,
-        )
-    return CheckpointError(
-        f"{location}: not a checkpoint: no .safetensors file in it.", "Give the folder of a model as MODEL."
-    )
-
-
-_INCOMPLETE = "The download is incomplete: fetch the missing files."
-_INCOMPLETE_REPOSITORY = "Download the files that are missing, or choose a complete revision with --revision."
-_PULL_REQUEST = "Many such repositories have a conversion waiting as a pull request: try --revision refs/pr/1. "
-_CONVERT = (
-    "Convert them first, with the class of the model: "
-    "AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder) writes safetensors."
-)
-_ORIGINAL = "These are made for inference: give the safetensors checkpoint that they were made from."
+def _about_index(index: str | None, ghosts: Mapping[str, str], unnamed: list[str]) -> list[str]:
+    told = [f"{index} names {len(ghosts)} tensors that no shard holds: {listed(sorted(ghosts))}"] if ghosts else []
+    if unnamed:
+        told.append(f"the shards hold {len(unnamed)} tensors that {index} does not name: {listed(unnamed)}")
+    return told

@@ -96,6 +96,9 @@ class HubFiles:
     def strays(self) -> list[str]:
         return []
 
+    def oddities(self) -> dict[str, str]:
+        return {}
+
     def size(self, name: str) -> int:
         return self._file(name).size
 

@@ -11,7 +11,7 @@ from typing import TypedDict
 from urllib.parse import urlsplit
 
 from ..errors import CheckpointError, OptionError
-from .files import Files, LocalFiles
+from .files import Files, LocalFiles, Origin
 
 SCHEME = "hf://"
 _HOSTS = ("huggingface.co", "hf.co")
@@ -102,6 +102,10 @@ def _existing(model: str | Path) -> Path | None:
     if str(model).startswith((SCHEME, "http://", "https://")):
         return None
     path = user_path(model)
+    if path.is_symlink() and not path.exists():
+        raise CheckpointError(
+            f"{model}: a link to {path.readlink()}, which is not there.", "Fetch the file that it leads to."
+        )
     return path if path.exists() else None
 
 
@@ -130,8 +134,11 @@ def _local(model: str | Path, path: Path, subfolder: str) -> LocalFiles:
         if not path.is_dir():
             raise CheckpointError(f"{path}: no such folder.", "Check the spelling of --subfolder.")
     mode = path.stat().st_mode
+    if stat.S_ISREG(mode) and path.name.endswith(".json") and ".safetensors.index." in path.name:
+        return LocalFiles(path.parent, Origin(str(path)))  # the folder, of which find_shards takes this index
     if not stat.S_ISDIR(mode) and not (stat.S_ISREG(mode) and path.suffix == ".safetensors"):
+        what = "not a .safetensors file" if stat.S_ISREG(mode) else "a pipe or a device"
         raise CheckpointError(
-            f"{model}: not a .safetensors file.", "Give the folder of the model, or one .safetensors file of it."
+            f"{model}: {what}.", "Give the folder of the model, or one .safetensors file or index of it."
         )
     return LocalFiles(path)

@@ -15,7 +15,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from ..errors import OptionError
+from ..errors import CheckpointError, OptionError
 from .ahead import Held, has_room, join_neighbours, threads
 from .files import Files
 from .header import StoredTensor
@@ -23,6 +23,7 @@ from .header import StoredTensor
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.uint8,  # an exponent, which not every torch has a dtype for
     "U8": torch.uint8, "I8": torch.int8, "I32": torch.int32, "I64": torch.int64,
 }  # fmt: skip
 
@@ -83,6 +84,11 @@ def load_matrix(files: Files, stored: StoredTensor) -> Tensor:
 
 
 def _as_matrix(raw: bytearray, stored: StoredTensor) -> Tensor:
+    if stored.dtype not in DTYPES:
+        raise CheckpointError(
+            f"{stored.file}: {stored.name} is stored as {stored.dtype}, which no arithmetic is done on here.",
+            f"Known are {', '.join(DTYPES)}.",
+        )
     return torch.frombuffer(raw, dtype=DTYPES[stored.dtype]).view(stored.shape)
 
 

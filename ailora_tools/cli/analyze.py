@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -13,7 +13,7 @@ from rich.text import Text
 
 from ..errors import NumericalError
 from ..metrics.definitions import BY_KEY
-from ..report.rows import of_role, read_rows, roles
+from ..report.rows import Row, change_metric, of_role, once, read_rows, roles
 from ..report.words import matrix, number, size
 from .command import Command, option
 from .options import (
@@ -113,7 +113,7 @@ def _print_findings(texts: Sequence[str]) -> None:
 
 
 def _metrics(document: Mapping[str, Any]) -> Table:
-    """One row a metric and role: median, range, and its course over the layers as a row of bars."""
+    """One row a metric and role: median and range, copies counted once, and its course over all layers as bars."""
     made = table("metric", "", "median", "range", "over the layers")
     for column in (2, 3):
         made.columns[column].justify = "right"
@@ -121,13 +121,18 @@ def _metrics(document: Mapping[str, Any]) -> Table:
     for key, at in _shown(len(document["against"])):
         name = BY_KEY[key].label + (f" ({document['against'][at]['name']})" if at is not None else "")
         for role in roles(rows):
-            values = [(row.metrics if at is None else row.changes[at].metrics)[key] for row in of_role(rows, role)]
-            known = [value for value in values if value is not None]
+            of, metric = of_role(rows, role), _metric(key, at)
+            values = [metric(row) for row in of]
+            known = [value for row in once(of, at) if (value := metric(row)) is not None]
             if known:
                 span = f"{number(min(known))} … {number(max(known))}"
                 bars = Text(_bars(values), style="blue" if role == "q" else "yellow")
                 made.add_row(Text(name), matrix(role), number(median(known)), span, bars)
     return made
+
+
+def _metric(key: str, at: int | None) -> Callable[[Row], float | None]:
+    return (lambda row: row.metrics[key]) if at is None else change_metric(at, key)
 
 
 def _shown(tuned: int) -> Iterator[tuple[str, int | None]]:

@@ -35,10 +35,11 @@ def rounding_bounds(
 ) -> Bounds:
     """base and source (out, in), A (r, in), B (out, r), all as stored; `dtype` is the one W_res was rounded to.
 
-    Storing x, to nearest or at random, moves it by at most one unit in the last place, eps(dtype) |x|. Forming it, in
-    float32 for 16 bits and in float64 else (as `decompose` does), costs at most (r + 4) eps (|W| + norm(row of s B)
-    norm(column of A)): r products and their sum (Higham, Accuracy and Stability, section 3.1), the scaling, and the
-    subtraction. |W| is at most |W_res| + |s B A|. Without the source norm(W_res + s B A) stands for that of W.
+    Storing x, to nearest or at random, moves it by at most one unit in the last place, eps(dtype) |x|. Forming it in
+    float64, as `decompose` does, costs next to nothing; in float32 for 16 bits, as folders of before 2026-11-26 were
+    made, at most (r + 4) eps (|W| + norm(row of s B) norm(column of A)): r products and their sum (Higham, Accuracy and
+    Stability, section 3.1), the scaling, and the subtraction. |W| is at most |W_res| + |s B A|. Without the source
+    norm(W_res + s B A) stands for that of W.
     """
     wide = torch.float32 if dtype.itemsize == 2 else torch.float64
     step = (A.shape[0] + 4) * torch.finfo(wide).eps

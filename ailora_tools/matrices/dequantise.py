@@ -1,6 +1,8 @@
 """Quantised tensors as float32 matrices, by the published rule of each format. All arithmetic is in float32.
 
-fp8: W = q * scale, one scale a block (DeepSeek-V3, README_WEIGHTS), a row or a tensor (compressed-tensors).
+fp8: W = q * scale, one scale a block (DeepSeek-V3, README_WEIGHTS), a row or a tensor (compressed-tensors); scales in
+    8 bits are exponents, 2^(s - 127), of blocks of 32 columns unless another size is stated (OCP Microscaling Formats
+    1.0, sections 5.3 and 5.4).
 bnb_4bit: W = code[q] * absmax of the block of consecutive entries, the first entry in the high four bits; absmax may
     itself be 8-bit codes times nested_absmax plus an offset (QLoRA, arXiv 2305.14314, section 3; bitsandbytes).
 bnb_int8: W = q * SCB / 127, a factor a row (LLM.int8(), arXiv 2208.07339, section 2).
@@ -15,6 +17,7 @@ packed: W = (q - zero) * scale, q stored with 2^(bits - 1) added, packed along t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,6 +29,7 @@ from .quantisation import Quantised
 
 Pieces = Mapping[str, Tensor]
 _FP8_BLOCK = (128, 128)  # of DeepSeek-V3
+_MX_BLOCK = (1, 32)  # of OCP MX
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 
 
@@ -63,27 +67,67 @@ def _unfit(quantised: Quantised, why: str) -> TargetError:
 
 
 def _fp8(pieces: Pieces, quantised: Quantised) -> Tensor:
-    q, factors = pieces["main"].float(), pieces["scale"].float()
+    q, coded = pieces["main"].float(), pieces["scale"]
+    factors = _powers(coded) if coded.dtype == torch.uint8 else coded.float()
     rows, columns = q.shape
     if factors.numel() == 1:
         return q * factors.reshape(1, 1)
     if factors.numel() == rows and factors.shape[0] == rows:
         return q * factors.reshape(rows, 1)
-    high, wide = _block(quantised)
-    expected = [-(-rows // high), -(-columns // wide)]
-    if list(factors.shape) != expected:
-        raise ValueError(f"for blocks of {high} x {wide} the scale should have shape {expected}")
+    high, wide = _block(quantised, list(factors.shape), exponents=coded.dtype == torch.uint8)
     return (
         q * factors.repeat_interleave(min(high, rows), 0)[:rows].repeat_interleave(min(wide, columns), 1)[:, :columns]
     )
 
 
-def _block(quantised: Quantised) -> tuple[int, int]:
-    """(rows, columns) under one factor; DeepSeek-V3's where config.json names none that can be."""
-    match quantised.settings.get("weight_block_size") or quantised.settings.get("block"):
-        case [int(high), int(wide)] if high > 0 and wide > 0:
+def _powers(exponents: Tensor) -> Tensor:
+    """2^(s - 127) of E8M0 bytes, exactly, by the bits of float32: 0 is a subnormal number, 255 is NaN."""
+    bits = exponents.to(torch.int32) << 23
+    bits[exponents == 0] = 1 << 22
+    bits[exponents == 255] |= 1 << 22
+    return bits.view(torch.float32)
+
+
+def _block(quantised: Quantised, found: list[int], *, exponents: bool) -> tuple[int, int]:
+    """(rows, columns) under one factor: what config.json states, else the format's; and, where that does not fit, what
+    the shape leaves no doubt about. Exponents may lie in other blocks than are stated (experts beside attention)."""
+    stated = _stated_block(quantised.settings)
+    usual = (stated,) if stated and not exponents else (stated, _MX_BLOCK, _FP8_BLOCK) if exponents else (_FP8_BLOCK,)
+    for block in usual:
+        if block is not None and found == _grid(quantised.shape, block):
+            return block
+    even = _even_block(quantised.shape, found) if exponents or stated is None else None
+    if even is None:
+        high, wide = stated or (_MX_BLOCK if exponents else _FP8_BLOCK)
+        raise ValueError(
+            f"for blocks of {high} x {wide} the scale should have shape {_grid(quantised.shape, (high, wide))}"
+        )
+    return even
+
+
+def _stated_block(settings: Mapping[str, Any]) -> tuple[int, int] | None:
+    """DeepSeek's weight_block_size, compressed-tensors' block_structure ("128x128" or a list) or group_size."""
+    block = settings.get("weight_block_size") or settings.get("block")
+    sides = [int(side) for side in block.split("x") if side.isdecimal()] if isinstance(block, str) else block
+    match sides, settings.get("group_size"):
+        case [int(high), int(wide)], _ if high > 0 and wide > 0:
             return high, wide
-    return _FP8_BLOCK
+        case None, int(wide) if wide > 0:
+            return 1, wide
+    return None
+
+
+def _grid(shape: tuple[int, int], block: tuple[int, int]) -> list[int]:
+    """How many blocks there are along each side."""
+    return [-(-side // of) for side, of in zip(shape, block, strict=True)]
+
+
+def _even_block(shape: tuple[int, int], grid: list[int]) -> tuple[int, int] | None:
+    """The block whose sides are powers of two and divide the matrix into that grid without a rest."""
+    if len(grid) != 2 or 0 in grid or shape[0] % grid[0] or shape[1] % grid[1]:
+        return None
+    high, wide = shape[0] // grid[0], shape[1] // grid[1]
+    return (high, wide) if high & (high - 1) == wide & (wide - 1) == 0 else None
 
 
 def _bnb_4bit(pieces: Pieces, quantised: Quantised) -> Tensor:
@@ -121,6 +165,8 @@ def _gptq(pieces: Pieces, quantised: Quantised) -> Tensor:
     zeros = ((_unpack(pieces["zeros"], bits) + older) & (2**bits - 1)).T  # (out, groups)
     size = int(quantised.settings.get("group_size") or -1)
     groups = torch.arange(inputs, device=q.device) // (size if size > 0 else inputs)
+    if "groups" not in pieces and len(pieces["scale"]) != groups[-1] + 1:
+        raise ValueError(f"{inputs} inputs in groups of {size} have {len(pieces['scale'])} scales")
     return _grouped(q.float(), pieces["scale"].T, zeros, pieces.get("groups", groups))
 
 
@@ -137,7 +183,9 @@ def _awq(pieces: Pieces, quantised: Quantised) -> Tensor:
 
 def _packed(pieces: Pieces, quantised: Quantised) -> Tensor:
     bits, (rows, columns) = _bits(quantised), quantised.shape
-    shift = 2 ** (bits - 1)
+    shift, words = 2 ** (bits - 1), pieces["main"].shape[1]
+    if words != -(-columns * bits // 32):
+        raise ValueError(f"{columns} entries of {bits} bits are not {words} words")
     q = _unpack(pieces["main"], bits)[:, :columns] - shift
     zeros = pieces.get("zeros")
     if zeros is not None:

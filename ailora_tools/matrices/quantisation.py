@@ -1,17 +1,18 @@
 """Matrices that are stored in few bits: which tensors together are one, in which published format. Pure.
 
-What the pieces mean is in `dequantise`; a format that is not in the table is never read.
+What the pieces mean is in `dequantise`; a format that is not in the table is never read, nor a piece in a dtype whose
+meaning is not certain.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..checkpoint.gate import CONFIG_BYTES, parse
-from ..checkpoint.header import StoredTensor, quoted
+from ..checkpoint.header import FLOATS, StoredTensor, quoted
 from ..checkpoint.index import Checkpoint
 from ..errors import TargetError
 
@@ -21,7 +22,8 @@ class Format:
     """How a matrix `NAME.weight` is stored: `main` and `beside` are what stands after NAME.
 
     dtypes: of the main tensor. beside: what a piece is -> its possible suffixes; `maybe` likewise, for pieces that
-    need not be there. methods: values of quant_method in config.json; none: the names say enough.
+    need not be there. methods: values of quant_method in config.json; none: the names say enough. exponents: whether
+    scales may be exponents, of OCP MX.
     """
 
     name: str
@@ -31,11 +33,15 @@ class Format:
     beside: Mapping[str, tuple[str, ...]]
     maybe: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     methods: tuple[str, ...] = ()
+    exponents: bool = False
 
 
 _STATE = ".weight.quant_state.bitsandbytes__"
 FORMATS = (
-    Format("fp8", "", ".weight", ("F8_E4M3", "F8_E5M2"), {"scale": (".weight_scale_inv", ".weight_scale")}),
+    Format(
+        "fp8", "", ".weight", ("F8_E4M3", "F8_E5M2"), {"scale": (".weight_scale_inv", ".weight_scale", ".scale")},
+        exponents=True,
+    ),
     Format(
         "bnb_4bit", "NF4 or FP4 (bitsandbytes)", ".weight", ("U8",),
         {"absmax": (".weight.absmax",), "code": (".weight.quant_map",), "state": (f"{_STATE}nf4", f"{_STATE}fp4")},
@@ -57,6 +63,35 @@ FORMATS = (
         {"zeros": (".weight_zero_point",), "groups": (".weight_g_idx",)},
     ),
 )  # fmt: skip
+EXPONENT = "F8_E8M0"
+_WORDS = ("I32",)
+# The dtypes in which a piece means what `dequantise` takes it for; "zeros" of int8 are plain numbers, packed elsewhere.
+_MEANT: Mapping[str, tuple[str, ...]] = {
+    "scale": FLOATS, "code": FLOATS, "nested_absmax": FLOATS, "nested_code": FLOATS, "absmax": (*FLOATS, "U8"),
+    "state": ("U8",), "shape": ("I64",), "groups": ("I32", "I64"), "zeros": _WORDS,
+}  # fmt: skip
+_NUMBERS = (*FLOATS, "I8", "U8", "I32", "I64")
+_MARKS = ("e8m0", "mxfp8")  # in quant_method, quant_algo, fmt, format, scale_fmt or scale_format
+_TOLD = {("quant_method", "fp8"), ("scale_dtype", "torch.uint8"), ("scale_dtype", "uint8")}
+_FACTORS = (
+    ".weight_scale_inv",
+    ".weight_scale",
+    ".weight_scale_2",
+    ".weight_global_scale",
+    ".weight_zero_point",
+    ".scale",
+    ".scales",
+    ".scale_inv",
+    ".SCB",
+    ".weight.SCB",
+    ".weight.absmax",
+    ".qzeros",
+    ".zeros",
+    ".zero_point",
+    ".biases",
+    ".weight_scale_scale",
+    ".weight_offset",
+)
 BARE = ".in_proj_weight"  # of torch.nn.MultiheadAttention
 MAINS = tuple(sorted({row.main for row in FORMATS} - {".weight"}))
 
@@ -88,12 +123,81 @@ def logical_name(tensor: str) -> str:
 
 
 def find_quantised(checkpoint: Checkpoint, tensor: str) -> Quantised | None:
-    """The matrix whose main tensor is `tensor`; None if it is not quantised, or in no known format."""
+    """The matrix whose main tensor is `tensor`; None if it is not quantised, or in no known format.
+
+    Raises TargetError where the names are those of a known format and what the pieces mean is not certain.
+    """
     for row in FORMATS:
         pieces = _pieces(checkpoint, row, tensor)
         if pieces is not None:
+            _require_meaning(checkpoint, row, pieces)
             return _described(checkpoint, row, pieces)
+    _require_whole(checkpoint, checkpoint.tensors[tensor])
     return None
+
+
+def _require_whole(checkpoint: Checkpoint, stored: StoredTensor) -> None:
+    """A float weight with a scale beside it may be multiplied by it already, or not: neither is taken for granted."""
+    stem = stored.name.removesuffix(".weight")
+    beside = [name for name in _siblings(checkpoint, stem) if name.startswith(f"{stem}.weight_")]
+    if beside and stem != stored.name and stored.dtype in FLOATS:
+        raise TargetError(
+            f"{stored.name} is stored as {stored.dtype}, and beside it lies {beside[0]}: whether the one is multiplied "
+            "by the other already is not known.",
+            _ORIGINAL,
+        )
+
+
+def _require_meaning(checkpoint: Checkpoint, row: Format, pieces: Mapping[str, StoredTensor]) -> None:
+    """Every piece in a dtype that says how to read it, and no second scale or zero point beside them."""
+    main = pieces["main"]
+    for what, piece in pieces.items():
+        if what != "main" and piece.dtype not in _readable(checkpoint, row, what, pieces):
+            raise TargetError(
+                f"{piece.name} is stored as {piece.dtype}: what it means beside {main.name} [{main.dtype}] is not "
+                "certain.",
+                _SAY_SO if row.exponents and piece.dtype == "U8" else _ORIGINAL,
+            )
+    stem, known = main.name.removesuffix(row.main), {piece.name for piece in pieces.values()}
+    strange = [name for name in _siblings(checkpoint, stem) if name not in known]
+    if strange:
+        raise TargetError(
+            f"{strange[0]} lies beside {main.name} [{row.label or main.dtype}]: what it means there is not known.",
+            _ORIGINAL,
+        )
+
+
+def _readable(checkpoint: Checkpoint, row: Format, what: str, pieces: Mapping[str, StoredTensor]) -> tuple[str, ...]:
+    match what:
+        case "scale" if row.exponents:
+            return (*FLOATS, EXPONENT, *(("U8",) if says_exponents(checkpoint.config) else ()))
+        case "zeros" if row.name == "int8":
+            return _NUMBERS
+        case "absmax":
+            return ("U8",) if "nested_absmax" in pieces else FLOATS
+    return _MEANT[what]
+
+
+def _siblings(checkpoint: Checkpoint, stem: str) -> list[str]:
+    """Scales and zero points of one weight, by all names that formats have for them; not those of activations."""
+    return [stem + suffix for suffix in _FACTORS if stem + suffix in checkpoint.tensors]
+
+
+def says_exponents(config: Mapping[str, Any]) -> bool:
+    """Whether config.json says that U8 scales are exponents, E8M0 under another name: by a mark in one of its texts,
+    compressed-tensors' scale_dtype, or the method of transformers, which reads them so (integrations/finegrained_fp8).
+    """
+    told = list(_texts(quantization_config(config)))
+    return any(mark in text.lower() for _, text in told for mark in _MARKS) or not _TOLD.isdisjoint(told)
+
+
+def _texts(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Every setting that is a text, with its key, at any depth; lists name modules and say nothing."""
+    for key, value in settings.items():
+        if isinstance(value, str):
+            yield key, value
+        elif isinstance(value, dict):
+            yield from _texts(value)
 
 
 def _pieces(checkpoint: Checkpoint, row: Format, tensor: str) -> dict[str, StoredTensor] | None:
@@ -110,9 +214,13 @@ def _pieces(checkpoint: Checkpoint, row: Format, tensor: str) -> dict[str, Store
 
 
 def quantization_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that config.json states, empty if there are none."""
-    found = config.get("quantization_config")
-    return found if isinstance(found, dict) else {}
+    """The settings that config.json states, for the model or for its text part; empty if there are none."""
+    text = config.get("text_config")
+    for holder in (config, text if isinstance(text, dict) else {}):
+        for key in ("quantization_config", "compression_config"):
+            if isinstance(found := holder.get(key), dict):
+                return found
+    return {}
 
 
 def _described(checkpoint: Checkpoint, row: Format, pieces: dict[str, StoredTensor]) -> Quantised:
@@ -138,7 +246,7 @@ def _described(checkpoint: Checkpoint, row: Format, pieces: dict[str, StoredTens
     except (KeyError, ValueError, TypeError, ArithmeticError, struct.error) as error:
         raise TargetError(
             f"{pieces['main'].name}: looks like {row.label}, but does not say its shape ({error}).",
-            "Start from the 16-bit or 32-bit original of the model.",
+            _ORIGINAL,
         ) from None
     return Quantised(row, pieces, (high, wide), settings)
 
@@ -147,6 +255,13 @@ def _bytes(checkpoint: Checkpoint, piece: StoredTensor) -> bytes:
     if piece.nbytes > CONFIG_BYTES:
         raise ValueError(f"{piece.name} has {piece.nbytes:,} bytes")
     return bytes(checkpoint.files.read(piece.file, piece.start, piece.stop))
+
+
+_SAY_SO = (
+    'If the scales are exponents (MXFP8, 2^(s - 127)), say so in config.json: "scale_fmt": "ue8m0" in '
+    "quantization_config. Else start from the 16-bit or 32-bit original of the model."
+)
+_ORIGINAL = "Start from the 16-bit or 32-bit original of the model."
 
 
 def _scheme(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -53,7 +53,7 @@ class Elements(Record, kw_only=True):
     excess_kurtosis: float | None
     zeros: float
     quantiles: list[float]
-    quantile_levels: list[float] | None = None
+    quantile_levels: list[float] = None  # type: ignore[assignment]
 
 
 class Head(Record):
@@ -126,8 +126,9 @@ class Skipped(Place, kw_only=True):
 
 
 class Matrix(Place, kw_only=True):
-    """One matrix with everything measured of it."""
+    """One matrix with everything measured of it; copy_of: the label of the one before that holds the same numbers."""
 
+    copy_of: str | None = None
     spectrum: Singular
     metrics: MatrixMetrics  # type: ignore[valid-type]
     cuts: Cuts

@@ -16,7 +16,8 @@ from typing import Any
 from ..adapters.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from ..checkpoint.ahead import read_ahead
 from ..checkpoint.files import Files
-from ..checkpoint.index import OTHER_WEIGHTS, Checkpoint
+from ..checkpoint.index import Checkpoint
+from ..checkpoint.shards import INDEX_NAME, OTHER_WEIGHTS
 from ..errors import CheckpointError, listed
 from .layout import Copy, ShardLayout
 from .names import CARD, LR_GROUPS, MANIFEST, RESULT
@@ -48,7 +49,9 @@ def left_out(checkpoint: Checkpoint) -> list[str]:
             f"{checkpoint.files.where(vital[0])}: a link out of the model's folder, which is not followed when copied.",
             "Put the file itself there: cp -L copies what links lead to.",
         )
-    return [f"not copied, because they are links out of the model's folder: {listed(strays)}"] if strays else []
+    told = [f"not copied, because they are links out of the model's folder: {listed(strays)}"] if strays else []
+    odd = [f"{name} ({what})" for name, what in checkpoint.files.oddities().items() if _is_companion(checkpoint, name)]
+    return told + ([f"not copied, because they are no files: {listed(odd)}"] if odd else [])
 
 
 def require_readable(checkpoint: Checkpoint, names: Iterable[str]) -> None:
@@ -59,13 +62,14 @@ def require_readable(checkpoint: Checkpoint, names: Iterable[str]) -> None:
 
 
 def _wanted(checkpoint: Checkpoint) -> list[str]:
-    def wanted(name: str) -> bool:
-        last = name.rsplit("/", 1)[-1]
-        weights = name.endswith((".safetensors", *OTHER_WEIGHTS)) and last not in _NO_WEIGHTS
-        foreign_index = name.endswith(".index.json") and name != checkpoint.index_name
-        return not (weights or foreign_index or last in _OWN_FILES or last.startswith("."))
+    return [name for name in checkpoint.files.names() if _is_companion(checkpoint, name)]
 
-    return [name for name in checkpoint.files.names() if wanted(name)]
+
+def _is_companion(checkpoint: Checkpoint, name: str) -> bool:
+    last = name.rsplit("/", 1)[-1]
+    weights = name.endswith((".safetensors", *OTHER_WEIGHTS)) and last not in _NO_WEIGHTS
+    foreign_index = bool(INDEX_NAME.fullmatch(name)) and name != checkpoint.index_name
+    return not (weights or foreign_index or last in _OWN_FILES or last.startswith("."))
 
 
 class BaseWriter:

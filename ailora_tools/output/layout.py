@@ -87,14 +87,14 @@ def lay_out(
     }
 
 
-def restate_total(
+def restate_index(
     tree: Path,
     checkpoint: Checkpoint,
     dtypes: Mapping[str, str],
     added: Mapping[str, StoredTensor] = MappingProxyType({}),
 ) -> None:
-    """Write the index that was copied to `tree` anew, where the total changes or tensors are new."""
-    if checkpoint.index_name is not None and (added or not keeps_total(checkpoint, dtypes)):
+    """Write the index that was copied to `tree` anew, where it would not be right."""
+    if checkpoint.index_name is not None and (added or not keeps_index(checkpoint, dtypes)):
         index = read_json(LocalFiles(tree), checkpoint.index_name, INDEX_BYTES)
         index = restated(index, checkpoint, dtypes)
         for name, stored in added.items():
@@ -103,14 +103,17 @@ def restate_total(
         write_json(tree / checkpoint.index_name, index)
 
 
-def keeps_total(checkpoint: Checkpoint, dtypes: Mapping[str, str]) -> bool:
-    """Whether the tensors named in `dtypes` have those dtypes in the checkpoint already."""
-    return all(checkpoint.tensors[name].dtype == dtype for name, dtype in dtypes.items() if name in checkpoint.tensors)
+def keeps_index(checkpoint: Checkpoint, dtypes: Mapping[str, str]) -> bool:
+    """Whether the source's index is right, and the tensors named in `dtypes` have those dtypes in it already."""
+    held = checkpoint.tensors
+    return checkpoint.sound_index and all(held[name].dtype == dtype for name, dtype in dtypes.items() if name in held)
 
 
 def restated(index: Mapping[str, Any], checkpoint: Checkpoint, dtypes: Mapping[str, str]) -> dict[str, Any]:
-    """An index whose tensors have other dtypes: another total, and everything else as it was."""
+    """An index whose tensors have other dtypes: another total; it names what the shards hold, the rest is as it was."""
     entries = checkpoint.tensors.items()
     total = sum(tensor_bytes(dtypes.get(name, stored.dtype), stored.shape) for name, stored in entries)
     stated = index.get("metadata")  # published ones have null here, too
-    return {**index, "metadata": {**(stated if isinstance(stated, dict) else {}), "total_size": total}}
+    weight_map = index["weight_map"] if checkpoint.sound_index else {name: stored.file for name, stored in entries}
+    metadata = {**(stated if isinstance(stated, dict) else {}), "total_size": total}
+    return {**index, "metadata": metadata, "weight_map": weight_map}

@@ -9,15 +9,15 @@ from ..checkpoint.files import Files
 from ..checkpoint.gate import INDEX_BYTES, read_json
 from ..checkpoint.header import Header
 from ..checkpoint.index import Checkpoint
+from ..checkpoint.shards import INDEX_NAME
 from ..errors import CheckpointError, listed
 from ..output.base import companions
-from ..output.layout import keeps_total, restated
+from ..output.layout import keeps_index, restated
 from ..output.spans import blocks, file_text
 from ..surgery.operation import Operation
 from .folder import Check, loadable, own_files
 from .subject import Subject
 
-_INDEX = ".safetensors.index.json"
 Span = tuple[str, int, int]  # file, start, stop
 
 
@@ -69,7 +69,7 @@ def _same_companion(subject: Subject, source: Checkpoint, name: str) -> bool:
     try:
         if name == source.index_name and subject.operation is not None:
             dtypes = stored_dtypes(subject.operation)
-            if not keeps_total(source, dtypes):
+            if not keeps_index(source, dtypes):
                 index = restated(read_json(source.files, name, INDEX_BYTES), source, dtypes)
                 held = bytes(subject.files.read(name, 0, subject.files.size(name)))
                 return held == file_text(index).encode()
@@ -114,7 +114,7 @@ def _told(entry: tuple[str, tuple[int, ...]]) -> str:
 
 def _index_faults(subject: Subject, headers: Mapping[str, Header]) -> Iterator[str]:
     """Without an index there is one file, and nothing to disagree with."""
-    names = [name for name in subject.manifest.files if name.endswith(_INDEX) and "/" not in name]
+    names = [name for name in subject.manifest.files if INDEX_NAME.fullmatch(name) and "/" not in name]
     for name in names:
         try:
             stated = read_json(subject.files, name, INDEX_BYTES).get("weight_map")

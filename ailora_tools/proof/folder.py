@@ -10,7 +10,8 @@ from typing import Any
 from ..adapters.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MAGNITUDE_DTYPE, magnitude_name, tensor_names
 from ..checkpoint.files import LocalFiles
 from ..checkpoint.header import FACTOR_DTYPES, Header, tensor_bytes
-from ..checkpoint.index import OTHER_WEIGHTS, read_header
+from ..checkpoint.index import read_header
+from ..checkpoint.shards import OTHER_WEIGHTS
 from ..errors import CheckpointError, listed
 from ..output.adapter import negated
 from ..output.manifest import Manifest

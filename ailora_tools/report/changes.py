@@ -8,7 +8,7 @@ from typing import Any
 
 from ..methods import ROLES
 from ..metrics.paired import Comparison, compare
-from .rows import Placement, Row, change_metric, of_role, pairs, roles
+from .rows import Placement, Row, change_metric, copies, distinct_pairs, of_role, once, roles
 from .words import matrix, number, percent, ranges, spread
 
 Finding = dict[str, Any]
@@ -59,12 +59,29 @@ def change_findings(rows: Sequence[Row], at: int, name: str) -> list[Finding]:
     """All findings about fine-tune number `at`, which is called `name`."""
     kinds = {row.label: kind(row, at) for row in rows}
     real = [row for row in rows if kinds[row.label] in ("low rank", "structured", "noise")]
-    found = [*_against(rows, real, at, name), *_kinds(rows, at, name, kinds)]
+    distinct = once(rows, at)
+    found = [*_copies(rows, at, name), *_against(rows, real, at, name), *_kinds(rows, at, name, kinds)]
     if any(kinds[row.label] in ("low rank", "structured") for row in rows):
-        found += [*_rank(rows, at, name, kinds), *_placement(rows, at, name), *_intruders(rows, at, name)]
+        found += [*_rank(distinct, at, name, kinds), *_placement(distinct, at, name), *_intruders(distinct, at, name)]
     if real:
         found += _depth(rows, at, name)
     return [{**finding, "against": at} for finding in found]
+
+
+def _copies(rows: Sequence[Row], at: int, name: str) -> Iterator[Finding]:
+    """Copies that were changed alike are one observation, copies that were changed apart are several."""
+    before, after = copies(rows), copies(rows, at)
+    if before:
+        told = (
+            "were changed alike and count once here, too"
+            if len(after) == len(before)
+            else f"{len(after)} were changed alike and count once here, too; the others count for themselves"
+        )
+        yield {
+            "id": "copies:changed",
+            "text": f"{name}: of the {len(before)} copies {'all ' if len(after) == len(before) else ''}{told}.",
+            "numbers": {"copies": len(after), "of": len(before)},
+        }
 
 
 def _kinds(rows: Sequence[Row], at: int, name: str, kinds: Mapping[str, str]) -> Iterator[Finding]:
@@ -73,7 +90,7 @@ def _kinds(rows: Sequence[Row], at: int, name: str, kinds: Mapping[str, str]) ->
         members = [row for row in rows if kinds[row.label] == which]
         if members:
             count = f"all {len(rows)}" if len(members) == len(rows) else f"{len(members)} of {len(rows)}"
-            where = "" if len(members) == len(rows) else f" ({_where(members)})"
+            where = "" if len(members) == len(rows) else f" ({places_of(members)})"
             text = f"{name}: the change of {count} matrices{where} is {meaning}"
             if which == "identical":
                 text = f"{name}: {count} matrices{where} are {meaning}: nothing changed"
@@ -108,7 +125,7 @@ def _against(rows: Sequence[Row], real: Sequence[Row], at: int, name: str) -> It
     if not real:
         return
     for key, label in (("relative_change", "‖ΔW‖/‖W‖"), ("delta_norm", "‖ΔW‖ un-normalised, as in the paper,")):
-        both = pairs(rows, change_metric(at, key))
+        both = distinct_pairs(rows, change_metric(at, key), at)
         if not both:
             return
         found = compare(list(both.values()))
@@ -217,7 +234,7 @@ def _shape(thirds: Sequence[float], greatest: int) -> str:
     return f"it changed most in the {('first', 'middle', 'last')[greatest]} third, {ratio}"
 
 
-def _where(rows: Sequence[Row]) -> str:
+def places_of(rows: Sequence[Row]) -> str:
     """'q 0-3, v 1' for the matrices of one kind."""
     parts = []
     for role in roles(rows, ROLES):

@@ -10,9 +10,9 @@ from ..methods import ROLES, SURVIVAL_WANTED
 from ..metrics.motion import lr_scales
 from ..metrics.noise import noise_effective_rank_share
 from ..metrics.paired import Comparison, compare
-from .changes import change_findings
+from .changes import change_findings, places_of
 from .motions import motion_at
-from .rows import PARTS, Row, of_role, pairs, read_rows, roles
+from .rows import PARTS, Row, copies, distinct_pairs, of_role, once, read_rows, roles
 from .words import matrix, number, spread
 
 Finding = dict[str, Any]
@@ -23,7 +23,8 @@ _STANDS_OUT = 3.5  # modified z score (Iglewicz and Hoaglin, How to Detect and H
 def find(document: Mapping[str, Any]) -> list[Finding]:
     """The findings of an analysis document, most telling first: {"id", "text", "numbers"}."""
     rows, rank = read_rows(document), document["settings"]["rank"]
-    found = [*_skipped(document)]
+    distinct = once(rows)
+    found = [*_skipped(document), *_copies(rows)]
     changes = [change_findings(rows, at, tuned["name"]) for at, tuned in enumerate(document["against"])]
     # What each fine-tune did at all comes before the details of any of them.
     for first in (True, False):
@@ -33,11 +34,11 @@ def find(document: Mapping[str, Any]) -> list[Finding]:
         *_difference(
             rows, "outlier_share", "has", "singular values above the noise edge", "values above the noise edge / k"
         ),
-        *_moved(rows, rank),
+        *_moved(distinct, rank),
         *_motion(rows, rank),
-        *_survival(rows, rank),
-        *_energy(rows),
-        *_outstanding(rows),
+        *_survival(distinct, rank),
+        *_energy(distinct),
+        *_outstanding(distinct),
     ]
     if not document["against"]:
         found.append(_premise(rows))
@@ -45,8 +46,8 @@ def find(document: Mapping[str, Any]) -> list[Finding]:
 
 
 def paired(rows: Sequence[Row], value: Callable[[Row], float | None]) -> Comparison | None:
-    """Q against V over the layers (and stacks) that have both; None if there are none."""
-    both = list(pairs(rows, value).values())
+    """Q against V over the distinct layers (and stacks) that have both; None if there are none."""
+    both = list(distinct_pairs(rows, value).values())
     return compare(both) if both else None
 
 
@@ -68,6 +69,21 @@ def _skipped(document: Mapping[str, Any]) -> Iterator[Finding]:
             "text": f"{len(skipped)} of {total} matrices could not be analysed and are left out everywhere: "
             f"{skipped[0]['reason']}" + (f" And {len(skipped) - 1} more." if len(skipped) > 1 else ""),
             "numbers": {"skipped": len(skipped), "of": total},
+        }
+
+
+def _copies(rows: Sequence[Row]) -> Iterator[Finding]:
+    """Stacked and tied layers are the same evidence again."""
+    found = copies(rows)
+    if found:
+        named = ", ".join(f"{label} of {first}" for label, first in list(found.items())[:3])
+        which = places_of([row for row in rows if row.label in found])
+        yield {
+            "id": "copies",
+            "text": f"{len(found)} of {len(rows)} matrices ({which}) are copies of others: {named}"
+            f"{', ...' if len(found) > 3 else ''}. Each of the {len(rows) - len(found)} distinct ones counts once in "
+            "medians, counts and sign tests; figures and tables show all.",
+            "numbers": {"copies": len(found), "of": len(rows)},
         }
 
 

@@ -18,7 +18,7 @@ from ..output.analysis import metrics_csv
 from . import sections
 from .body import Parts
 from .motions import by_rank, motion_texts
-from .rows import PARTS, Row, of_role, read_rows, roles
+from .rows import PARTS, Row, copies, of_role, once, read_rows, roles
 from .words import matrix, number, percent, size, spread, typeset
 
 _EMBEDDED = 1_500_000  # bytes of the document that the page carries whole; beyond, spectra are thinned
@@ -96,6 +96,8 @@ def _facts(document: Mapping[str, Any], rows: Sequence[Row]) -> list[tuple[str, 
         ("took", f"{number(document['seconds'])} s"),
         ("made", document["created"].replace("T", " ").replace("Z", " UTC")),
     ]
+    if copied := copies(rows):
+        found.append(("copies", f"{len(copied)} matrices, counted once"))
     if document["skipped"]:
         found.append(("left out", f"{len(document['skipped'])} matrices"))
     return found
@@ -140,11 +142,11 @@ def _texts(rows: Sequence[Row], at: int, rank: int) -> dict[str, str]:
     parameters = sum(rank * sum(row.shape) for row in rows if row.role in PARTS)
     texts = {"parameters": f"{parameters:,}"}
     for role in PARTS:
-        values = [row.held[at] for row in of_role(rows, role)]
+        values = [row.held[at] for row in of_role(once(rows), role)]
         if values:
             texts[role] = percent(median(values))
             texts[f"{role}-range"] = f"{percent(min(values))} to {percent(max(values))} over {len(values)} layers"
-    survival = [row.cuts.bottom_survival[at] for row in of_role(rows, "v")]
+    survival = [row.cuts.bottom_survival[at] for row in of_role(once(rows), "v")]
     if survival:
         texts["survival"] = number(median(survival))
         texts["survival-range"] = f"of it survives nearest rounding to bfloat16 ({spread(survival)})"

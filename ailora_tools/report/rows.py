@@ -6,7 +6,7 @@ The schema of the file, with every field, is output/analysis.schema.json. Names 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -171,9 +171,48 @@ def of_role(rows: Iterable[Row], role: str) -> list[Row]:
     return [row for row in rows if row.role == role]
 
 
+def identity(row: Row, at: int | None = None) -> Hashable:
+    """What two matrices have in common only if they hold the same numbers: all singular values, to the ten digits that
+    are kept; with `at` also those of the change by fine-tune number `at`. Copies are no further evidence: layers of a
+    model that was stacked out of another, or tied ones."""
+    own = (row.shape, tuple(row.singular_values))
+    return own if at is None else (*own, tuple(row.changes[at].singular_values))
+
+
+def copies(rows: Iterable[Row], at: int | None = None) -> dict[str, str]:
+    """Label of each matrix that was there before under the same role -> label of the first."""
+    first: dict[Hashable, str] = {}
+    found = {}
+    for row in rows:
+        label = first.setdefault((row.role, identity(row, at)), row.label)
+        if label != row.label:
+            found[row.label] = label
+    return found
+
+
+def once(rows: Iterable[Row], at: int | None = None) -> list[Row]:
+    """The rows without copies: what medians and counts of independent matrices go over."""
+    held = list(rows)
+    left_out = copies(held, at)
+    return [row for row in held if row.label not in left_out]
+
+
 def change_metric(at: int, key: str) -> Callable[[Row], float | None]:
     """What reads one metric of the change by fine-tune number `at`."""
     return lambda row: row.changes[at].metrics[key]
+
+
+def distinct_pairs(
+    rows: Iterable[Row], value: Callable[[Row], float | None], at: int | None = None
+) -> dict[Place, tuple[float, float]]:
+    """`pairs` without the places whose W^Q and W^V both are copies of one place before, for sign tests."""
+    held = list(rows)
+    places: dict[Place, dict[str, Hashable]] = {}
+    for row in held:
+        places.setdefault(row.place, {})[row.role] = identity(row, at)
+    seen: dict[Hashable, Place] = {}
+    first = {place: seen.setdefault((of.get("q"), of.get("v")), place) for place, of in places.items()}
+    return {place: pair for place, pair in pairs(held, value).items() if first[place] == place}
 
 
 def pairs(rows: Iterable[Row], value: Callable[[Row], float | None]) -> dict[Place, tuple[float, float]]:

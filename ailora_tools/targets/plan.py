@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any
 
 from ..checkpoint.header import FLOATS, StoredTensor
 from ..checkpoint.index import Checkpoint
-from ..errors import OptionError, TargetError, listed
+from ..checkpoint.wrapped import wrapped
+from ..errors import CheckpointError, OptionError, TargetError, listed
 from ..matrices.quantisation import MAINS, Quantised, find_quantised, logical_name, quantization_config
 from ..matrices.text_config import text_config
 from ..methods import ROLES
@@ -56,15 +57,16 @@ def make_plan(
     """
     kind, config, model = checkpoint.model_type, checkpoint.config, known(checkpoint)
     row, base = model.row, model.base
-    stored_names = {logical_name(name): name for name in checkpoint.tensors}
+    stored_names = {logical_name(name): name for name in (*checkpoint.ghosts, *checkpoint.tensors)}
     matches, notices = _find(checkpoint, list(stored_names), model, selection)
+    sorting = sort_out(matches, kind, config, checkpoint.architectures)
+    matches = _held(checkpoint, matches, stored_names, sorting.unbuilt, selection)
     major = transformers_major or installed_transformers_major()
     found = []
     for match in matches:
         of = None if match.role in selection.templates else row
         module = module_path(match, of, base, checkpoint.architectures, major)
         found.append(_Found(match, module, checkpoint.tensors[stored_names.get(match.tensor, match.tensor)]))
-    sorting = sort_out(matches, kind, config, checkpoint.architectures)
     unbuilt = _unbuilt(found, sorting.unbuilt, selection.unbuilt)
     found = _select(found, unbuilt, selection)
     matches = [one.match for one in found]
@@ -79,7 +81,7 @@ def make_plan(
     notices += incomplete(matches, selection.roles)
     family = row.family if row else "Recognised by names"
     return Plan(
-        kind, family, tuple(targets), (*checkpoint.files.notices, *notices), unbuilt,
+        kind, family, tuple(targets), (*checkpoint.notices, *notices), unbuilt,
         counted=row is not None and row.proves(str(kind)) and sorting.decided and not selection.templates,
     )  # fmt: skip
 
@@ -129,6 +131,7 @@ def _find(
         found, notices = _by_names(checkpoint, names, rest)
     lacking = [role for role in rest if role not in {match.role for match in found}]
     if lacking:
+        _require_no_prefix(checkpoint, row, model.base, names, lacking)
         raise not_found(checkpoint, kind, row, lacking)
     return matches + found, notices
 
@@ -151,6 +154,22 @@ def _by_names(checkpoint: Checkpoint, names: list[str], roles: list[str]) -> tup
     if fused_text and all(OTHER_TOWERS.search(match.tensor) for match in found):
         return [], []
     return found, by_names(checkpoint.model_type, found, checkpoint)
+
+
+def _require_no_prefix(
+    checkpoint: Checkpoint, row: Architecture | None, base: str, names: list[str], lacking: list[str]
+) -> None:
+    """CheckpointError if the names would be those of the table behind a prefix, as a trainer's own module leaves it."""
+    firsts = {f"{name.split('.', 1)[0]}." for name in names} if row is not None else set()
+    for prefix in sorted(firsts):
+        inner = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+        if row is not None and {match.role for match in match_table(row, base, inner, lacking)} == set(lacking):
+            raise wrapped(
+                checkpoint.location, f"a module that holds the model as {prefix[:-1]!r}, as in Lightning",
+                prefix + inner[0], len(inner), len(names),
+                f"Unwrap first: save the model inside, module.{prefix}save_pretrained(folder), or take {prefix!r} out "
+                "of the names and save them anew with safetensors.",
+            )  # fmt: skip
 
 
 def _by_template(template: str, role: str, names: list[str], row: Architecture | None) -> list[Match]:
@@ -189,6 +208,29 @@ def _select(found: Sequence[_Found], unbuilt: Mapping[str, str], selection: Sele
             f"The layers with these projections are {min(there)} to {max(there)}.",
         )
     return [one for one in built if one.match.layer in wanted]
+
+
+def _held(
+    checkpoint: Checkpoint, matches: Sequence[Match], stored_names: Mapping[str, str], unbuilt: Container[str],
+    selection: Selection,
+) -> list[Match]:  # fmt: skip
+    """Those that a shard holds; CheckpointError where one that is wanted is in the index alone."""
+    layers = None if selection.layers is None else parse_layers(selection.layers)
+    ghosts = {
+        match.tensor: name
+        for match in matches
+        if (name := stored_names.get(match.tensor, match.tensor)) in checkpoint.ghosts
+    }
+    wanted = [match for match in matches if match.tensor not in unbuilt and (layers is None or match.layer in layers)]
+    lost = [ghosts[match.tensor] for match in wanted if match.tensor in ghosts]
+    if lost:
+        shown = listed([f"{name} (in {checkpoint.ghosts[name]})" for name in lost])
+        raise CheckpointError(
+            f"{checkpoint.location}: {checkpoint.index_name} names {len(lost)} of {len(wanted)} projections that no "
+            f"shard holds: {shown}.",
+            "Shards and index come from different exports: fetch them again together.",
+        )
+    return [match for match in matches if match.tensor not in ghosts]
 
 
 def _require_usable(found: Sequence[_Found], few_bits: Mapping[str, Quantised], allowed: bool, method: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..adapters.folder import Adapter, open_adapter
+from ..checkpoint.arithmetic import ieee
 from ..checkpoint.source import user_path
 from ..checkpoint.stream import DTYPES
 from ..errors import TargetError, listed
@@ -27,10 +28,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Residualized:
-    """What was taken out of which model; `undo` restores the original weights bit for bit."""
+    """What was taken out of which model; `undo` restores the original weights bit for bit.
+
+    exact: whether every weight is now, bit for bit, the residual that `init` wrote, by its hashes; None where there is
+    nothing to compare with: `init --no-base` wrote none, or the model is in another dtype.
+    """
 
     weights: tuple[Tensor, ...]
     originals: tuple[Tensor, ...]
+    exact: bool | None = None
 
     @torch.no_grad()
     def undo(self) -> None:
@@ -52,28 +58,41 @@ class _Step:
 def residualize(model: nn.Module, adapter_dir: str | Path) -> Residualized:
     """Subtract s B0 A0 of `adapter_dir` (`.../ailora_init`) from the weights of `model`, before PEFT wraps it.
 
-    `model` is the original model in any float dtype, on any device. In the dtype of the source the weights become bit
-    for bit the residual that `init` writes, rounding included; from a folder of `init --no-base` 16-bit weights are
-    rounded stochastically with its seed. Needs the memory of the touched matrices for `undo`.
+    `model` is the original model in any float dtype, on any device. The subtraction is done on the CPU, in float64 and
+    with one rounding, as `init` does it: in a 16-bit dtype of the source the weights become bit for bit the residual
+    that `init` writes, wherever either ran. In float32 another kind of CPU may sum a product in another order and round
+    one entry in about 10^9 the other way; `exact` of the result says which it is. From a folder of `init --no-base`
+    16-bit weights are rounded stochastically with its seed. Needs the memory of the touched matrices for `undo`.
 
     Raises TargetError, and changes nothing, where a module is missing or quantised, where the weights are those of
     another model, or where they are residualised already; NumericalError where their dtype cannot hold the residual.
     """
-    folder = user_path(adapter_dir, "adapter_dir").resolve()
+    with ieee():
+        return _residualize(model, user_path(adapter_dir, "adapter_dir").resolve())
+
+
+def _residualize(model: nn.Module, folder: Path) -> Residualized:
     manifest, adapter = read_manifest(folder.parent), open_adapter(folder)
     steps = _find(model, manifest, folder)
     _require_original(steps, adapter, manifest, folder)
     weights = {id(step.weight): step.weight for step in steps}
     originals = tuple(weight.detach().to("cpu", copy=True) for weight in weights.values())
     taken = Residualized(tuple(weights.values()), originals)
+    same = []
     try:
-        with torch.no_grad():
-            for step in steps:
-                _put(step, _residual(step, adapter, manifest))
+        for step in steps:
+            W = _residual(step, adapter, manifest)
+            same.append(_is_written(W, step.record) if manifest.base else None)
+            _put(step, W)
     except BaseException:  # all of them or none
         taken.undo()
         raise
-    return taken
+    return replace(taken, exact=None if None in same else all(same))
+
+
+def _is_written(W: Tensor, record: ModuleRecord) -> bool | None:
+    """Whether a residual is the one that `init` wrote; None where that is in another dtype."""
+    return digest(W) == record.base_sha256 if W.dtype == DTYPES.get(record.base_dtype) else None
 
 
 def _put(step: _Step, W: Tensor) -> None:
@@ -136,12 +155,13 @@ def _require_original(steps: Sequence[_Step], adapter: Adapter, manifest: Manife
 
 def _residual(step: _Step, adapter: Adapter, manifest: Manifest) -> Tensor:
     record = step.record
-    A, B = (factor.to(step.W.device) for factor in own(record, adapter, manifest))
+    W = step.W.cpu()  # where `init` ran does not matter, but GPUs without float64 are many
+    A, B = own(record, adapter, manifest)
     recipe = Recipe(
         rule=record.rule, rank=record.rank, scaling=record.scaling, adapter_dtype=A.dtype, base_dtype=step.W.dtype,
         rounding=record.rounding, seed=int(manifest.settings["seed"]),
         name=matrix_name(record.tensor, record.role, fused=record.part is not None),
     )  # fmt: skip
     if record.rounding == "none" and step.W.dtype in (torch.bfloat16, torch.float16):
-        return subtract(step.W, A, B, recipe, "stochastic")
-    return subtract(step.W, A, B, recipe, record.rounding)
+        return subtract(W, A, B, recipe, "stochastic")
+    return subtract(W, A, B, recipe, record.rounding)

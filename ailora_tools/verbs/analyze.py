@@ -119,6 +119,7 @@ def analyze(
 def _measure(job: AnalysisJob, work: WorkFolder, progress: Progress) -> dict[str, Any]:
     """Tensor name -> record, those of an interrupted run included; every finished matrix is kept at once."""
     from ..analysis.measure import measure
+    from ..checkpoint.arithmetic import ieee
     from ..checkpoint.stream import computing, find_device, stream
     from ..matrices.dequantise import dequantise
     from ..matrices.gather import gather
@@ -144,11 +145,12 @@ def _measure(job: AnalysisJob, work: WorkFolder, progress: Progress) -> dict[str
     work.agree("compute", computing(device))
     at_once = 2 if max(min(target.shape) for target in job.plan.targets) <= _LARGE_SIDE else 1
     of = len(job.plan.carriers)
-    for _, records in stream(job.checkpoint.files, waiting, work_on, device, progress.notice, at_once, of):
-        rows.update(records)
-        work.record({"records": records})
-        for label in records:
-            progress.advance(label)
+    with ieee():
+        for _, records in stream(job.checkpoint.files, waiting, work_on, device, progress.notice, at_once, of):
+            rows.update(records)
+            work.record({"records": records})
+            for label in records:
+                progress.advance(label)
     return rows
 
 

@@ -25,6 +25,7 @@ from ..adapters.peft import (
     tensor_names,
 )
 from ..adapters.promises import Base, require_promised
+from ..checkpoint.arithmetic import ieee
 from ..checkpoint.files import Origin
 from ..checkpoint.header import FACTOR_DTYPES, StoredTensor, build_header
 from ..checkpoint.source import user_path
@@ -132,7 +133,8 @@ def convert(
     for text in (*require_whole(held, job.factors, job.initial, job.names), *held.notices):
         progress.notice(text)
     sources = Sources((held.files, ADAPTER_FILES), (job.initial.files, ADAPTER_FILES))
-    with making(Output(job.folder, "convert", overwrite=overwrite, force=force), sources.require_unchanged) as tree:
+    out = Output(job.folder, "convert", overwrite=overwrite, force=force)
+    with making(out, sources.require_unchanged) as tree, ieee():
         modules = _write(job, tree, rank, FACTOR_DTYPES[dtype], progress)
         result = Conversion(job.folder, job.base[0], modules, tuple(job.kept))
         write_result(tree, {"verb": "convert", "trained": job.trained.location, **result.to_json()})

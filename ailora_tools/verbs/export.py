@@ -10,6 +10,7 @@ from typing import Any
 from ..adapters.folder import Adapter, open_adapter
 from ..adapters.peft import ADAPTER_FILES
 from ..adapters.trainers import COMPONENTS, Context, Pair, find_trainer
+from ..checkpoint.arithmetic import ieee
 from ..checkpoint.files import Files, LocalFiles
 from ..checkpoint.gate import read_json
 from ..checkpoint.index import CONFIG
@@ -67,7 +68,8 @@ def export(
     held = open_adapter(root / ADAPTER_FOLDER if (root / MANIFEST).is_file() else root)
     _require_plain(held, to)
     folder = output_folder(output, "", [held.files.origin], progress or Silent())
-    made = row.make(_pairs(held), _context(held, root, base, component))
+    with ieee():
+        made = row.make(_pairs(held), _context(held, root, base, component))
     result = Exported(folder, to, tuple(name for name in (row.file, made.config_name) if name), len(held.modules))
     sources = Sources((held.files, ADAPTER_FILES))
     with making(Output(folder, "export", overwrite=overwrite, force=force), sources.require_unchanged) as tree:

@@ -16,7 +16,7 @@ from ..output.adapter import AdapterWriter
 from ..output.atomic import Output, building, require_possible
 from ..output.base import BaseWriter, copy_file, left_out, require_readable
 from ..output.init_folder import InitFolder
-from ..output.layout import restate_total
+from ..output.layout import restate_index
 from ..output.lr_groups import lr_document
 from ..output.manifest import Manifest, ModuleRecord
 from ..output.names import ADAPTER_FOLDER, CARD, LR_GROUPS, MANIFEST, OFFSET_FOLDER
@@ -210,6 +210,7 @@ def _operate(operation: Operation, work: WorkFolder, check: ModuleCheck, progres
     offset = _adapter_writer(operation, work.tree / OFFSET_FOLDER) if operation.offset else None
     with BaseWriter(files, operation.layouts, work.tree, dict(work.finished("copied"))) as base:
         # Imported here so that torch loads (about a second) while the shards are already being copied.
+        from ..checkpoint.arithmetic import ieee
         from ..checkpoint.stream import computing, find_device, stream
         from ..matrices.dequantise import dequantise
         from ..surgery.tensor import operate_on
@@ -222,10 +223,11 @@ def _operate(operation: Operation, work: WorkFolder, check: ModuleCheck, progres
         folder = InitFolder(work, adapter, base, offset)
         progress.start("Decomposing", len(carriers), len(folder.records))
         waiting = [carrier for carrier in carriers if carrier.module not in folder.records]
-        for carrier, outcome in stream(files, waiting, operate, device, progress.notice, of=len(carriers)):
-            folder.store(outcome.records, outcome.factors, outcome.residual, outcome.residual_sha256)
-            progress.advance(carrier.label)
-            check.look()
+        with ieee():
+            for carrier, outcome in stream(files, waiting, operate, device, progress.notice, of=len(carriers)):
+                folder.store(outcome.records, outcome.factors, outcome.residual, outcome.residual_sha256)
+                progress.advance(carrier.label)
+                check.look()
         progress.start("Copying", len(base.shards), 0)
         for shard in folder.seal():
             progress.advance(shard)
@@ -267,7 +269,7 @@ def _describe(
         copy_file(operation.checkpoint.files, name, tree / name)
     if operation.layouts:
         dtypes = {carrier.stored.name: operation.base_dtype(carrier) for carrier in operation.plan.carriers}
-        restate_total(tree, operation.checkpoint, dtypes)
+        restate_index(tree, operation.checkpoint, dtypes)
     for name in (ADAPTER_FOLDER, OFFSET_FOLDER)[: 1 + operation.offset]:
         write_json(tree / name / ADAPTER_CONFIG, peft_config(operation, short))
     write_text(tree / CARD, card(operation, records))

@@ -22,7 +22,7 @@ from ..checkpoint.source import SourceOptions
 from ..errors import AiloraError, OptionError, TargetError, listed
 from ..output.atomic import Output, making
 from ..output.base import BaseWriter, companions, copy_file, left_out, require_readable
-from ..output.layout import lay_out, restate_total, widened
+from ..output.layout import lay_out, restate_index, widened
 from ..output.manifest import Manifest, read_manifest
 from ..output.names import ADAPTER_FOLDER, MANIFEST
 from ..output.place import output_folder
@@ -97,7 +97,7 @@ def merge(
     layouts = lay_out(checkpoint, (place.stored for place in places if not place.added), base_dtype, added)
     dtypes = {place.name: widened(place.stored.dtype, base_dtype) for place in places}
     complete = require_complete(checkpoint, held, found, _start(checkpoint))
-    for text in (*left_out(checkpoint), *complete, *held.notices, *_about_ties(found)):
+    for text in (*checkpoint.told, *left_out(checkpoint), *complete, *held.notices, *_about_ties(found)):
         progress.notice(text)
     copied = [(name, checkpoint.files.size(name)) for name in companions(checkpoint)]
     require_readable(checkpoint, (name for name, _ in copied))
@@ -112,7 +112,7 @@ def merge(
             written = list(_write(checkpoint, places, merging, writer, device, progress))
         for name, _ in copied:
             copy_file(checkpoint.files, name, tree / name)
-        restate_total(tree, checkpoint, dtypes, added)
+        restate_index(tree, checkpoint, dtypes, added)
         _restate_config(tree, checkpoint, found, [done.tensor for done, wide in written if wide], progress)
         result = Merge(folder, tuple(done for done, _ in written), tuple(sorted(set(dtypes.values()))))
         made_from = {"base": checkpoint.origin.to_json(), "adapter": held.location}
@@ -193,13 +193,15 @@ def _write(
 ) -> Iterator[tuple[Merged, bool]]:  # fmt: skip
     """Shards are being copied in the background: put each merged tensor into its place, then wait for the rest. With
     each, whether it is one that the float16 of the base would not hold."""
+    from ..checkpoint.arithmetic import ieee
     from ..checkpoint.stream import find_device, matrix_bytes, stream
 
     progress.start("Merging", len(places), 0)
-    for place, (W, change, wide) in stream(checkpoint.files, places, merging, find_device(device), progress.notice):
-        writer.write(place.stored.file, place.name, matrix_bytes(W))
-        progress.advance(place.name)
-        yield Merged(place.name, change), wide
+    with ieee():
+        for place, (W, change, wide) in stream(checkpoint.files, places, merging, find_device(device), progress.notice):
+            writer.write(place.stored.file, place.name, matrix_bytes(W))
+            progress.advance(place.name)
+            yield Merged(place.name, change), wide
     progress.start("Copying", len(writer.shards), 0)
     for shard in writer.shards:
         writer.sha256(shard)  # waits until it is complete and on disk

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Unpack
 
+from ..checkpoint.arithmetic import ieee
 from ..checkpoint.index import Checkpoint, open_checkpoint
 from ..checkpoint.source import SourceOptions, user_path
 from ..errors import CheckpointError
@@ -75,8 +76,9 @@ def verify(
         parts = [(shard, header.file_size) for shard, header in original.headers.items()]
         announce(original.files, parts, original.nbytes, progress)
     checks = [*strange, *_folder_checks(subject, progress)]
-    found = look_at(subject, progress)
-    checks += check_matrices(subject, found)
+    with ieee():
+        found = look_at(subject, progress)
+        checks += check_matrices(subject, found)
     if original is not None and manifest.base:
         checks.append(check_untouched(subject, original, found))
     checks.append(check_built(subject, ask=all(check.holds for check in checks)))

@@ -124,7 +124,7 @@ def edit_index(folder: Path, change: Callable[[dict[str, str]], None]) -> None:
     ("change", "words"),
     [
         (lambda names: names.update({Q0: "model-00009-of-00002.safetensors"}), "model-00009-of-00002.safetensors"),
-        (lambda names: names.update({"ghost": "model-00001-of-00002.safetensors"}), "ghost"),
+        (lambda names: names.update({Q0: names.pop(Q0), "ghost": "gone.safetensors"}), "gone.safetensors"),
         (lambda names: names.update({Q0: "../elsewhere.safetensors"}), "outside the folder"),
         (lambda names: names.update({Q0: "/etc/x.safetensors"}), "outside the folder"),
     ],
@@ -188,4 +188,4 @@ def test_an_adapter_is_no_model(tmp_path: Path) -> None:
         == 0
     )
     stderr = init(tmp_path, tmp_path / "out" / "ailora_init", "--rank", 4, "-o", tmp_path / "again").stderr
-    assert "not found" in stderr
+    assert "an adapter, not a model" in stderr

@@ -9,7 +9,11 @@ from typing import Any
 
 import bitsandbytes.functional as bnb
 import torch
-from compressed_tensors.compressors import IntQuantizationCompressor, PackedQuantizationCompressor
+from compressed_tensors.compressors import (
+    IntQuantizationCompressor,
+    MXFP8QuantizationCompressor,
+    PackedQuantizationCompressor,
+)
 from compressed_tensors.entrypoints.convert.converters.autoawq import AutoAWQConverter
 from compressed_tensors.entrypoints.convert.converters.fp8block_dequantizer import FP8BlockDequantizer
 from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
@@ -141,6 +145,22 @@ def _fp8(W: Tensor) -> Stored:
     )
 
 
+def _mxfp8(W: Tensor) -> Stored:
+    """Exponents as bytes. The library makes bfloat16 of the values, so they are multiplied here and held against it."""
+    args = QuantizationArgs(num_bits=8, type="float", strategy="group", group_size=32, scale_dtype=torch.uint8)
+    scheme = QuantizationScheme(targets=["Linear"], weights=args)
+    scale = torch.exp2(torch.floor(torch.log2(W.view(len(W), -1, 32).abs().amax(2))) - 8)
+    state = MXFP8QuantizationCompressor.compress({"weight": W, "weight_scale": scale}, scheme)
+    pieces = {f".{key}": value for key, value in state.items() if isinstance(value, Tensor)}
+    expected = state["weight"].float() * scale.repeat_interleave(32, 1)
+    assert torch.equal(
+        MXFP8QuantizationCompressor.decompress(dict(state), scheme)["weight"].float(), expected.bfloat16().float()
+    )
+    weights = {"num_bits": 8, "type": "float", "group_size": 32, "scale_dtype": "torch.uint8"}
+    settings = {"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": weights}}}
+    return Stored(pieces, expected, settings)
+
+
 FORMATS: dict[str, Callable[[Tensor], Stored]] = {
     "NF4": _bnb4("nf4", False),
     "NF4, nested": _bnb4("nf4", True),
@@ -156,6 +176,7 @@ FORMATS: dict[str, Callable[[Tensor], Stored]] = {
     "GPTQ 2, version 2": _gptq(2, False, "gptq_v2"),
     "AWQ": _awq,
     "FP8 blocks": _fp8,
+    "MXFP8": _mxfp8,
 }
 
 

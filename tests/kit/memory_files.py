@@ -27,6 +27,9 @@ class MemoryFiles:
     def strays(self) -> list[str]:
         return []
 
+    def oddities(self) -> dict[str, str]:
+        return {}
+
     def size(self, name: str) -> int:
         return len(self._bytes(name))
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ailora_tools.errors import NumericalError
 from ailora_tools.linalg.recombine import recombine
-from ailora_tools.surgery.decompose import Decomposition, Recipe, decompose
+from ailora_tools.surgery.decompose import Decomposition, Recipe, decompose, subtract
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 
@@ -179,3 +179,17 @@ def test_recombine_tells_residual_original_and_twice_residualised(times: int, mo
     found = recombine(base, surgery.A, surgery.B, 2.0, W)
     assert found.share == pytest.approx(moved, abs=1e-3)
     assert found.error == pytest.approx(abs(1 - times) * float((2 * surgery.B @ surgery.A).norm() / W.norm()), abs=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [BF16, F16])
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
+def test_the_order_of_summation_does_not_show_in_the_residual(dtype: torch.dtype, rounding: str) -> None:
+    """As where a GPU sums a product in another order than a CPU; in float32 some entries would be others."""
+    W = noise(1024, 1024, dtype)
+    surgery = decompose(W, recipe(W, rank=16, rounding=rounding))
+    order = torch.randperm(16, generator=torch.Generator().manual_seed(1))
+    told = recipe(W, rank=16)
+    again = subtract(W, surgery.A[order].contiguous(), surgery.B[:, order].contiguous(), told, rounding)
+    assert torch.equal(again, surgery.residual)
+    shuffled = (surgery.B[:, order] @ surgery.A[order]) - (surgery.B @ surgery.A)
+    assert shuffled.any(), "the order would matter in float32"

@@ -277,6 +277,7 @@ def test_residualize_makes_the_very_bits_of_the_residual(name: str, dtype: torch
     done = residualize(model, made.adapter)
     residual = kind.from_pretrained(tmp_path / "init", dtype=dtype).state_dict()
     assert all(torch.equal(value, residual[key]) for key, value in model.state_dict().items())
+    assert done.exact is True
     with pytest.raises(TargetError, match="residualised already"):
         residualize(model, made.adapter)
     done.undo()
@@ -292,7 +293,7 @@ def test_residualize_in_another_dtype_and_without_a_base(tmp_path: Path) -> None
     made = initialize(tmp_path / "model", 2, no_base=True, output=tmp_path / "init")
     model = type(build("llama")).from_pretrained(tmp_path / "model", dtype=torch.float32).eval()
     expected = output(model, ALL["llama"].inputs())
-    residualize(model, made.adapter)
+    assert residualize(model, made.adapter).exact is None
     loaded = PeftModel.from_pretrained(model, made.adapter).eval()
     assert near(output(loaded, ALL["llama"].inputs()), expected)
     with pytest.raises(TargetError, match="is missing"):
