@@ -274,3 +274,11 @@ def test_the_metrics_are_those_of_the_page(folders: Path, written: dict[str, lis
     place = re.findall(r"`(\w+)`", page.partition("## metrics.csv")[2])
     with open(folders / "report" / "metrics.csv", encoding="utf-8") as handle:
         assert next(csv.reader(handle)) == [*place, *keys["matrix"], *keys["change"]]
+
+
+def test_every_promise_about_foreign_files_names_a_test() -> None:
+    page = (GUIDE / "files.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(tests/\S+\.py)(?:::(\w+))?` \|$", page, re.MULTILINE)
+    assert len(named) > 25
+    for file, function in named:
+        assert f"def {function or 'test_'}" in (ROOT / file).read_text(encoding="utf-8"), f"{file}::{function}"
