@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .errors import AiloraError as AiloraError
+    from .training.attach import attach as attach
     from .training.biases import train_biases as train_biases
     from .training.groups import freeze_b as freeze_b
     from .training.groups import lr_groups as lr_groups
@@ -51,6 +52,7 @@ _HOMES = {
     "export": ".verbs.export",
     "Initialization": ".verbs.initialize",
     "initialize": ".verbs.initialize",
+    "attach": ".training.attach",
     "mask_fused_gradients": ".training.masks",
     "lr_groups": ".training.groups",
     "freeze_b": ".training.groups",
