@@ -50,10 +50,14 @@ class LoraLayer:
         """lora_A, lora_B or lora_magnitude_vector of an adapter, as it lies in memory."""
         return getattr(self._held(kind).get(adapter), "weight", None)
 
+    def modules(self, kind: str) -> list[nn.Module]:
+        """lora_A or lora_B of every adapter."""
+        return list(self._held(kind).values())
+
     def parameters(self, *kinds: str) -> Iterator[nn.Parameter]:
         """Those below `lora_A`, ... of every adapter."""
         for kind in kinds:
-            for held in self._held(kind).values():
+            for held in self.modules(kind):
                 yield from held.parameters()
 
     @property
