@@ -13,6 +13,9 @@ import torch
 from kit.adapters import ALL, load_with_offset, near, train
 from kit.families import build, output
 from peft import LoraConfig, PeftModel
+from peft.tuners.lora.awq import AwqLoraLinear
+from peft.tuners.lora.gptq import GPTQLoraLinear
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaForCausalLM
 
@@ -111,6 +114,29 @@ def test_every_kind_of_layer_and_a_cast_after_it(name: str, cast: bool, tmp_path
     assert torch.equal(output(adapted, ALL[name].inputs()), expected)
     adapted = adapted if cast else adapted.merge_and_unload()
     assert torch.equal(output(adapted, ALL[name].inputs()), expected)
+
+
+@pytest.mark.parametrize("kind", [GPTQLoraLinear, AwqLoraLinear])
+def test_layers_of_quantised_models_that_need_a_gpu(kind: type[nn.Module], at: SimpleNamespace) -> None:
+    """PEFT's own layer over a linear one that stands for the quantised."""
+    factors = load_file(at.trained / "adapter_model.safetensors")
+    config = LoraConfig(r=3, lora_alpha=3, target_modules=["q_proj", "v_proj"])
+    model = llama(at.source)
+    for block in model.model.layers:
+        for name in ("q_proj", "v_proj"):
+            held = getattr(block.self_attn, name)
+            setattr(block.self_attn, name, kind(held, "default", config=config, r=3, lora_alpha=3))
+    ours = {f"base_model.model.{name.replace('.default', '')}": value for name, value in model.named_parameters()}
+    with torch.no_grad():
+        for name, value in factors.items():
+            ours[name].copy_(value)
+    assert attach(model, at.adapter) == MODULES
+    assert near(put_out(model), at.after, 2e-6)
+
+
+def test_it_compiles_to_one_graph(at: SimpleNamespace) -> None:
+    model = attached(at.source, at.trained, at.adapter)
+    assert near(put_out(torch.compile(model, backend="eager", fullgraph=True)), at.after, 2e-6)
 
 
 def with_dropout(at: SimpleNamespace) -> PeftModel:
