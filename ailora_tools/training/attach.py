@@ -11,17 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from ..adapters.folder import Adapter, Factors, open_adapter
-from ..checkpoint.source import user_path
 from ..errors import TargetError, listed
 from ..output.manifest import Manifest, read_manifest
 from .attached import Attached, Family, attached_class, comes_from_start
 from .base_weights import base_faults
+from .folder import start_folder
 from .layers import LOAD, LoraLayer, in_memory, lora_layers, moved_modules, names_of, nearest, structure
 
 _Places = Sequence[tuple[str, LoraLayer]]  # a module of the folder, and the layer that it is
 
 
-def attach(model: nn.Module, adapter_dir: str | Path) -> int:
+def attach(model: nn.Module, adapter_dir: str | Path, *, adapters: Sequence[str] = ()) -> int:
     """Let every adapter that comes from `adapter_dir` (`.../ailora_init`) compute W x + s (B A - B0 A0) x on the
     original W; how many modules that are.
 
@@ -47,12 +47,14 @@ def attach(model: nn.Module, adapter_dir: str | Path) -> int:
     | deepcopy, gradient checkpointing, a trainer's resume | the same as before |
 
     `save_pretrained` writes A and B as ever, which `convert --init` and `merge` know. An adapter that is added later is
-    recognised by its factors when it is first used. Only PEFT's hot swap passes unseen: call `attach` after it.
+    recognised by its factors when it is first used. Training can move small factors so far that nothing is left of the
+    start in them: `adapters` names those that come from it whatever they look like. Only PEFT's hot swap passes unseen:
+    call `attach` after it.
 
     Raises TargetError, and changes nothing, where no adapter comes from the start, where the frozen adapter is loaded,
     or where the weights are not the original; CheckpointError if there is no manifest beside `adapter_dir`.
     """
-    folder = user_path(adapter_dir, "adapter_dir").resolve()
+    folder = start_folder(adapter_dir)
     manifest, adapter = read_manifest(folder.parent), open_adapter(folder)
     moved = moved_modules(manifest)
     layers = lora_layers(model)
@@ -60,10 +62,13 @@ def attach(model: nn.Module, adapter_dir: str | Path) -> int:
     faults, hint = _faults(layers, places, adapter, manifest, folder)
     if faults:
         raise TargetError(f"{folder}: {'; '.join(faults)}.", hint)
-    owned = [is_own(name, places, adapter) for name in names_of(layers)]  # all of them: one may be the frozen one
-    if not any(owned):
+    if unknown := sorted(set(adapters) - set(names_of(layers))):
+        raise TargetError(f"the model has no adapter {listed(unknown)}.", f"It has {listed(names_of(layers))}.")
+    own = {name: is_own(name, places, adapter) for name in names_of(layers) if name not in adapters}
+    if not any(own.values()) and not adapters:
         raise TargetError(f"{folder}: no adapter of the model comes from it.", LOAD)
     family = next((layer.layer.family for _, layer in places if isinstance(layer.layer, Attached)), Family())
+    family.told |= set(adapters)
     for module, layer in places:
         if not isinstance(layer.layer, Attached):
             layer.layer.__class__ = attached_class(type(layer.layer))

@@ -20,24 +20,29 @@ from .layers import in_memory
 
 ALIKE = 0.2  # cosine between the factors and those at the start, as `convert` has it; random ones are far below
 
+_FAR = "if it was trained from the start and moved far, name it in `attach(..., adapters=[...])`."
+_OTHER = f"Other factors were loaded into it. Load them under a name of their own; {_FAR}"
+_COMBINED = f"It is made of others. Make plain LoRAs of them by `convert` before you combine them; {_FAR}"
+
 Compared = Sequence[tuple[Tensor, Tensor]]  # of every module: a factor now, and at the start
 
 
 class Start(nn.Linear):
     """A linear module of PEFT that knows what it was at the start, which is no parameter and no buffer: it is neither
     saved nor sent around. own: whether its adapter comes from there. seen: whether that was found out since its
-    numbers were last loaded."""
+    numbers were last loaded. loaded: whether they came out of a file, and not from other adapters in memory."""
 
     start: Tensor
     own: bool
     seen: bool
+    loaded: bool
 
     @classmethod
     def put(cls, module: nn.Module, start: Tensor) -> Self:
         """Make `module` such a one, in place. It keeps its parameters, its hooks and its name."""
         module.__class__ = cls
         held = cast(Self, module)
-        held.start, held.own, held.seen = start, False, False
+        held.start, held.own, held.seen, held.loaded = start, False, False, False
         held._follow()
         return held
 
@@ -59,6 +64,7 @@ class Start(nn.Linear):
         """Other numbers may be of another adapter. Sharded ones cannot be looked at, and are taken for the same."""
         super()._load_from_state_dict(*args, **kwargs)
         self.seen = self.seen and in_memory(self.weight) is None
+        self.loaded = True
 
 
 class StartA(Start):
@@ -81,25 +87,35 @@ class StartB(Start):
 
 
 class Family:
-    """The layers of one model that one start is attached to: where an adapter comes from is seen in all of them."""
+    """The layers of one model that one start is attached to: where an adapter comes from is seen in all of them. told:
+    the adapters that come from it by the word of the user."""
 
     def __init__(self) -> None:
         self.layers: WeakSet[Attached] = WeakSet()
+        self.told: set[str] = set()
 
     def __deepcopy__(self, memo: dict[int, object]) -> Family:
         """Copied layers join it by themselves (`Attached.__setstate__`)."""
         memo[id(self)] = copied = Family()
+        copied.told |= self.told
         return copied
 
     def settle(self, name: str) -> bool:
         """Whether the adapter comes from the start; its modules know it from now on."""
         pairs = [pair for layer in self.layers if (pair := layer.pair(name))]
-        own = comes_from_start(name, *(list(_compared(name, (pair[side] for pair in pairs))) for side in (0, 1)))
+        own = name in self.told or _seen_to_come(name, pairs)
+        if own and not (name in self.told or any(A.loaded for A, _ in pairs) or self._is_copy(name)):
+            raise unclear(name, _COMBINED)
         for module in (module for pair in pairs for module in pair):
             if module.own and not own:
-                raise unclear(name, "Other factors were loaded into it: load them under a name of their own.")
+                raise unclear(name, _OTHER)
             module.own, module.seen = own, True
         return own
+
+    def _is_copy(self, name: str) -> bool:
+        """Whether the factors are those of the start, or of another adapter that comes from it."""
+        others = {other for layer in self.layers for other in cast(nn.ModuleDict, layer.lora_A)} - {name}
+        return any(all(layer.is_copy(name, other) for layer in self.layers) for other in (None, *others))
 
 
 class Attached(nn.Module):
@@ -115,7 +131,7 @@ class Attached(nn.Module):
         for name in cast(nn.ModuleDict, self.lora_A):
             self.adopt(name)
             for module in self.pair(name) or ():
-                module.seen = False
+                module.seen, module.loaded = False, True
 
     def pair(self, name: str) -> tuple[StartA, StartB] | None:
         """A and B of an adapter, where this layer has it in the shapes of the start."""
@@ -128,6 +144,17 @@ class Attached(nn.Module):
         if type(A) is type(B) is nn.Linear and A.out_features == len(self.starts[0]):
             StartA.put(A, self.starts[0])
             StartB.put(B, self.starts[1])
+
+    def is_copy(self, name: str, other: str | None) -> bool:
+        """Whether A and B are those of another adapter of the start, or, without one, those at the start."""
+        one, mate = self.pair(name), self.pair(other) if other else None
+        if one is None or (other and mate is None):
+            return one is None
+        sources = [module.weight if module.own else None for module in mate] if mate else [m.start for m in one]
+        return all(
+            source is not None and torch.equal(module.weight, source.to(module.weight.device, module.weight.dtype))
+            for module, source in zip(one, sources, strict=True)
+        )
 
     def update_layer(self, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """PEFT makes the modules of an adapter here, such as those of TRL's copy for reference."""
@@ -175,6 +202,11 @@ def attached_class(layer: type[nn.Module]) -> type[Attached]:
     if layer not in _classes:
         _classes[layer] = type(f"Attached{layer.__name__}", (Attached, layer), {"__module__": __name__})
     return _classes[layer]
+
+
+def _seen_to_come(name: str, pairs: Sequence[tuple[StartA, StartB]]) -> bool:
+    A, B = (list(_compared(name, (pair[side] for pair in pairs))) for side in (0, 1))
+    return comes_from_start(name, A, B)
 
 
 def comes_from_start(name: str, A: Compared, B: Compared) -> bool:

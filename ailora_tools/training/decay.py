@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ..adapters.folder import open_adapter
-from ..checkpoint.source import user_path
 from ..errors import OptionError, TargetError, listed
-from .folder import manifest_of
+from .folder import manifest_of, start_folder
 from .layers import lora_layers, moved_modules, require_loaded
 from .sharded import placed_like
 
@@ -62,7 +61,7 @@ def _starts(model: nn.Module, adapter_dir: str | Path) -> list[tuple[str, nn.Par
     """Every A and B that trains and holds a part of the original: its name, itself, and the start in its dtype."""
     moved = moved_modules(manifest_of(adapter_dir))
     require_loaded(model, adapter_dir)
-    adapter = open_adapter(user_path(adapter_dir, "adapter_dir"))
+    adapter = open_adapter(start_folder(adapter_dir))
     found = []
     for layer in lora_layers(model):
         if module := layer.module(moved):

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from ..adapters.folder import Adapter, open_adapter
-from ..checkpoint.source import user_path
 from ..checkpoint.stream import DTYPES
 from ..errors import TargetError, listed
 from ..linalg.recombine import NEAR, recombine
@@ -20,6 +19,7 @@ from ..methods import RULES
 from ..output.manifest import Manifest, ModuleRecord, read_manifest
 from ..surgery.decompose import Recipe, matrix_name, subtract
 from .base_weights import digest, own
+from .folder import start_folder
 
 if TYPE_CHECKING:
     from ..matrices.layouts import Part
@@ -59,7 +59,7 @@ def residualize(model: nn.Module, adapter_dir: str | Path) -> Residualized:
     Raises TargetError, and changes nothing, where a module is missing or quantised, where the weights are those of
     another model, or where they are residualised already; NumericalError where their dtype cannot hold the residual.
     """
-    folder = user_path(adapter_dir, "adapter_dir").resolve()
+    folder = start_folder(adapter_dir)
     manifest, adapter = read_manifest(folder.parent), open_adapter(folder)
     steps = _find(model, manifest, folder)
     _require_original(steps, adapter, manifest, folder)

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from ..adapters.folder import Adapter, Factors, open_adapter
 from ..checkpoint.header import StoredTensor
-from ..checkpoint.source import user_path
 from ..errors import TargetError, listed
 from ..output.manifest import Manifest, read_manifest
 from ..output.names import OFFSET_FOLDER
 from .attach import attached_start, is_own
 from .base_weights import base_faults
+from .folder import start_folder
 from .layers import LOAD, LoraLayer, in_memory, lora_layers, moved_modules, names_of, nearest, plain_path, structure
 
 _CASTS = (torch.bfloat16, torch.float16)  # which a trainer may have put between the file and the model
@@ -51,7 +51,7 @@ def check_start(model: nn.Module, adapter_dir: str | Path, *, trained: bool = Fa
 
     Raises CheckpointError if there is no manifest beside `adapter_dir`, VerificationError if it was changed.
     """
-    folder = user_path(adapter_dir, "adapter_dir").resolve()
+    folder = start_folder(adapter_dir)
     manifest, adapter = read_manifest(folder.parent), open_adapter(folder)
     layers = lora_layers(model)
     faults = {name: _faults(model, layers, name, adapter, manifest, trained) for name in names_of(layers)}
@@ -109,9 +109,10 @@ def _other_tensors(held: Sequence[_Held], name: str, adapter: Adapter) -> Iterat
 
 
 def _unlike(held: Sequence[_Held], name: str, adapter: Adapter, manifest: Manifest) -> list[str]:
-    """The modules whose factors were not trained from the start: all or none, as they are judged together."""
+    """The modules whose factors were not trained from the start: all or none, as they are judged together. `attach` has
+    judged its own."""
     moved = moved_modules(manifest)
-    places = [(one.module, one.layer) for one in held if one.module in moved]
+    places = [(one.module, one.layer) for one in held if one.module in moved and not attached_start(one.layer, name)]
     try:
         own = not places or is_own(name, places, adapter)
     except TargetError:

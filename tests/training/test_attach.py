@@ -12,6 +12,7 @@ import pytest
 import torch
 from kit.adapters import ALL, load_with_offset, near, train
 from kit.families import build, output
+from kit.real_models import ROOT
 from peft import LoraConfig, PeftModel
 from peft.tuners.lora.awq import AwqLoraLinear
 from peft.tuners.lora.gptq import GPTQLoraLinear
@@ -19,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaForCausalLM
 
-from ailora_tools import attach, check_start, convert, initialize, merge
+from ailora_tools import attach, check_start, convert, initialize, lr_groups, merge
 from ailora_tools.errors import TargetError
 
 MODULES = 4  # W^Q and W^V in two layers
@@ -338,9 +339,50 @@ def test_other_factors_under_the_same_name_are_refused(at: SimpleNamespace, tmp_
         put_out(model)
 
 
+@pytest.mark.parametrize("weights", [[0.5], [0.5, 0.5]])
+def test_a_combination_of_adapters_is_refused(weights: list[float], at: SimpleNamespace) -> None:
+    """Another share of B A less all of B0 A0 is no change of W."""
+    model = attached(at.source, at.trained, at.adapter)
+    copied_reference(model)
+    names = ["default", "ref"][: len(weights)]
+    model.add_weighted_adapter(names, weights, "mixed", combination_type="linear")
+    model.set_adapter("mixed")
+    with pytest.raises(TargetError, match=r"(?s)cannot be told.*by `convert` before"):
+        put_out(model)
+
+
+def test_an_adapter_that_moved_far_comes_from_the_start_by_the_user_s_word(at: SimpleNamespace) -> None:
+    """Small factors are soon not like those at the start; the arithmetic is the same."""
+    model = random_lora(at)
+    assert attach(model, at.adapter, adapters=["default"]) == check_start(model, at.adapter, trained=True) == MODULES
+    plain = random_lora(at)
+    factors = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, value in plain.named_parameters():
+            if "lora_" in name:
+                value.copy_(factors[name])
+    plain.load_adapter(at.start / "ailora_offset", "offset")
+    plain.base_model.set_adapter(["default", "offset"])
+    assert near(put_out(copy.deepcopy(model)), put_out(plain.eval()), 1e-5)
+    with pytest.raises(TargetError, match="no adapter mine"):
+        attach(model, at.adapter, adapters=["mine"])
+
+
+def test_the_folder_of_init_is_as_good_as_the_adapter_in_it(at: SimpleNamespace) -> None:
+    model = PeftModel.from_pretrained(llama(at.source), at.adapter, is_trainable=True)
+    assert attach(model, at.start) == check_start(model, at.start) == MODULES
+    assert len(lr_groups(model, at.start, lr=1e-3)) == 2
+
+
 def test_the_frozen_adapter_beside_it_is_refused(at: SimpleNamespace) -> None:
     model = attached(at.source, at.adapter)
     model.load_adapter(at.start / "ailora_offset", "offset")
     model.base_model.set_adapter(["default", "offset"])
     with pytest.raises(TargetError, match="frozen adapter of the folder"):
         put_out(model)
+
+
+def test_the_guide_has_the_table_of_the_docstring() -> None:
+    rows = [line.strip() for line in (attach.__doc__ or "").splitlines() if line.strip().startswith("|")]
+    guide = (ROOT / "examples/guide/training.md").read_text()
+    assert len(rows) == 10 and "\n".join(rows) in guide
