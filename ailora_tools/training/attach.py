@@ -23,7 +23,7 @@ _Places = Sequence[tuple[str, LoraLayer]]  # a module of the folder, and the lay
 
 def attach(model: nn.Module, adapter_dir: str | Path, *, adapters: Sequence[str] = ()) -> int:
     """Let every adapter that comes from `adapter_dir` (`.../ailora_init`) compute W x + s (B A - B0 A0) x on the
-    original W; how many modules that are.
+    original W; how many modules that are, none for a method that takes nothing out of the base.
 
     `model` is the original, quantised or not, with the start loaded by PEFT, or with an adapter that was trained from
     it: call it after every `PeftModel.from_pretrained`, before anything shards the model. The frozen adapter of
@@ -62,6 +62,8 @@ def attach(model: nn.Module, adapter_dir: str | Path, *, adapters: Sequence[str]
     faults, hint = _faults(layers, places, adapter, manifest, folder)
     if faults:
         raise TargetError(f"{folder}: {'; '.join(faults)}.", hint)
+    if not moved:
+        return 0
     if unknown := sorted(set(adapters) - set(names_of(layers))):
         raise TargetError(f"the model has no adapter {listed(unknown)}.", f"It has {listed(names_of(layers))}.")
     own = {name: is_own(name, places, adapter) for name in names_of(layers) if name not in adapters}

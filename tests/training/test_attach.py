@@ -339,6 +339,15 @@ def test_other_factors_under_the_same_name_are_refused(at: SimpleNamespace, tmp_
         put_out(model)
 
 
+def test_transformers_own_loader_and_a_method_without_a_residual(at: SimpleNamespace, tmp_path: Path) -> None:
+    model = llama(at.source)
+    model.load_adapter(str(at.adapter), adapter_name="mine")
+    assert attach(model, at.adapter) == MODULES and torch.equal(put_out(model), at.before)
+    made = initialize(at.source, 3, method="lora", output=tmp_path / "out")
+    plain = PeftModel.from_pretrained(llama(at.source), made.adapter)
+    assert attach(plain, made.adapter) == 0 and torch.equal(put_out(plain), at.before)
+
+
 @pytest.mark.parametrize("weights", [[0.5], [0.5, 0.5]])
 def test_a_combination_of_adapters_is_refused(weights: list[float], at: SimpleNamespace) -> None:
     """Another share of B A less all of B0 A0 is no change of W."""
