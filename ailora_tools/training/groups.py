@@ -14,6 +14,7 @@ from ..methods import RULES
 from ..output.lr_groups import read_lr_groups
 from .folder import init_folder, manifest_of
 from .layers import lora_layers, moved_modules, require_loaded
+from .start import require_taken_out
 
 
 def lr_groups(model: nn.Module, adapter_dir: str | Path, lr: float) -> list[dict[str, Any]]:
@@ -32,7 +33,8 @@ def lr_groups(model: nn.Module, adapter_dir: str | Path, lr: float) -> list[dict
     alike: a warning says so.
 
     Raises CheckpointError if there is no lr_groups.json or manifest beside `adapter_dir`, TargetError where LoRA is not
-    on those modules, or at random (`check_start` looks closer; this holds for resumed training, too).
+    on those modules, or at random, or on the original of `--no-base` without `attach` or another way to take its part
+    out (`check_start` looks closer; this holds for resumed training, too).
     """
     document = read_lr_groups(init_folder(adapter_dir))
     scales = document.modules
@@ -40,6 +42,7 @@ def lr_groups(model: nn.Module, adapter_dir: str | Path, lr: float) -> list[dict
         text = f"{len(shared)} modules hold several projections, which move by one learning rate: {listed(shared)}."
         warnings.warn(text, UserWarning, stacklevel=2)
     require_loaded(model, adapter_dir)
+    require_taken_out(model, adapter_dir)
     factors = _modules_of(model, scales, "lora_A", "lora_B")
     original = {
         *_modules_of(model, moved_modules(manifest_of(adapter_dir)), "lora_A", "lora_B"),

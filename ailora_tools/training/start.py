@@ -67,6 +67,23 @@ def check_start(model: nn.Module, adapter_dir: str | Path, *, trained: bool = Fa
     return len(adapter.modules)
 
 
+def require_taken_out(model: nn.Module, adapter_dir: str | Path) -> None:
+    """Raise TargetError where the adapter of a folder of `--no-base` lies on the original with nothing that takes its
+    part out again: a resumed run that forgot `attach`. One module is looked at, so that it costs nothing."""
+    folder = start_folder(adapter_dir)
+    manifest = read_manifest(folder.parent)
+    if not manifest.offset:
+        return
+    adapter, layers = open_adapter(folder), lora_layers(model)
+    name, _ = nearest(layers, {name: structure(layers, name, manifest.modules) for name in names_of(layers)}, [])
+    held = _held(layers, name, adapter)
+    if _offset(layers, held, name, adapter, manifest, folder) is False:
+        moved = [(one.module, one.layer) for one in held if one.module in moved_modules(manifest)]
+        wrong, hint = base_faults(moved[:1], adapter, manifest, False, folder)
+        if wrong:
+            raise TargetError(f"{folder}: {'; '.join(wrong)}.", hint)
+
+
 def _held(layers: Sequence[LoraLayer], name: str, adapter: Adapter) -> list[_Held]:
     found = ((layer.module(adapter.modules), layer) for layer in layers if name in layer.adapters)
     return [_Held(module, layer, adapter.modules[module]) for module, layer in found if module is not None]

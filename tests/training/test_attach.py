@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaForCausalLM
 
-from ailora_tools import attach, check_start, convert, initialize, lr_groups, merge
+from ailora_tools import attach, check_start, convert, initialize, lr_groups, merge, residualize
 from ailora_tools.errors import TargetError
 
 MODULES = 4  # W^Q and W^V in two layers
@@ -285,6 +285,19 @@ def test_check_start_knows_it_before_and_after_training(at: SimpleNamespace) -> 
         check_start(lost, at.adapter, trained=True)
     on_base = PeftModel.from_pretrained(llama(at.root / "with-base"), at.trained)
     assert check_start(on_base, at.root / "with-base/ailora_init", trained=True) == MODULES
+
+
+def test_a_resumed_run_that_forgot_it_gets_no_optimiser(at: SimpleNamespace) -> None:
+    lost = PeftModel.from_pretrained(llama(at.source), at.trained, is_trainable=True)
+    with pytest.raises(TargetError, match=r"(?s)the offset is not there or not active.*Call `attach`"):
+        lr_groups(lost, at.adapter, lr=1e-3)
+    assert len(lr_groups(attached(at.source, at.trained, at.adapter), at.adapter, lr=1e-3)) == 2
+    base = llama(at.source)
+    residualize(base, at.adapter)
+    assert len(lr_groups(PeftModel.from_pretrained(base, at.trained, is_trainable=True), at.adapter, lr=1e-3)) == 2
+    bits = PeftModel.from_pretrained(llama(at.source, **four_bits(WIDE)), at.trained, is_trainable=True)
+    with pytest.raises(TargetError, match="quantised weights"):
+        lr_groups(bits, at.adapter, lr=1e-3)
 
 
 def test_a_folder_with_a_base_may_be_attached_to_the_original(at: SimpleNamespace) -> None:

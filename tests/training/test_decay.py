@@ -12,7 +12,7 @@ from kit.families import build
 from peft import PeftModel
 from torch import Tensor
 
-from ailora_tools import decay_to_start, initialize, lr_groups
+from ailora_tools import attach, decay_to_start, initialize, lr_groups
 from ailora_tools.errors import OptionError, TargetError
 
 
@@ -30,7 +30,10 @@ def at(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
 
 
 def loaded(at: SimpleNamespace, name: str) -> PeftModel:
-    return load_start(at.model, at.root / name, at.root / "source", is_trainable=True)
+    model = load_start(at.model, at.root / name, at.root / "source", is_trainable=True)
+    if name == "two":
+        attach(model, at.root / name)
+    return model
 
 
 def values(model: PeftModel) -> dict[str, Tensor]:
