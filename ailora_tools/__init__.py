@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .errors import AiloraError as AiloraError
+    from .training.attach import attach as attach
     from .training.biases import train_biases as train_biases
+    from .training.decay import decay_to_start as decay_to_start
     from .training.groups import freeze_b as freeze_b
     from .training.groups import lr_groups as lr_groups
     from .training.masks import mask_fused_gradients as mask_fused_gradients
@@ -51,6 +53,8 @@ _HOMES = {
     "export": ".verbs.export",
     "Initialization": ".verbs.initialize",
     "initialize": ".verbs.initialize",
+    "attach": ".training.attach",
+    "decay_to_start": ".training.decay",
     "mask_fused_gradients": ".training.masks",
     "lr_groups": ".training.groups",
     "freeze_b": ".training.groups",

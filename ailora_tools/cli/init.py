@@ -209,7 +209,7 @@ def _load_it(result: Initialization, manifest: Manifest) -> str:
 
     found = loader(result.operation, manifest.modules)
     if manifest.offset or found.call is None:
-        return f"{'both adapters, ' * manifest.offset}as {result.folder / CARD} shows"
+        return f"as {result.folder / CARD} shows"
     return "; ".join(load_lines(found, str(result.adapter)))
 
 

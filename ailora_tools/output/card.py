@@ -13,11 +13,15 @@ from .loading import Loader, literal, load_lines
 from .manifest import ModuleRecord
 from .names import ADAPTER_FOLDER, LR_GROUPS, OFFSET_FOLDER
 
+_HOLDS = """Leave dropout and weight decay at 0:
+the adapter holds a part of the original, which they would take away from it."""
+
 
 @dataclass(frozen=True)
 class CardFacts:
     """What the card tells besides the numbers. `base` is what a trainer loads as the model, `source` the original as
-    a command takes it; `has_base` whether a base is here, `has_offset` whether a frozen adapter stands for it."""
+    a command takes it; `has_base` whether a base is here, `has_offset` whether a frozen adapter stands for it;
+    `quantised` whether the original holds the matrices in few bits."""
 
     folder: Path
     method: Method
@@ -28,6 +32,7 @@ class CardFacts:
     source: str
     has_base: bool
     has_offset: bool
+    quantised: bool
     loader: Loader
     dora: bool
     rslora: bool
@@ -83,8 +88,9 @@ def _layout(facts: CardFacts) -> str:
     if facts.has_offset:
         return (
             f"- `{ADAPTER_FOLDER}/`: the adapter that trains. The base is the untouched model, quantised or not.\n"
-            f"- `{OFFSET_FOLDER}/`: the same adapter with the other sign, which stays frozen: the two cancel exactly "
-            "at the start.\n- `ailora.json`: what was done (`ailora-tools verify` checks it).\n"
+            f"- `{OFFSET_FOLDER}/`: the same adapter with the other sign: frozen beside the first, it takes out of the "
+            "original what that one adds, where only PEFT is at hand.\n"
+            "- `ailora.json`: what was done (`ailora-tools verify` checks it).\n"
         )
     if not facts.has_base:
         return (
@@ -134,7 +140,18 @@ def _training(facts: CardFacts, records: Sequence[ModuleRecord]) -> str:
             "import torch", "from ailora_tools import lr_groups", "",
             f"optimizer = torch.optim.AdamW(lr_groups(model, {_adapter(facts)}, lr=1e-4))",
         )
+        + _decay(facts, records)
     )  # fmt: skip
+
+
+def _decay(facts: CardFacts, records: Sequence[ModuleRecord]) -> str:
+    if not any(RULES[record.rule].moved for record in records):
+        return ""
+    call = f"decay_to_start(optimizer, model, {_adapter(facts)}, weight_decay=0.01)"
+    return (
+        "\nThese groups have no weight decay on what holds a part of the original, which decay would take away. "
+        f"`ailora_tools.{call}` decays it towards the start instead.\n"
+    )
 
 
 def _frozen(facts: CardFacts, records: Sequence[ModuleRecord]) -> str:
@@ -156,47 +173,60 @@ def _adapter(facts: CardFacts) -> str:
     return literal(facts.adapter)
 
 
-def _load_block(facts: CardFacts, *before_check: str) -> str:
-    """The code that loads, with what the reader must know above it."""
-    *lines, check = load_lines(facts.loader, facts.adapter)
-    start = next(at for at, line in enumerate(lines) if not line.startswith(("from ", "import ")))
-    remark = f"{facts.loader.remark}\n\n" if facts.loader.remark else ""
-    return remark + _python(*lines[:start], "", *lines[start:], *before_check, check)
+def _load_block(facts: CardFacts, call: str = "", *, before_peft: bool = False) -> str:
+    """The code that loads; `call`, a function of this package, changes `base` before PEFT wraps it or `model` after."""
+    *lines, model, check = load_lines(facts.loader, facts.adapter)
+    start = next((at for at, line in enumerate(lines) if not line.startswith(("from ", "import "))), len(lines))
+    names = ", ".join(sorted(filter(None, (call, "check_start"))))
+    imports = [line.replace("import check_start", f"import {names}") for line in lines]
+    changed = [f"{call}({'base' if before_peft else 'model'}, {_adapter(facts)})"] if call else []
+    last = [*changed, model, check] if before_peft else [model, *changed, check]
+    return _python(*imports[:start], "", *lines[start:], *last)
+
+
+def _remark(facts: CardFacts) -> str:
+    """What the reader must know before the code, if anything."""
+    return f"{facts.loader.remark}\n\n" if facts.loader.remark else ""
 
 
 def _load_offset(facts: CardFacts) -> str:
-    block = _load_block(
-        facts,
-        f'model.load_adapter({literal(facts.offset)}, adapter_name="offset")',
-        'model.base_model.set_adapter(["default", "offset"])',
-        "for name, parameter in model.named_parameters():",
-        '    if ".offset." in name:',
-        "        parameter.requires_grad = False",
-    )
+    """The ways to take out of the original what the adapter holds of it."""
+    attach = f"""the original stays as it is, and the start is attached to its adapter. That computes its change alone,
+s (B A - B0 A0) x, which is zero to the bit at the start: in any dtype, under autocast, and on a quantised base.
+`disable_adapter()` is the original, and a copy of the adapter that a trainer makes for reference starts as it:
+
+{_load_block(facts, "attach")}"""
+    residualize = f"""Take the start out of the loaded model. From then on only PEFT is needed. In 16 bits the residual
+is rounded once, and without the adapter the model is not the original:
+
+{_load_block(facts, "residualize", before_peft=True)}
+Or {attach}"""
     return f"""## Load it and train
 
-Both adapters go onto the original model, and only the first may train:
+{_remark(facts)}{attach[0].upper() + attach[1:] if facts.quantised else residualize}
+`check_start` raises if anything of the start did not arrive, of which PEFT only warns. To go on with a trained adapter,
+load its folder in place of `{ADAPTER_FOLDER}`, and give `trained=True` to `check_start`.
 
-{block}
-`check_start` raises if anything of the start did not arrive, of which PEFT only warns.
+By files alone, with less exact arithmetic: `model.load_adapter({literal(facts.offset)}, adapter_name="offset")`, then
+`model.base_model.set_adapter(["default", "offset"])` with "offset" frozen, saved by `selected_adapters=["default"]`.
+Trainers that resume or make a reference switch it off without a word: ask `check_start` after each of these.
 
-Save with `model.save_pretrained(OUT, selected_adapters=["default"])`. A trainer that loads one adapter by
-itself needs a residual base instead: run `init` without `--no-base`, or call
-`ailora_tools.residualize(base, {_adapter(facts)})` on the loaded model and leave `{OFFSET_FOLDER}` out.
+{_HOLDS}
 """
 
 
 def _load(facts: CardFacts) -> str:
     if facts.has_offset:
         return _load_offset(facts)
+    holds = f" {_HOLDS}" if facts.has_base else ""
     trainers = _trainers(facts) if facts.loader.call and "from_pretrained(" in facts.loader.call else ""
     return f"""## Load it and train
 
-{_load_block(facts)}
+{_remark(facts)}{_load_block(facts)}
 `check_start` raises if anything of the start did not arrive, of which PEFT only warns.
 {trainers}
 Save the trained adapter elsewhere and keep `{ADAPTER_FOLDER}/` as it is. Do not change `init_lora_weights: true` in its
-config: any other tag makes loaders repeat the surgery on the base. Leave dropout at 0.
+config: any other tag makes loaders repeat the surgery on the base.{holds}
 """
 
 
@@ -223,7 +253,11 @@ DoRA's magnitudes rescale the base, so that no plain LoRA equals the trained ada
 """
     if not (facts.has_base or facts.has_offset):
         return ""
-    fits = "**this** base" if facts.has_base else f"the original **together with** `{OFFSET_FOLDER}`"
+    fits = (
+        "**this** base"
+        if facts.has_base
+        else "the original **without the start**, by `attach`, `residualize` or the frozen adapter"
+    )
     return f"""## After training
 
 The trained adapter fits {fits}. To use it on the original base alone, as any LoRA:

@@ -116,6 +116,7 @@ def card(operation: Operation, records: Sequence[ModuleRecord]) -> str:
         source=_source_name(operation.checkpoint.origin),
         has_base=bool(operation.layouts),
         has_offset=operation.offset,
+        quantised=any(carrier.quantised for carrier in operation.plan.carriers),
         loader=loader(operation, records),
         dora=settings.dora,
         rslora=settings.rslora,

@@ -59,7 +59,7 @@ def base_faults(
         wrong, hint = (Below.RESIDUAL, Below.OTHER), "Put the offset on the original model that the manifest names."
     elif offset is False:
         wrong = (Below.ORIGINAL, Below.QUANTISED)
-        hint = "Load and activate the frozen adapter as well, as the README.md of the folder shows."
+        hint = "Call `attach`, or load and activate the frozen adapter, as the README.md of the folder shows."
     else:
         wrong = (Below.ORIGINAL, Below.OTHER)
         hint = f"Load the base from {folder.parent}: on the original, what was moved into the adapter counts twice."

@@ -13,7 +13,8 @@ from ..errors import TargetError, listed
 from ..methods import RULES
 from ..output.lr_groups import read_lr_groups
 from .folder import init_folder, manifest_of
-from .layers import lora_layers, require_loaded
+from .layers import lora_layers, moved_modules, require_loaded
+from .start import require_taken_out
 
 
 def lr_groups(model: nn.Module, adapter_dir: str | Path, lr: float) -> list[dict[str, Any]]:
@@ -22,13 +23,18 @@ def lr_groups(model: nn.Module, adapter_dir: str | Path, lr: float) -> list[dict
     `model` is the PeftModel loaded from `adapter_dir` (`.../ailora_init`) for training. Every trainable parameter is in
     one group; A and B get `lr` times the factor in lr_groups.json, the others (heads, biases, DoRA's magnitudes) `lr`.
 
+    Weight decay is 0 for A and B that hold a part of the original, and for DoRA's magnitudes, which are the norms of
+    its rows: decay moves the model away from the original there, where in a plain LoRA it moves it back. The others
+    keep what the optimiser is given. `decay_to_start` decays towards the start instead.
+
         optimizer = torch.optim.AdamW(lr_groups(model, adapter_dir, lr=1e-3))
 
     Where several projections share a module they share A and B and so one learning rate, which cannot make them move
     alike: a warning says so.
 
     Raises CheckpointError if there is no lr_groups.json or manifest beside `adapter_dir`, TargetError where LoRA is not
-    on those modules, or at random (`check_start` looks closer; this holds for resumed training, too).
+    on those modules, or at random, or on the original of `--no-base` without `attach` or another way to take its part
+    out (`check_start` looks closer; this holds for resumed training, too).
     """
     document = read_lr_groups(init_folder(adapter_dir))
     scales = document.modules
@@ -36,20 +42,29 @@ def lr_groups(model: nn.Module, adapter_dir: str | Path, lr: float) -> list[dict
         text = f"{len(shared)} modules hold several projections, which move by one learning rate: {listed(shared)}."
         warnings.warn(text, UserWarning, stacklevel=2)
     require_loaded(model, adapter_dir)
-    factors = _factors(model, scales)
-    found: dict[float, list[nn.Parameter]] = {}
+    require_taken_out(model, adapter_dir)
+    factors = _modules_of(model, scales, "lora_A", "lora_B")
+    original = {
+        *_modules_of(model, moved_modules(manifest_of(adapter_dir)), "lora_A", "lora_B"),
+        *_modules_of(model, scales, "lora_magnitude_vector"),
+    }
+    found: dict[tuple[float, bool], list[nn.Parameter]] = {}
     met = set()
     for parameter in model.parameters():
         if parameter.requires_grad:
             module = factors.get(id(parameter))
             met.add(module)
-            found.setdefault(scales[module] if module else 1.0, []).append(parameter)
+            kind = (scales[module] if module else 1.0, id(parameter) in original)
+            found.setdefault(kind, []).append(parameter)
     if lacking := sorted(set(scales) - met):
         raise TargetError(
             f"{adapter_dir}: the model has no trainable LoRA on {listed(lacking)}.",
             "Load the adapter for training: PeftModel.from_pretrained(base, adapter_dir, is_trainable=True).",
         )
-    return [{"params": parameters, "lr": lr * scale} for scale, parameters in found.items()]
+    return [
+        {"params": parameters, "lr": lr * scale, **({"weight_decay": 0.0} if kept else {})}
+        for (scale, kept), parameters in found.items()
+    ]
 
 
 def freeze_b(model: nn.Module, adapter_dir: str | Path) -> int:
@@ -70,11 +85,11 @@ def freeze_b(model: nn.Module, adapter_dir: str | Path) -> int:
     return len(met)
 
 
-def _factors(model: nn.Module, modules: Container[str]) -> dict[int, str]:
-    """The module of every A and B, by the identity of the parameter."""
+def _modules_of(model: nn.Module, modules: Container[str], *kinds: str) -> dict[int, str]:
+    """The module of every parameter of these kinds, such as lora_A, by the identity of the parameter."""
     return {
         id(parameter): module
         for layer in lora_layers(model)
         if (module := layer.module(modules))
-        for parameter in layer.parameters("lora_A", "lora_B")
+        for parameter in layer.parameters(*kinds)
     }

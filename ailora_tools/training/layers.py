@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import TargetError, listed
 from ..methods import RULES
-from ..output.manifest import ModuleRecord
+from ..output.manifest import Manifest, ModuleRecord
 from .folder import manifest_of
 
 # Parts that torch.compile, FSDP and activation checkpointing put into the paths of modules and parameters.
@@ -50,10 +50,14 @@ class LoraLayer:
         """lora_A, lora_B or lora_magnitude_vector of an adapter, as it lies in memory."""
         return getattr(self._held(kind).get(adapter), "weight", None)
 
+    def modules(self, kind: str) -> list[nn.Module]:
+        """lora_A or lora_B of every adapter."""
+        return list(self._held(kind).values())
+
     def parameters(self, *kinds: str) -> Iterator[nn.Parameter]:
         """Those below `lora_A`, ... of every adapter."""
         for kind in kinds:
-            for held in self._held(kind).values():
+            for held in self.modules(kind):
                 yield from held.parameters()
 
     @property
@@ -95,6 +99,11 @@ def require_loaded(model: nn.Module, adapter_dir: str | Path) -> None:
     _, faults = nearest(layers, {name: structure(layers, name, records) for name in names_of(layers)}, records)
     if faults:
         raise TargetError(f"{adapter_dir}: {'; '.join(faults)}.", LOAD)
+
+
+def moved_modules(manifest: Manifest) -> set[str]:
+    """The modules whose A and B hold a part of the original."""
+    return {record.module for record in manifest.modules if RULES[record.rule].moved}
 
 
 def names_of(layers: Sequence[LoraLayer]) -> list[str]:

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from ..adapters.folder import Adapter, open_adapter
 from ..checkpoint.arithmetic import ieee
-from ..checkpoint.source import user_path
 from ..checkpoint.stream import DTYPES
 from ..errors import TargetError, listed
 from ..linalg.recombine import NEAR, recombine
@@ -21,6 +20,7 @@ from ..methods import RULES
 from ..output.manifest import Manifest, ModuleRecord, read_manifest
 from ..surgery.decompose import Recipe, matrix_name, subtract
 from .base_weights import digest, own
+from .folder import start_folder
 
 if TYPE_CHECKING:
     from ..matrices.layouts import Part
@@ -68,7 +68,7 @@ def residualize(model: nn.Module, adapter_dir: str | Path) -> Residualized:
     another model, or where they are residualised already; NumericalError where their dtype cannot hold the residual.
     """
     with ieee():
-        return _residualize(model, user_path(adapter_dir, "adapter_dir").resolve())
+        return _residualize(model, start_folder(adapter_dir))
 
 
 def _residualize(model: nn.Module, folder: Path) -> Residualized:

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from ..adapters.folder import Adapter, Factors, open_adapter
 from ..checkpoint.header import StoredTensor
-from ..checkpoint.source import user_path
 from ..errors import TargetError, listed
 from ..output.manifest import Manifest, read_manifest
 from ..output.names import OFFSET_FOLDER
+from .attach import attached_start, is_own
 from .base_weights import base_faults
-from .layers import LOAD, LoraLayer, in_memory, lora_layers, names_of, nearest, plain_path, structure
+from .folder import start_folder
+from .layers import LOAD, LoraLayer, in_memory, lora_layers, moved_modules, names_of, nearest, plain_path, structure
 
 _CASTS = (torch.bfloat16, torch.float16)  # which a trainer may have put between the file and the model
 
@@ -31,17 +32,18 @@ class _Held:
     factors: Factors
 
 
-def check_start(model: nn.Module, adapter_dir: str | Path) -> int:
+def check_start(model: nn.Module, adapter_dir: str | Path, *, trained: bool = False) -> int:
     """Raise TargetError unless `model` is at the start that `init` wrote; else, how many modules were checked.
 
     `model` has base and adapter from `adapter_dir` (`.../ailora_init`) loaded: by PEFT under any adapter name, by
     transformers' `load_adapter`, wrapped by DDP, FSDP or torch.compile, or as a part of another module. Call it right
-    after loading: training changes A and B, and a trained or resumed adapter is no start any more.
+    after loading: training changes A and B. For a trained or resumed adapter, `trained=True` asks only that A and B are
+    like those at the start, as `convert` does, and everything else as before.
 
     Checked are: LoRA on every module of the manifest and on no other; every tensor of the file, equal in the model
     (after casts to 16 bits, if there were any); the scaling; that the adapter is active; that the weights below it are
     the residual that the manifest proves, and not the original, which with the adapter would count a part twice. With
-    `--no-base` the offset has to be there and active, on the original, or `residualize` has to have been called.
+    `--no-base`, `attach` or `residualize` has to have been called, or the frozen adapter be active, on the original.
 
     Left out, without a word, is what cannot be looked at: numbers that are on the meta device, sharded (FSDP, tensor
     parallel, ZeRO-3) or quantised; in a base loaded in another dtype, which matrix it is where rounding hides that.
@@ -49,20 +51,37 @@ def check_start(model: nn.Module, adapter_dir: str | Path) -> int:
 
     Raises CheckpointError if there is no manifest beside `adapter_dir`, VerificationError if it was changed.
     """
-    folder = user_path(adapter_dir, "adapter_dir").resolve()
+    folder = start_folder(adapter_dir)
     manifest, adapter = read_manifest(folder.parent), open_adapter(folder)
     layers = lora_layers(model)
-    faults = {name: _faults(model, layers, name, adapter, manifest) for name in names_of(layers)}
+    faults = {name: _faults(model, layers, name, adapter, manifest, trained) for name in names_of(layers)}
     name, wrong = nearest(layers, faults, manifest.modules)
-    hint = f"{LOAD} This is for the start: training changes A and B."
+    hint = LOAD if trained else f"{LOAD} Training changes A and B: after it, ask with trained=True."
     if not wrong:
         held = _held(layers, name, adapter)
-        offset = _offset(layers, folder.parent / OFFSET_FOLDER) if manifest.offset else None
+        offset = _offset(layers, held, name, adapter, manifest, folder)
         places = [(one.module, one.layer) for one in held]
         wrong, hint = base_faults(places, adapter, manifest, offset, folder)
     if wrong:
         raise TargetError(f"{folder}: not the start: {'; '.join(wrong)}.", hint)
     return len(adapter.modules)
+
+
+def require_taken_out(model: nn.Module, adapter_dir: str | Path) -> None:
+    """Raise TargetError where the adapter of a folder of `--no-base` lies on the original with nothing that takes its
+    part out again: a resumed run that forgot `attach`. One module is looked at, so that it costs nothing."""
+    folder = start_folder(adapter_dir)
+    manifest = read_manifest(folder.parent)
+    if not manifest.offset:
+        return
+    adapter, layers = open_adapter(folder), lora_layers(model)
+    name, _ = nearest(layers, {name: structure(layers, name, manifest.modules) for name in names_of(layers)}, [])
+    held = _held(layers, name, adapter)
+    if _offset(layers, held, name, adapter, manifest, folder) is False:
+        moved = [(one.module, one.layer) for one in held if one.module in moved_modules(manifest)]
+        wrong, hint = base_faults(moved[:1], adapter, manifest, False, folder)
+        if wrong:
+            raise TargetError(f"{folder}: {'; '.join(wrong)}.", hint)
 
 
 def _held(layers: Sequence[LoraLayer], name: str, adapter: Adapter) -> list[_Held]:
@@ -71,20 +90,27 @@ def _held(layers: Sequence[LoraLayer], name: str, adapter: Adapter) -> list[_Hel
 
 
 def _faults(
-    model: nn.Module, layers: Sequence[LoraLayer], name: str, adapter: Adapter, manifest: Manifest
+    model: nn.Module, layers: Sequence[LoraLayer], name: str, adapter: Adapter, manifest: Manifest, trained: bool
 ) -> list[str]:
     """All that is wrong with one adapter of the model, one text a kind."""
     if wrong := structure(layers, name, manifest.modules):
         return wrong
     held = _held(layers, name, adapter)
     scaled = [
-        f"{one.module} ({scaling:.6g} instead of {one.factors.scaling:.6g})"
+        f"{one.module} ({_scaling(one, name):.6g} instead of {one.factors.scaling:.6g})"
         for one in held
-        if not math.isclose(scaling := _scaling(one, name), one.factors.scaling, rel_tol=1e-6)
+        if not math.isclose(_scaling(one, name), one.factors.scaling, rel_tol=1e-6)
     ]
+    if trained:
+        other, found = _unlike(held, name, adapter, manifest), "{} were not trained from it"
+    else:
+        other, found = (
+            list(_other_tensors(held, name, adapter)),
+            "{} differ from the file (trained since, or of another folder)",
+        )
     told = (
-        (list(_other_tensors(held, name, adapter)), "{} differ from the file (trained since, or of another folder)"),
-        (list(_strangers(model, name, adapter)), "{} did not arrive"),
+        (other, found),
+        ([] if trained else list(_strangers(model, name, adapter)), "{} did not arrive"),
         (scaled, "another scaling on {}"),
         ([one.module for one in held if not is_active(one.layer, name)], "the adapter is not active on {}"),
     )
@@ -97,6 +123,18 @@ def _other_tensors(held: Sequence[_Held], name: str, adapter: Adapter) -> Iterat
         for kind, stored in parts:
             if stored is not None and not _arrived(one.layer.factor(kind, name), stored, adapter):
                 yield f"{one.module}.{kind}"
+
+
+def _unlike(held: Sequence[_Held], name: str, adapter: Adapter, manifest: Manifest) -> list[str]:
+    """The modules whose factors were not trained from the start: all or none, as they are judged together. `attach` has
+    judged its own."""
+    moved = moved_modules(manifest)
+    places = [(one.module, one.layer) for one in held if one.module in moved and not attached_start(one.layer, name)]
+    try:
+        own = not places or is_own(name, places, adapter)
+    except TargetError:
+        own = False
+    return [] if own else [module for module, _ in places]
 
 
 def _strangers(model: nn.Module, name: str, adapter: Adapter) -> Iterator[str]:
@@ -137,7 +175,19 @@ def is_active(layer: LoraLayer, name: str) -> bool:
     return name in getattr(layer.layer, "active_adapters", [name])
 
 
-def _offset(layers: Sequence[LoraLayer], folder: Path) -> bool:
+def _offset(
+    layers: Sequence[LoraLayer], held: Sequence[_Held], name: str, adapter: Adapter, manifest: Manifest, folder: Path
+) -> bool | None:
+    """Whether the part that is in the adapter is taken out of the original again: by `attach`, or by an active frozen
+    adapter; None where it is taken out of the base itself."""
+    moved = moved_modules(manifest)
+    starts = [attached_start(one.layer, name) for one in held if one.module in moved]
+    if starts and None not in starts:
+        return True
+    return _frozen(layers, folder.parent / OFFSET_FOLDER) if manifest.offset else None
+
+
+def _frozen(layers: Sequence[LoraLayer], folder: Path) -> bool:
     """Whether an adapter of the model is the frozen one of `folder`, on every module, and active."""
     adapter = open_adapter(folder)
     for name in names_of(layers):

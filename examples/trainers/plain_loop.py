@@ -32,7 +32,7 @@ def main() -> None:
     start = initialize(options.model, 8, base_dtype="float32", output=options.out / "start")
     model = PeftModel.from_pretrained(load(start.folder), start.adapter, is_trainable=True)
     check_start(model, start.adapter)
-    optimizer = torch.optim.AdamW(lr_groups(model, start.adapter, lr=1e-3), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(lr_groups(model, start.adapter, lr=1e-3))  # no decay of what holds the original
     losses = []
     for step in range(options.steps):
         batch = encode(tokens, texts[4 * step : 4 * step + 4])

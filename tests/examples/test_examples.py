@@ -10,7 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from kit.real_models import ROOT, minilm
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from ailora_tools import analyze
 
@@ -34,6 +36,22 @@ def test_fidelity_is_measured(tmp_path: Path) -> None:
     printed = run("examples/fidelity.py", minilm(tmp_path / "minilm"))
     row = next(line for line in printed.splitlines() if "minilm" in line.lower())
     assert "|" in row and re.search(r"\d", row)
+
+
+@pytest.mark.slow
+def test_start_and_offset_cancel_to_the_bit_by_attach_alone(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=64, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64, vocab_size=64,
+        initializer_range=0.2,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "llama")
+    rows = [line.split("|")[1:-1] for line in run("examples/cancel.py", tmp_path / "llama").splitlines() if "|" in line]
+    values = {row[0].strip(): [float(cell) for cell in row[1:]] for row in rows[2:]}
+    assert len(values) == 9 and all(attached == 0 for attached, _, _ in values.values())
+    assert values["float32 under autocast"][1] > 1e-3
+    guide = (ROOT / "examples/guide/training.md").read_text()
+    assert all(f"| {name} | 0 | " in guide for name in values)
 
 
 def test_a_picture_of_a_report(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from kit.adapters import ALL, load_with_offset
+from kit.cards import card_blocks, run_card
 from kit.checkpoints import tree
 from kit.families import build, output
 from kit.few_bits import FORMATS, write_quantised
@@ -53,6 +54,21 @@ def test_the_first_adapter_is_that_of_a_run_with_a_base(tmp_path: Path) -> None:
         assert torch.equal(offset[key], value if ".lora_A." in key else -value)
 
 
+def test_the_code_of_the_card_is_the_original_to_the_bit(tmp_path: Path) -> None:
+    model = build("llama")
+    model.save_pretrained(tmp_path / "model")
+    initialize(tmp_path / "model", 2, no_base=True, output=tmp_path / "out")
+    found = run_card(tmp_path / "out")["model"].eval()
+    assert torch.equal(output(found, ALL["llama"].inputs()), output(model, ALL["llama"].inputs()))
+
+
+def test_the_card_of_a_quantised_base_takes_nothing_out_of_it(tmp_path: Path) -> None:
+    folder, *_ = write_quantised(tmp_path / "few", "NF4")
+    initialize(folder, 4, no_base=True, output=tmp_path / "out")
+    text = "".join(card_blocks(tmp_path / "out"))
+    assert "attach(model, " in text and "residualize" not in text
+
+
 @pytest.mark.parametrize("form", FORMATS)
 def test_a_quantised_base_gets_the_adapter_of_its_numbers(form: str, tmp_path: Path) -> None:
     folder, expected, _, error = write_quantised(tmp_path / "few", form)
@@ -86,7 +102,8 @@ def test_bytes_to_write_and_the_card(tmp_path: Path) -> None:
     made = initialize(tmp_path / "model", 2, no_base=True, output=tmp_path / "out")
     written = sum(path.stat().st_size for path in made.folder.rglob(ADAPTER_WEIGHTS))
     assert planned.operation.nbytes <= written <= planned.operation.nbytes + 8192
-    assert 'adapter_name="offset"' in (made.folder / "README.md").read_text()
+    card = (made.folder / "README.md").read_text()
+    assert card.index("residualize(base, ") < card.index("attach(model, ") < card.index('adapter_name="offset"')
     assert json.loads((made.folder / "ailora.json").read_text())["offset"] is True
 
 
