@@ -26,6 +26,7 @@ from .real_models import ROOT
 LN_2 = 0.693147  # the loss of DPO while policy and reference are the same model
 LONGEST = 600  # seconds of a run; the longest here takes one minute where nothing else runs
 ENVIRONMENTS = ROOT / ".venv-trainers"
+QUESTION = ("How", "many", "are", "and", "?", ".", "I", "do", "not", "know")
 SCRIPTS = ROOT / "tests" / "trainers" / "scripts"
 
 
@@ -36,10 +37,11 @@ class Environment:
     folder: Path
 
     def run(self, *command: str | Path, here: Path, **variables: str) -> str:
-        """What a program of the environment prints; AssertionError with its last words if it fails or hangs."""
+        """What a program of the environment prints; RuntimeError with its last words if it fails or hangs."""
         program, *arguments = map(str, command)
         path = self.folder / "bin" / program
-        assert path.exists(), f"{path} is missing: run `make trainers`"
+        if not path.exists():
+            raise RuntimeError(f"{path} is missing: run `make trainers`")
         running = subprocess.Popen(
             [path, *arguments], cwd=here, env=self._variables(here) | variables, text=True, start_new_session=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -49,7 +51,8 @@ class Environment:
         except subprocess.TimeoutExpired:
             os.killpg(running.pid, signal.SIGKILL)  # launchers leave the processes that they started
             printed = running.communicate()[0] + f"\nstopped after {LONGEST} seconds"
-        assert running.returncode == 0, f"{program} {' '.join(arguments)}\n{printed[-4000:]}"
+        if running.returncode:
+            raise RuntimeError(f"{program} {' '.join(arguments)}\n{printed[-4000:]}")
         return printed
 
     def _variables(self, here: Path) -> dict[str, str]:
@@ -97,7 +100,7 @@ def losses(folder: Path) -> list[float]:
 
 def tiny_decoder(folder: Path) -> Path:
     """A random Llama of two layers, for which every matrix counts, with a tokenizer of 120 whole words."""
-    words = ["<pad>", "</s>", "<unk>", *"How many are and ? . I do not know".split(), *map(str, range(107))]
+    words = ["<pad>", "</s>", "<unk>", *QUESTION, *map(str, range(107))]
     vocabulary = models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>")
     tokenizer = Tokenizer(vocabulary)
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()

@@ -33,12 +33,13 @@ def train(folder: Path, **settings: Any) -> list[float]:
     data, kind = (pairs, PREFERENCES) if "rl" in settings else (texts, "alpaca")
     file = write_lines(folder / "data.jsonl", data)
     shared = {
-        "adapter": "lora", "lora_r": 8, "lora_alpha": 8, "lora_dropout": 0.0, "lora_target_modules": ["q_proj", "v_proj"],
+        "adapter": "lora", "lora_r": 8, "lora_alpha": 8, "lora_dropout": 0.0,
+        "lora_target_modules": ["q_proj", "v_proj"],
         "datasets": [{"path": str(file), "ds_type": "json", "split": "train", "type": kind}], "sequence_len": 128,
         "micro_batch_size": 4, "gradient_accumulation_steps": 1, "learning_rate": 1e-3, "lr_scheduler": "constant",
         "optimizer": "adamw_torch", "max_steps": 4, "save_steps": 2, "logging_steps": 1, "val_set_size": 0, "seed": 0,
-        "gradient_checkpointing": False, "output_dir": str(folder / "out"), "dataset_prepared_path": str(folder / "rows"),
-        **ON_A_CPU,
+        "gradient_checkpointing": False, "output_dir": str(folder / "out"),
+        "dataset_prepared_path": str(folder / "rows"), **ON_A_CPU,
     }  # fmt: skip
     file = write_json(folder / "settings.yaml", shared | settings)
     AXOLOTL.run("axolotl", "train", file, here=folder, AXOLOTL_DO_NOT_TRACK="1")

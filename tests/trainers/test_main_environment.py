@@ -10,7 +10,19 @@ import pytest
 import torch
 from datasets import Dataset
 from kit.trainers import (
-    HERE, LN_2, SCRIPTS, adapted, apart, assert_back, load, logits, losses, sums, tiny_decoder, way_back, write_json,
+    HERE,
+    LN_2,
+    SCRIPTS,
+    adapted,
+    apart,
+    assert_back,
+    load,
+    logits,
+    losses,
+    sums,
+    tiny_decoder,
+    way_back,
+    write_json,
 )  # fmt: skip
 from peft import PeftModel
 from torch import Tensor, nn

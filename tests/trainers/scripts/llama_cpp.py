@@ -1,4 +1,4 @@
-"""Logprobs of the next token as llama.cpp computes them: MODEL.gguf [LORA.gguf|-] PROMPTS.json, run by its own environment.
+"""Logprobs of the next token as llama.cpp computes them: `llama_cpp.py MODEL.gguf LORA.gguf|- PROMPTS.json`.
 
 PROMPTS holds lists of token ids, so that no tokenizer stands between. Printed is a list of {token: logprob}, of the 20
 likeliest tokens after each prompt.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
 import xllamacpp
 
@@ -22,7 +23,7 @@ if lora != "-":
     params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(lora, 1.0)]
 server = xllamacpp.Server(params)
 found = []
-for tokens in json.load(open(prompts)):
+for tokens in json.loads(Path(prompts).read_text()):
     asked = {"prompt": tokens, "n_predict": 1, "n_probs": 20, "temperature": 0.0, "cache_prompt": False}
     answer = server.handle_completions(asked)
     likely = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]

@@ -1,7 +1,7 @@
 """Two processes of torchrun train the start on rows of tokens: `parallel.py ddp|fsdp2 START ROWS.json OUT`.
 
-`ddp` is transformers' Trainer, which wraps the model by itself; `fsdp2` a plain loop over `fully_shard`. Printed are the
-losses over all rows; OUT holds the trained adapter.
+`ddp` is transformers' Trainer, which wraps the model by itself; `fsdp2` a plain loop over `fully_shard`. Printed are
+the losses over all rows; OUT holds the trained adapter.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def by_trainer(model: PeftModel, rows: torch.Tensor, out: Path) -> list[float]:
     """DDP, half of the rows in each process."""
     settings = TrainingArguments(
         output_dir=str(out / "run"), max_steps=STEPS, per_device_train_batch_size=len(rows) // 2, learning_rate=RATE,
-        lr_scheduler_type="constant", logging_steps=1, save_strategy="no", report_to=[], use_cpu=True, disable_tqdm=True,
-        ddp_backend="gloo",
+        lr_scheduler_type="constant", logging_steps=1, save_strategy="no", report_to=[], use_cpu=True,
+        disable_tqdm=True, ddp_backend="gloo",
     )  # fmt: skip
     trainer = Trainer(model=model, args=settings, train_dataset=[{"input_ids": row, "labels": row} for row in rows])
     trainer.train()

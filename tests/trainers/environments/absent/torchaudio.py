@@ -1,1 +1,1 @@
-"""Stands for torchaudio, whose wheels on PyPI want CUDA; LLaMA-Factory imports it before it knows whether there is audio."""
+"""Stands for torchaudio, whose wheels on PyPI want CUDA; LLaMA-Factory imports it before it looks for audio."""
