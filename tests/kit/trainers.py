@@ -88,6 +88,11 @@ def write_lines(path: Path, rows: list[Any]) -> Path:
     return path
 
 
+def answer(here: Path) -> Any:
+    """What a script of ours found out when it ran in `here`; printed, it would lie among what the trainers print."""
+    return json.loads((here / "told.json").read_text())
+
+
 def losses(folder: Path) -> list[float]:
     """Of every step of a run of transformers' Trainer: what its newest state below `folder` holds."""
     states = [json.loads(path.read_text()) for path in folder.rglob("trainer_state.json")]

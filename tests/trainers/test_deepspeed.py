@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from kit.trainers import SCRIPTS, assert_back, environment, tiny_decoder, way_back, write_json
+from kit.trainers import SCRIPTS, answer, assert_back, environment, tiny_decoder, way_back, write_json
 
 from ailora_tools import initialize
 
@@ -22,17 +21,18 @@ def train(base: Path, adapter: Path | str, out: Path, steps: int) -> list[float]
     # It builds a small operator when it starts, once for all runs.
     of_the_cpu = {"DS_ACCELERATOR": "cpu", "TORCH_EXTENSIONS_DIR": str(DEEPSPEED.folder / "extensions")}
     script = (SCRIPTS / "deepspeed_zero3.py", base, adapter, rows, out / "trained", str(steps))
-    printed = DEEPSPEED.run("python", *script, here=out, **of_the_cpu, **alone)
-    return json.loads(next(text for text in printed.splitlines() if text.startswith("[") and text.endswith("]")))
+    DEEPSPEED.run("python", *script, here=out, **of_the_cpu, **alone)
+    found: list[float] = answer(out)
+    return found
 
 
 def test_zero_3_trains_and_the_model_comes_back(tmp_path: Path, line: Any) -> None:
     line.about("DeepSpeed", "ZeRO-3, one process: convert, merge", DEEPSPEED, "deepspeed", "transformers", "peft")
     original = tiny_decoder(tmp_path / "model")
     start = initialize(original, 4, output=tmp_path / "start").folder
-    told = train(start, start / "ailora_init", tmp_path / "run", 4)
+    losses = train(start, start / "ailora_init", tmp_path / "run", 4)
     plain = train(original, "-", tmp_path / "plain-lora", 1)
-    line.numbers |= {"first loss": told[0], "first loss of the original": plain[0], "last loss": told[-1]}
+    line.numbers |= {"first loss": losses[0], "first loss of the original": plain[0], "last loss": losses[-1]}
     line.numbers |= way_back(tmp_path / "run" / "trained", start, original, tmp_path)
-    assert told[0] == pytest.approx(plain[0], rel=1e-5) and told[-1] < told[0]
+    assert losses[0] == pytest.approx(plain[0], rel=1e-5) and losses[-1] < losses[0]
     assert_back(line.numbers)

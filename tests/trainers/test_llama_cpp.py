@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from kit.trainers import SCRIPTS, adapted, environment, load, write_json
+from kit.trainers import SCRIPTS, adapted, answer, environment, load, write_json
 from peft import PeftModel
 from torch import nn
 
@@ -41,10 +40,9 @@ def served(original: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def worst(model: nn.Module, base: Path, adapter: Path | None, folder: Path) -> float:
     """Largest difference of a logprob among the 20 likeliest tokens after each prompt."""
     prompts = write_json(folder / "prompts.json", PROMPTS)
-    printed = LLAMA_CPP.run("python", SCRIPTS / "llama_cpp.py", base, adapter or "-", prompts, here=folder)
-    answers = json.loads(next(text for text in printed.splitlines() if text.startswith('[{"')))
+    LLAMA_CPP.run("python", SCRIPTS / "llama_cpp.py", base, adapter or "-", prompts, here=folder)
     errors = []
-    for tokens, likely in zip(PROMPTS, answers, strict=True):
+    for tokens, likely in zip(PROMPTS, answer(folder), strict=True):
         expected = torch.log_softmax(model.eval()(torch.tensor([tokens])).logits[0, -1].double(), -1)
         errors += [abs(float(expected[int(token)]) - found) for token, found in likely.items()]
     assert len(errors) == 20 * len(PROMPTS)

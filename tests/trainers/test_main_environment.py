@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from kit.trainers import (
     LN_2,
     SCRIPTS,
     adapted,
+    answer,
     apart,
     assert_back,
     load,
@@ -241,10 +241,10 @@ def test_two_processes_train_and_the_model_comes_back(
     line.about(consumer, "two processes, gloo: convert, merge", HERE, "torch", "transformers", "peft")
     file = write_json(tmp_path / "rows.json", rows().tolist())
     launch = ("python", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    printed = HERE.run(*launch, SCRIPTS / "parallel.py", way, start, file, tmp_path / "trained", here=tmp_path)
-    told = json.loads(next(text for text in printed.splitlines() if text.startswith("[") and text.endswith("]")))
+    HERE.run(*launch, SCRIPTS / "parallel.py", way, start, file, tmp_path / "trained", here=tmp_path)
+    found = answer(tmp_path)
     expected = loss_of(load(original))
-    line.numbers |= {"first loss": told[0], "first loss of the original": expected, "last loss": told[-1]}
+    line.numbers |= {"first loss": found[0], "first loss of the original": expected, "last loss": found[-1]}
     line.numbers |= way_back(tmp_path / "trained", start, original, tmp_path)
-    assert told[0] == pytest.approx(expected, rel=1e-5) and told[-1] < told[0]
+    assert found[0] == pytest.approx(expected, rel=1e-5) and found[-1] < found[0]
     assert_back(line.numbers)

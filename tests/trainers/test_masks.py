@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from kit.real_models import ROOT
-from kit.trainers import HERE, SCRIPTS
+from kit.trainers import HERE, SCRIPTS, answer
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from ailora_tools import initialize
@@ -24,8 +23,8 @@ def test_a_mask_holds_under_fsdp2_or_is_refused(when: str, tmp_path: Path, line:
     GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
     start = initialize(tmp_path / "gpt2", 4, output=tmp_path / "start").folder
     launch = ("python", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    printed = HERE.run(*launch, SCRIPTS / "masked.py", when, start, here=tmp_path, PYTHONPATH=str(ROOT))
-    found = json.loads(next(text for text in printed.splitlines() if text.startswith('{"found"')))["found"]
+    HERE.run(*launch, SCRIPTS / "masked.py", when, start, here=tmp_path, PYTHONPATH=str(ROOT))
+    found = answer(tmp_path)
     if not isinstance(found, str):
         line.numbers["largest entry outside the blocks"] = found
     assert isinstance(found, str) or found == 0

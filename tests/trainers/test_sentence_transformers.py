@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from kit.real_models import minilm
-from kit.trainers import SCRIPTS, apart, assert_back, environment
+from kit.trainers import SCRIPTS, answer, apart, assert_back, environment
 
 from ailora_tools import convert, initialize, merge
 
@@ -21,22 +20,20 @@ def test_embeddings_start_train_and_come_back(tmp_path: Path, line: Any) -> None
     line.about("sentence-transformers", "train, save, load, convert, merge", SENTENCES, "sentence-transformers", "peft")
     original = minilm(tmp_path / "minilm")
     start = initialize(original, 8, output=tmp_path / "start").folder
-    printed = SENTENCES.run("python", SCRIPTS / "sentence.py", "train", start, tmp_path / "trained", here=tmp_path)
-    told = json.loads(next(text for text in printed.splitlines() if text.startswith("[") and text.endswith("]")))
+    SENTENCES.run("python", SCRIPTS / "sentence.py", "train", start, tmp_path / "trained", here=tmp_path)
+    losses = answer(tmp_path)
     convert(tmp_path / "trained", start, tmp_path / "plain")
     merge(start, tmp_path / "trained", tmp_path / "merged")
     models = {
         "original": original, "start": f"{start}+{start / 'ailora_init'}", "residual base": start,
         "trained": tmp_path / "trained", "convert": f"{original}+{tmp_path / 'plain'}", "merge": tmp_path / "merged",
     }  # fmt: skip
-    SENTENCES.run(
-        "python", SCRIPTS / "sentence.py", "encode", tmp_path / "found.json", *map(str, models.values()), here=tmp_path
-    )
-    found = dict(zip(models, map(torch.tensor, json.loads((tmp_path / "found.json").read_text())), strict=True))
-    line.numbers |= {"first loss": told[0], "last loss": told[-1]}
+    SENTENCES.run("python", SCRIPTS / "sentence.py", "encode", *map(str, models.values()), here=tmp_path)
+    found = dict(zip(models, map(torch.tensor, answer(tmp_path)), strict=True))
+    line.numbers |= {"first loss": losses[0], "last loss": losses[-1]}
     line.numbers |= {"step 0": apart(found["start"], found["original"])}
     line.numbers |= {way: apart(found[way], found["trained"]) for way in ("convert", "merge")}
     line.numbers |= {"changed": apart(found["original"], found["trained"])}
     assert line.numbers["step 0"] < 1e-5 < 1e-2 < apart(found["residual base"], found["original"])
-    assert told[-1] < told[0]
+    assert losses[-1] < losses[0]
     assert_back(line.numbers)

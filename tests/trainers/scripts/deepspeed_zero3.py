@@ -1,6 +1,6 @@
 """transformers' Trainer under DeepSpeed's ZeRO-3: `deepspeed_zero3.py BASE ADAPTER|- ROWS.json OUT STEPS`.
 
-Printed are the losses over all rows; OUT holds the trained adapter. Without an adapter (-) a new LoRA is trained.
+told.json gets the losses over all rows, OUT the trained adapter. Without an adapter (-) a new LoRA is trained.
 """
 
 from __future__ import annotations
@@ -35,4 +35,5 @@ trainer = Trainer(model=model, args=settings, train_dataset=[{"input_ids": row, 
 trainer.train()
 assert trainer.is_deepspeed_enabled and any(hasattr(one, "ds_id") for one in model.parameters())
 trainer.save_model(out)
-print("\n" + json.dumps([entry["loss"] for entry in trainer.state.log_history if "loss" in entry]))
+told = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+Path("told.json").write_text(json.dumps(told))

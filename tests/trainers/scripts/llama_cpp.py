@@ -1,7 +1,7 @@
 """Logprobs of the next token as llama.cpp computes them: `llama_cpp.py MODEL.gguf LORA.gguf|- PROMPTS.json`.
 
-PROMPTS holds lists of token ids, so that no tokenizer stands between. Printed is a list of {token: logprob}, of the 20
-likeliest tokens after each prompt.
+PROMPTS holds lists of token ids, so that no tokenizer stands between. told.json gets a list of {token: logprob}, of
+the 20 likeliest tokens after each prompt.
 """
 
 from __future__ import annotations
@@ -28,4 +28,4 @@ for tokens in json.loads(Path(prompts).read_text()):
     answer = server.handle_completions(asked)
     likely = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
     found.append({entry["id"]: entry["logprob"] for entry in likely})
-print("\n" + json.dumps(found))
+Path("told.json").write_text(json.dumps(found))

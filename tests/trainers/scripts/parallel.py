@@ -1,7 +1,7 @@
 """Two processes of torchrun train the start on rows of tokens: `parallel.py ddp|fsdp2 START ROWS.json OUT`.
 
-`ddp` is transformers' Trainer, which wraps the model by itself; `fsdp2` a plain loop over `fully_shard`. Printed are
-the losses over all rows; OUT holds the trained adapter.
+`ddp` is transformers' Trainer, which wraps the model by itself; `fsdp2` a plain loop over `fully_shard`. told.json
+gets the losses over all rows, OUT the trained adapter.
 """
 
 from __future__ import annotations
@@ -68,5 +68,5 @@ if __name__ == "__main__":
     train = {"ddp": by_trainer, "fsdp2": by_fsdp2}[way]
     told = train(model, torch.tensor(json.loads(file.read_text())), out)
     if dist.get_rank() == 0:
-        print("\n" + json.dumps(told))
+        Path("told.json").write_text(json.dumps(told))
     dist.destroy_process_group()

@@ -1,7 +1,7 @@
 """sentence-transformers on a start.
 
-sentence.py train START OUT                             train it on a few pairs; the losses are printed, OUT is saved
-sentence.py encode OUT.json MODEL[+ADAPTER] ...         embeddings of a few sentences by each of the models
+sentence.py train START OUT                             train it on a few pairs; told.json gets the losses
+sentence.py encode MODEL[+ADAPTER] ...                  told.json gets embeddings by each of the models
 """
 
 from __future__ import annotations
@@ -18,6 +18,11 @@ TEXTS = [f"{n} apples and {n + 3} pears are {2 * n + 3} fruits." for n in range(
 PAIRS = [{"anchor": f"How many are {n} and {n + 3}?", "positive": f"{2 * n + 3}."} for n in range(16)]
 
 
+def tell(found: object) -> None:
+    """In a file, as a program prints much."""
+    Path("told.json").write_text(json.dumps(found))
+
+
 def train(start: Path, out: Path) -> None:
     """`is_trainable` is what makes the adapter train."""
     model = SentenceTransformer(str(start), device="cpu")
@@ -31,7 +36,7 @@ def train(start: Path, out: Path) -> None:
     trainer = SentenceTransformerTrainer(model=model, args=settings, train_dataset=data, loss=loss)
     trainer.train()
     model.save_pretrained(str(out))
-    print("\n" + json.dumps([entry["loss"] for entry in trainer.state.log_history if "loss" in entry]))
+    tell([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
 
 
 def embeddings(named: str) -> list[list[float]]:
@@ -47,4 +52,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "train":
         train(*map(Path, sys.argv[2:]))
     else:
-        Path(sys.argv[2]).write_text(json.dumps([embeddings(named) for named in sys.argv[3:]]))
+        tell([embeddings(named) for named in sys.argv[2:]])
