@@ -10,7 +10,7 @@ DEMO := demo
 export PIP_CONSTRAINT := constraints.txt
 export PIP_BUILD_CONSTRAINT := constraints.txt
 
-.PHONY: demo test lint bench faults clean
+.PHONY: demo test lint bench faults trainers clean
 
 demo: $(VENV)/.demo
 	@BIN=$(BIN) DEMO=$(DEMO) sh examples/demo.sh
@@ -39,8 +39,21 @@ faults: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m faults -n 2 --dist worksteal; status=$$?; \
 		$(BIN)/python tests/faults/table.py && exit $$status
 
+# Trainers and servers of others, each in an environment of its own with pinned versions: told in reports/trainers.
+TRAINERS := $(patsubst tests/trainers/environments/%.txt,.venv-trainers/%/.done,$(wildcard tests/trainers/environments/*.txt))
+trainers: export TRAINERS_REPORT := $(CURDIR)/reports/trainers/lines.jsonl
+trainers: $(VENV)/.test $(TRAINERS)
+	mkdir -p reports/trainers
+	: > $(TRAINERS_REPORT)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'trainers or not trainers' -n 2 --dist loadfile tests/trainers \
+		--ignore tests/trainers/test_table.py; status=$$?; \
+		$(BIN)/python tests/trainers/table.py && exit $$status
+
+.venv-trainers/%/.done: tests/trainers/environments/%.txt tests/trainers/environment.py
+	$(BIN)/python tests/trainers/environment.py $*
+
 clean:
-	rm -rf $(VENV) $(DEMO)
+	rm -rf $(VENV) .venv-trainers $(DEMO)
 
 # The constraints pin torch, so that no install on the way picks another build of it.
 $(VENV)/.package: pyproject.toml constraints.txt

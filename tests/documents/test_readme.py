@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from kit.checkpoints import llama_tensors, tree, write_checkpoint
 from kit.families import build
 from kit.hub_server import HubServer, Repo
@@ -87,6 +88,8 @@ def test_no_block_is_unchecked(page: Path) -> None:
                 assert re.search(rf"^{line.removeprefix('make ').split()[0]}:", makefile, re.MULTILINE), line
         elif language == "json":
             json.loads(text)
+        elif language == "yaml":
+            assert isinstance(yaml.safe_load(text), dict)
         else:
             # `py` is the worked example, which has a test of its own.
             assert language in {"console", "python", *SHOWN_ONLY} or (language, page.name) == ("py", "models.md")

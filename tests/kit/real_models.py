@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import shutil
 import subprocess
 import sys
@@ -56,3 +57,26 @@ def rxnfp(folder: Path, *options: str) -> Path:
         [sys.executable, ROOT / "examples/models/reactions.py", folder, *options], check=True, capture_output=True
     )
     return folder
+
+
+def first_layers(model: Path, folder: Path, count: int) -> Path:
+    """The first `count` layers of a decoder of `model` in `folder`, in float32, with its tokenizer.
+
+    Cut off so, a model predicts badly, but its matrices are real: what is compared is one run with another.
+    """
+    shutil.copytree(model, folder, ignore=shutil.ignore_patterns("*.safetensors*"))
+    tensors = {}
+    for file in sorted(model.glob("*.safetensors")):
+        tensors |= {name: value.float() for name, value in load_file(file).items() if _layer(name) < count}
+    config = json.loads((model / "config.json").read_text())
+    config |= {"num_hidden_layers": count, "dtype": "float32"}
+    config.pop("torch_dtype", None)
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def _layer(name: str) -> int:
+    """Of a tensor; -1 for what lies outside the layers."""
+    _, found, after = name.partition(".layers.")
+    return int(after.split(".")[0]) if found else -1
