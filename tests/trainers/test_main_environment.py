@@ -115,10 +115,6 @@ def test_trainer_resumes_and_the_model_comes_back(
     assert_back(line.numbers)
 
 
-NO_ATTACH = pytest.mark.xfail(strict=True, raises=AttributeError, reason="the offset of --no-base can be deactivated")
-
-
-@NO_ATTACH
 def test_trainer_resumes_on_an_untouched_base(two: Path, original: Path, tmp_path: Path, line: Any) -> None:
     line.about("transformers Trainer", "`--no-base`: resume, convert", HERE, "transformers", "peft")
     told = fit(attached(original, two), tmp_path / "run")
@@ -183,7 +179,6 @@ def test_dpo_starts_at_the_reference(start: Path, original: Path, tmp_path: Path
     assert_back(line.numbers)
 
 
-@NO_ATTACH
 def test_dpo_starts_at_the_reference_on_an_untouched_base(two: Path, original: Path, tmp_path: Path, line: Any) -> None:
     line.about("TRL DPOTrainer", "`--no-base`, no `ref_model`", HERE, "trl", "peft")
     line.numbers["first loss"] = dpo(attached(original, two), original, tmp_path / "run")[0]
@@ -219,7 +214,6 @@ def test_grpo_starts_at_the_reference(start: Path, original: Path, tmp_path: Pat
     assert_back(line.numbers)
 
 
-@NO_ATTACH
 def test_grpo_keeps_an_untouched_base_s_offset(two: Path, original: Path, tmp_path: Path, line: Any) -> None:
     line.about("TRL GRPOTrainer", "`--no-base`, beta 0.1: convert", HERE, "trl", "peft")
     model = attached(original, two)

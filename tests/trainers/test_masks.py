@@ -16,7 +16,6 @@ pytestmark = pytest.mark.trainers
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="the mask does nothing to sharded parameters")
 def test_a_mask_holds_under_fsdp2_or_is_refused(when: str, tmp_path: Path, line: Any) -> None:
     line.about("FSDP2 (fully_shard)", f"`mask_fused_gradients` {when} sharding", HERE, "torch", "peft")
     config = GPT2Config(n_layer=2, n_head=4, n_embd=64, vocab_size=120, n_positions=64, bos_token_id=1, eos_token_id=1)
