@@ -28,7 +28,17 @@ from .options import (
     reading_options,
     resume_option,
 )
-from .screens import decimals, print_block, print_facts, print_json, print_targets, show_traffic, span, table
+from .screens import (
+    decimals,
+    print_block,
+    print_code,
+    print_facts,
+    print_json,
+    print_targets,
+    show_traffic,
+    span,
+    table,
+)
 from .terminal import out, progress
 
 if TYPE_CHECKING:
@@ -199,18 +209,17 @@ def _show(result: Initialization) -> None:
         "adapter": result.adapter,
         **({"frozen": result.offset} if manifest.offset else {}),
         "check it": f"ailora-tools verify {quote(str(result.folder))}",
-        "load it": _load_it(result, manifest),
+        "load it": f"as {result.folder / CARD} shows{':' if (lines := _loading(result, manifest)) else ''}",
     })  # fmt: skip
+    print_code(lines)
 
 
-def _load_it(result: Initialization, manifest: Manifest) -> str:
-    """Python for one base and one adapter, in a line; where it takes more than that, what shows it."""
+def _loading(result: Initialization, manifest: Manifest) -> list[str]:
+    """Python for one base and one adapter; nothing where it takes more than that."""
     from ..surgery.describe import loader
 
     found = loader(result.operation, manifest.modules)
-    if manifest.offset or found.call is None:
-        return f"as {result.folder / CARD} shows"
-    return "; ".join(load_lines(found, str(result.adapter)))
+    return [] if manifest.offset or found.call is None else load_lines(found, str(result.adapter))
 
 
 def _numbers(records: Sequence[ModuleRecord]) -> Table:

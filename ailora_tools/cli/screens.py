@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -73,6 +73,12 @@ def print_facts(facts: Mapping[str, object]) -> None:
     width = max(map(len, facts))
     for name, fact in facts.items():
         out.print(Text(f"{name:<{width}}  {fact}"), soft_wrap=True)
+
+
+def print_code(lines: Sequence[str]) -> None:
+    """Lines to be copied as they stand, behind an empty one."""
+    for line in ("", *lines) if lines else ():
+        out.print(Text(line), soft_wrap=True)
 
 
 def print_targets(targets: Iterable[Target]) -> None:
