@@ -149,15 +149,11 @@ def diffusers(pairs: Mapping[str, Pair], context: Context) -> Export:
 
 def _evened(pairs: Mapping[str, Pair]) -> tuple[int, dict[str, Pair]]:
     """The largest rank, and all pairs at it with scaling 1: filled up with zeros, which also get no part in B A."""
+    from ..linalg.lowrank import filled
+
     rank = max(len(pair.A) for pair in pairs.values())
-    evened = {}
-    for module, pair in pairs.items():
-        r = len(pair.A)
-        A = pair.A.new_zeros(rank, pair.A.shape[1])
-        B = pair.B.new_zeros(len(pair.B), rank)
-        A[:r], B[:, :r] = pair.A, _scaled(pair, module)
-        evened[module] = Pair(A, B, 1.0)
-    return rank, evened
+    sides = {module: filled(pair.A, _scaled(pair, module), rank) for module, pair in pairs.items()}
+    return rank, {module: Pair(A, B, 1.0) for module, (A, B) in sides.items()}
 
 
 def _scaled(pair: Pair, module: str) -> Tensor:
