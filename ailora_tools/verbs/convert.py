@@ -302,9 +302,14 @@ def _lay_out(job: _ConvertJob, tree: Path, ranks: Mapping[str, int], dtype: str)
     return {name: info.start for name, info in header.tensors.items()}
 
 
+def _of_start(job: _ConvertJob) -> dict[str, Any]:
+    """What other trainers than PEFT do not save."""
+    return {key: job.initial.config.get(key) for key in ("task_type", "fan_in_fan_out")}
+
+
 def _config(job: _ConvertJob, ranks: Mapping[str, int]) -> dict[str, Any]:
     """As the trained one, with the new ranks at scaling 1, for the original base."""
-    old, (base, revision) = job.trained.config, job.base
+    old, (base, revision) = {**_of_start(job), **job.trained.config}, job.base
     modules = [AdapterModule(name, job.sides(name), rank, rank) for name, rank in ranks.items()]
     config = adapter_config(
         modules, [], base=base, revision=revision, architectures=(), rslora=False,
