@@ -196,7 +196,7 @@ def diffusers(pairs: Mapping[str, Pair], context: Context) -> Export:
     for module, pair in pairs.items():
         tensors |= {f"{prefix}.{module}.lora_A.weight": pair.A, f"{prefix}.{module}.lora_B.weight": pair.B}
     kept = ("r", "lora_alpha", "lora_dropout", "rank_pattern", "alpha_pattern", "target_modules", "use_rslora", "bias",
-            "init_lora_weights", "peft_type")  # fmt: skip
+            "init_lora_weights", "peft_type", "base_model_name_or_path")  # fmt: skip
     stated = {f"{prefix}.{key}": context.peft[key] for key in kept if key in context.peft}
     text = json.dumps(stated, indent=2, sort_keys=True, allow_nan=False)
     return Export(tensors, {"format": "pt", METADATA: text}, {})
@@ -209,8 +209,8 @@ def _load_diffusers(context: Context) -> str:
 
 def _load_torchtune(context: Context) -> str:
     return (
-        f"lora_weights_state_dict=torch.load({json.dumps(str(context.folder / TORCHTUNE_WEIGHTS))}) in the recipe's "
-        "_setup_model; torchtune's own recipes would start a new adapter"
+        f"lora_weights_state_dict=torch.load({json.dumps(str(context.folder / TORCHTUNE_WEIGHTS))}) in `setup` of a "
+        "copy of the recipe (tune cp): torchtune's own would start a new adapter"
     )
 
 

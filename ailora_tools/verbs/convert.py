@@ -188,7 +188,10 @@ def _match(trained: Adapter, root: Path, folder: Path) -> _ConvertJob:
     faults = [
         *([f"it lacks {listed(missing)}"] if missing else []),
         *([f"{listed(biased)} have a bias of lora_B, which has no start"] if biased else []),
-        *(_shapes_apart(binding.factors[module], initial, module, name) for module, name in binding.modules.items()),
+        *(
+            _shapes_apart(trained, binding.factors[module], initial, module, name)
+            for module, name in binding.modules.items()
+        ),
     ]
     faults = [fault for fault in faults if fault]
     if faults:
@@ -198,10 +201,16 @@ def _match(trained: Adapter, root: Path, folder: Path) -> _ConvertJob:
     return _ConvertJob(trained, initial, manifest, binding.modules, binding.factors, kept, folder)
 
 
-def _shapes_apart(now: Factors, initial: Adapter, module: str, name: str) -> str:
+def _shapes_apart(trained: Adapter, now: Factors, initial: Adapter, module: str, name: str) -> str:
+    """What is wrong with the shapes of one module, if anything is. An export has one rank for all, filled up with zeros
+    on both sides, which get no gradient: they are still zero now."""
     then = initial.modules[name]
-    if (now.sides, now.rank) == (then.sides, then.rank):
-        return ""
+    if now.sides == then.sides and now.rank >= then.rank:
+        if now.rank == then.rank:
+            return ""
+        A, B = trained.load(now.A), trained.load(now.B)
+        if not A[then.rank :].any() and not B[:, then.rank :].any():
+            return ""
     return f"{module} has shape {now.sides} and rank {now.rank}, at the start {then.sides} and rank {then.rank}"
 
 
@@ -217,8 +226,8 @@ def _ranks(job: _ConvertJob, rank: int | None, keep: bool) -> dict[str, int]:
 
 def _own_rank(job: _ConvertJob, module: str, rank: int | None) -> int:
     """What the change of one module needs, `rank` at most."""
-    factors = job.factors[module]
-    whole = min((1 + job.moved) * factors.rank, *factors.sides)
+    then = job.initial.modules[job.names[module]]
+    whole = min((1 + job.moved) * then.rank, *then.sides)
     return whole if rank is None else min(rank, whole)
 
 
@@ -266,11 +275,11 @@ class _Likeness:
 
 
 def _change(job: _ConvertJob, module: str, alike: _Likeness) -> tuple[Tensor, Tensor]:
-    """B' and A' in float64 with B' A' the change of W."""
+    """B' and A' in float64 with B' A' the change of W, of what is not there to fill up."""
     import torch
 
     now, then = job.factors[module], job.initial.modules[job.names[module]]
-    A, B = (job.trained.load(info).double() for info in (now.A, now.B))
+    A, B = (job.trained.load(now.A)[: then.rank].double(), job.trained.load(now.B)[:, : then.rank].double())
     A0, B0 = (job.initial.load(info).double() for info in (then.A, then.B))
     alike.add("A", A, A0)
     alike.add("B", B, B0)

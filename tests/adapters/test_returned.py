@@ -34,6 +34,8 @@ from transformers import (
 )
 
 from ailora_tools import convert, export, initialize, merge
+from ailora_tools.adapters.returned import as_peft
+from ailora_tools.checkpoint.files import LocalFiles
 from ailora_tools.errors import AiloraError, CheckpointError, TargetError
 from ailora_tools.output.names import RESULT
 
@@ -196,6 +198,8 @@ def test_what_diffusers_saves_comes_back(pipeline: bool, tmp_path: Path) -> None
         _as_pipeline(tmp_path / "trained" / "pytorch_lora_weights.safetensors")
     convert(tmp_path / "trained", made.folder, tmp_path / "plain")
     merge(made.folder, tmp_path / "trained", tmp_path / "merged")
+    with pytest.raises(TargetError, match="would count twice"):
+        merge(tmp_path / "model" / "unet", tmp_path / "trained", tmp_path / "wrong")
     again = export(tmp_path / "plain", "diffusers", tmp_path / "again", component="unet")
     exec(again.load, {"unet": original})
     with torch.no_grad():
@@ -261,3 +265,50 @@ def test_the_untrained_start_comes_back_as_no_change(tmp_path: Path) -> None:
     exported = export(folder, "mlx", tmp_path / "out").folder
     assert (exported / RESULT).is_file()
     assert not any(module.changed for module in convert(exported, folder, tmp_path / "plain").modules)
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_ranks_that_the_export_made_one_come_back(lost: bool, tmp_path: Path) -> None:
+    """What was filled up gets no gradient; a part that was not and is zero now was lost, here as elsewhere."""
+    ranks = {"format": "ailora-tools ranks", "version": 1, "rank": 3, "alpha_pattern": {}}
+    (tmp_path / "ranks.json").write_text(json.dumps({**ranks, "rank_pattern": {"model.layers.0.self_attn.q_proj": 5}}))
+    start(tmp_path)
+    folder = initialize(tmp_path / "model", ranks=tmp_path / "ranks.json", output=tmp_path / "uneven").folder
+    export(folder, "mlx", tmp_path / "trained")
+    path = tmp_path / "trained" / "adapters.safetensors"
+    trained = {key: value + 0.1 * torch.randn_like(value) * (value != 0) for key, value in load_file(path).items()}
+    if lost:
+        trained["model.layers.1.self_attn.v_proj.lora_b"][:2] = 0
+    save_file(trained, path, {"format": "mlx"})
+    if lost:
+        with pytest.raises(TargetError, match="2 of 3 columns of B"):
+            convert(tmp_path / "trained", folder, tmp_path / "plain")
+        return
+    done = convert(tmp_path / "trained", folder, tmp_path / "plain", keep_ranks=True)
+    assert {module.rank for module in done.modules} == {10, 6}
+    model, _ = load_mlx(str(folder), adapter_path=str(tmp_path / "trained"))
+    original = LlamaForCausalLM.from_pretrained(tmp_path / "model")
+    expected = torch.tensor(model(mx.array(IDS.numpy())).tolist())
+    assert near(logits(PeftModel.from_pretrained(original, done.folder)), expected)
+
+
+def test_a_larger_rank_that_was_trained_is_of_another_start(tmp_path: Path) -> None:
+    folder = start(tmp_path)
+    export(initialize(tmp_path / "model", 4, output=tmp_path / "other").folder, "mlx", tmp_path / "trained")
+    with pytest.raises(TargetError, match="and rank 4, at the start"):
+        convert(tmp_path / "trained", folder, tmp_path / "plain")
+
+
+def test_the_view_reads_as_a_folder_and_names_the_files_that_are_there(tmp_path: Path) -> None:
+    exported = export(start(tmp_path), "mlx", tmp_path / "out").folder
+    files = as_peft(LocalFiles(exported))
+    assert files.names() == ["adapter_config.json", "adapter_model.safetensors", RESULT, "lora_config.yaml"]
+    size = files.size("adapter_model.safetensors")
+    assert len(files.read("adapter_model.safetensors", 3, size)) == size - 3
+    with pytest.raises(CheckpointError, match=r"adapters.safetensors: ended at byte"):
+        files.read("adapter_model.safetensors", 0, size + 1)
+    assert files.local_path("adapter_model.safetensors") == exported / "adapters.safetensors"
+    assert as_peft(LocalFiles(tmp_path / "init" / "ailora_init")).names() == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
