@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from kit.adapters import near
+from kit.adapters import ALL, near, prepare
+from kit.adapters import original as family_original
+from kit.families import output
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -164,3 +166,15 @@ def test_layers_of_a_hub_model_are_not_asked_for(tmp_path: Path) -> None:
     manifest = SimpleNamespace(base=False, source={"location": "hf://some/model", "revision": "0" * 40}, settings={})
     with pytest.raises(TargetError, match="not on this machine"):
         find_all_layers(manifest, tmp_path, {})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bert with a head", "t5, heads narrower than the model", "falcon, groups"])
+def test_every_family_gets_all_its_layers(name: str, tmp_path: Path) -> None:
+    """Names and shapes of the other layers are those of PEFT on the class: none is missing there, none too many."""
+    trained_folder, expected = prepare(name, tmp_path, layers="1")
+    done = convert(trained_folder, tmp_path / "init", tmp_path / "plain", all_layers=True)
+    stored = load_file(done.folder / ADAPTER_WEIGHTS)
+    loaded = PeftModel.from_pretrained(family_original(name, tmp_path), done.folder).eval()
+    built = {key.replace(".default", ""): value.shape for key, value in loaded.state_dict().items() if ".lora_" in key}
+    assert done.added and built == {key: value.shape for key, value in stored.items()}
+    assert near(output(loaded, ALL[name].inputs()), expected)
