@@ -17,6 +17,7 @@ from ..errors import CheckpointError, TargetError, listed
 from .expressions import require_matchable
 from .keys import FROZEN, WHOLE, Key, read_key
 from .peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS, LARGEST_SCALING, pattern_value, scaling_of
+from .returned import as_peft, is_returned
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -141,6 +142,8 @@ def open_adapter(folder: str | Path) -> Adapter:
     than LoRA.
     """
     path = user_path(folder, "ADAPTER")
+    if path.is_dir() and is_returned(LocalFiles(path), [below.name for below in path.glob("*.*")]):
+        return read_adapter(LocalFiles(path))
     if not (path / ADAPTER_CONFIG).is_file():
         inner = sorted(below.parent for below in path.glob(f"*/{ADAPTER_CONFIG}")) if path.is_dir() else []
         if len(inner) != 1:
@@ -154,7 +157,8 @@ def open_adapter(folder: str | Path) -> Adapter:
 
 
 def read_adapter(files: Files) -> Adapter:
-    """The adapter in the root of `files`."""
+    """The adapter in the root of `files`, PEFT's or what another trainer made of an export."""
+    files = as_peft(files)
     config = read_config(files)
     if config.get("peft_type") != "LORA":
         raise TargetError(

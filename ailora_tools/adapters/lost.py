@@ -67,7 +67,9 @@ def require_whole(
 
 
 def _gone(now: Tensor, then: Tensor, side: str) -> list[str]:
-    """Rows and columns that were something at the start and are nothing now."""
+    """Rows and columns that were something at the start and are nothing now; what was filled up to a larger rank lies
+    behind them."""
+    now = now[: then.shape[0], : then.shape[1]]
     if now.shape != then.shape:
         return []
     if not now.any() and bool(then.any()):

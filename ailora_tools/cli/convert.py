@@ -42,7 +42,21 @@ _EXAMPLES = (
     group=_CONVERSION,
     type=int,
     help="Rank of the plain LoRA, which is then the best one of this rank; what it loses is printed.  [default: "
-    "twice the rank of TRAINED, which loses nothing]",
+    "twice the largest rank of TRAINED, which loses nothing]",
+)
+@option(
+    "--keep-ranks",
+    group=_CONVERSION,
+    is_flag=True,
+    help="Leave each module its own rank. PEFT and vLLM read that; llama.cpp, Ollama, SGLang, TGI and LoRAX do not.  "
+    "[default: one rank, smaller modules filled up with zeros]",
+)
+@option(
+    "--all-layers",
+    group=_CONVERSION,
+    is_flag=True,
+    help="Add factors of zero for the layers that `init --layers` left out: TGI and LoRAX drop a kind of module that "
+    "not every layer has.",
 )
 @factor_dtype_option("--dtype", _CONVERSION)
 @output_option("OUT", "Folder to write.", required=True)
@@ -64,12 +78,15 @@ def _show(result: Conversion) -> None:
     """How well the change is kept, and what to load."""
     modules = result.modules
     lost = max(module.truncated for module in modules)
+    filled = sum(module.filled > 0 for module in modules)
     still = sum(not module.changed for module in modules)
     unchanged = f"{still} of {len(modules)} modules are as they started: their part is zero"
     print_facts({
         "adapter": result.folder,
         "for": f"{result.base}, the original model",
         "modules": f"{len(modules)}, rank {span(module.rank for module in modules)}, scaling 1",
+        **({"filled up": f"{filled} of them with zeros to that rank"} if filled else {}),
+        **({"added": f"{len(result.added)} of other layers, all zero"} if result.added else {}),
         "error": f"at most {max(module.error for module in modules):.1e} of the change ({lost:.1e} by the rank)",
         **({"unchanged": unchanged} if still else {}),
         **({"kept": listed(result.kept)} if result.kept else {}),

@@ -60,3 +60,4 @@ def export(adapter: Path, as_json: bool, quiet: bool, **options: Any) -> None:
 def _show(result: Exported) -> None:
     files = ", ".join(str(result.folder / name) for name in result.files)
     click.echo(f"{result.modules} modules for {result.trainer}: {files}")
+    click.echo(f"load it: {result.load}")

@@ -26,10 +26,7 @@ class LowRank:
         """
         k = min(rank, len(self.S))
         root = self.S[:k].sqrt()
-        A = self.Vh.new_zeros(rank, self.Vh.shape[1])
-        B = self.U.new_zeros(len(self.U), rank)
-        A[:k], B[:, :k] = root[:, None] * self.Vh[:k], self.U[:, :k] * root
-        return A, B
+        return filled(root[:, None] * self.Vh[:k], self.U[:, :k] * root, rank)
 
     def cleared(self, floor: float) -> LowRank:
         """All zero if nothing is above `floor`: what is left of two equal products is their rounding."""
@@ -39,6 +36,12 @@ class LowRank:
         """norm(B A - best of that rank) / norm(B A), Frobenius."""
         whole = float(torch.linalg.vector_norm(self.S))
         return float(torch.linalg.vector_norm(self.S[rank:])) / whole if whole else 0.0
+
+
+def filled(A: Tensor, B: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """A (r, n) and B (m, r) as (rank, n) and (m, rank), the rest zero: the product stays what it is."""
+    more = rank - len(A)
+    return torch.nn.functional.pad(A, (0, 0, 0, more)), torch.nn.functional.pad(B, (0, more))
 
 
 def factorise(B: Tensor, A: Tensor) -> LowRank:

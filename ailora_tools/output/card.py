@@ -265,5 +265,9 @@ The trained adapter fits {fits}. To use it on the original base alone, as any Lo
     ailora-tools convert TRAINED --init {folder} -o plain-lora
     ailora-tools merge {base} {"TRAINED" if facts.has_base else "plain-lora"} -o merged
 
-Without `convert` the part that was moved would count twice.
+Without `convert` the part that was moved would count twice. Its result has one rank, `r` in its config, and scaling 1:
+
+- vLLM: `--max-lora-rank` of at least that `r` (its default is 16); no `modules_to_save`, no DoRA.
+- llama.cpp, Ollama, SGLang, TGI, LoRAX: one rank for all modules, so no `--keep-ranks`; llama.cpp takes neither biases
+  nor `modules_to_save`. After `init --layers`, TGI and LoRAX need `convert --all-layers`.
 """

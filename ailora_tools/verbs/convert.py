@@ -2,12 +2,15 @@
 
 The original is W = W_res + s B0 A0 and the trained model W_res + s B A, so the change is s (B A - B0 A0): A' = [A; A0]
 and B' = [s B, -s B0] have it at rank 2r. They are factored anew, so that the two large parts do not cancel in 16 bits.
+
+All modules get one rank, filled up with zeros, since servers know one rank and one alpha: llama.cpp and Ollama take
+alpha / rows of A, SGLang, TGI and LoRAX stack the factors of all layers; none reads the patterns of PEFT.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,22 +41,25 @@ from ..output.result import write_result
 from ..output.sources import Sources
 from ..output.spans import create, write_json, write_span
 from ..progress import Progress, Silent
+from ..surgery.all_layers import AllLayers, find_all_layers
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _NOTHING = 1e-12  # of the size of both products: below it their difference is the rounding of float64
 _WIDER = "Store the result in a wider type: --dtype float32 (or bfloat16, which reaches as far)."
+_CHOOSING = ("target_modules", "exclude_modules", "layers_to_transform")
 _STRANGER = 0.2  # cosine between all factors before and after training; random ones are far below
 
 
 @dataclass(frozen=True)
 class Converted:
-    """One module: its rank, whether training changed it, and norm(change - stored B A) / norm(change) with what
-    truncation alone took."""
+    """One module: its rank, of which `filled` are zeros that make all ranks one, whether training changed it, and
+    norm(change - stored B A) / norm(change) with what truncation alone took."""
 
     module: str
     rank: int
+    filled: int
     changed: bool
     error: float
     truncated: float
@@ -67,21 +73,25 @@ class Conversion:
     base: str
     modules: tuple[Converted, ...]
     kept: tuple[str, ...]
+    added: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """What `--json` prints; `kept` names tensors that were copied as they are (`modules_to_save`, biases)."""
+        """What `--json` prints; `kept` names tensors that were copied as they are (`modules_to_save`, biases), `added`
+        the modules of other layers, whose factors are zero."""
         return {
             "folder": str(self.folder),
             "base": self.base,
             "modules": [asdict(module) for module in self.modules],
             "kept": list(self.kept),
+            "added": list(self.added),
         }
 
 
 @dataclass(frozen=True)
 class _ConvertJob:
     """The trained adapter and that at the start, matched: `names` maps modules of the first to those of the second,
-    `factors` are those of the first, `kept` its tensors that are copied, by the names that PEFT reads them under."""
+    `factors` are those of the first, `kept` its tensors that are copied, by the names that PEFT reads them under;
+    `others` the layers without an adapter, if they are to have one."""
 
     trained: Adapter
     initial: Adapter
@@ -90,11 +100,21 @@ class _ConvertJob:
     factors: Mapping[str, Factors]
     kept: Mapping[str, StoredTensor]
     folder: Path
+    others: AllLayers | None = None
 
     @property
     def moved(self) -> bool:
         """Whether something was taken out of the base, so that the start has to be subtracted."""
         return self.manifest.base or self.manifest.offset
+
+    @property
+    def added(self) -> Mapping[str, tuple[int, int]]:
+        """Modules of layers that the start left out -> (out, in)."""
+        return self.others.sides if self.others else {}
+
+    def sides(self, module: str) -> tuple[int, int]:
+        """(out, in) of a module of the result."""
+        return self.added[module] if module in self.added else self.factors[module].sides
 
     @property
     def base(self) -> tuple[str, str | None]:
@@ -109,6 +129,8 @@ def convert(
     output: str | Path,
     *,
     rank: int | None = None,
+    keep_ranks: bool = False,
+    all_layers: bool = False,
     dtype: str = "float32",
     overwrite: bool = False,
     force: bool = False,
@@ -117,8 +139,11 @@ def convert(
     """Write a LoRA that does to the original base what `trained` does to the base in `init`.
 
     `trained` is an adapter folder or a checkpoint folder of a trainer; `init` the folder that `initialize` wrote.
-    Without `rank` the change is kept whole, at twice the rank of each module; with it, the best approximation of that
-    rank is, and its error told. The scaling of the result is 1 (alpha = rank). No base is read, no input changed.
+    Without `rank` the change is kept whole, at twice the rank of the largest module; with it, the best approximation of
+    that rank is, and its error told. Smaller modules are filled up with zeros, which change nothing: one rank holds for
+    all of them. With `keep_ranks` each has its own, `rank` at most, which PEFT reads and most servers do not. The
+    scaling of the result is 1 (alpha = rank). With `all_layers` the layers that `init --layers` left out get factors of
+    zero; the headers of the base are read for their names. No weight of a base is read, no input changed.
 
     Raises CheckpointError, TargetError (DoRA, or an adapter of another start), OptionError, NumericalError or
     OutputError.
@@ -130,13 +155,15 @@ def convert(
     held, root = open_adapter(trained), _root(user_path(init, "--init"))
     inputs = [held.files.origin, Origin(str(root))]
     job = _match(held, root, output_folder(output, "", inputs, progress))
+    job = replace(job, others=find_all_layers(job.manifest, root, job.names)) if all_layers else job
+    ranks = _ranks(job, rank, keep_ranks)
     for text in (*require_whole(held, job.factors, job.initial, job.names), *held.notices):
         progress.notice(text)
     sources = Sources((held.files, ADAPTER_FILES), (job.initial.files, ADAPTER_FILES))
     out = Output(job.folder, "convert", overwrite=overwrite, force=force)
     with making(out, sources.require_unchanged) as tree, ieee():
-        modules = _write(job, tree, rank, FACTOR_DTYPES[dtype], progress)
-        result = Conversion(job.folder, job.base[0], modules, tuple(job.kept))
+        modules = _write(job, tree, ranks, FACTOR_DTYPES[dtype], progress)
+        result = Conversion(job.folder, job.base[0], modules, tuple(job.kept), tuple(job.added))
         write_result(tree, {"verb": "convert", "trained": job.trained.location, **result.to_json()})
     return result
 
@@ -163,7 +190,10 @@ def _match(trained: Adapter, root: Path, folder: Path) -> _ConvertJob:
     faults = [
         *([f"it lacks {listed(missing)}"] if missing else []),
         *([f"{listed(biased)} have a bias of lora_B, which has no start"] if biased else []),
-        *(_shapes_apart(binding.factors[module], initial, module, name) for module, name in binding.modules.items()),
+        *(
+            _shapes_apart(trained, binding.factors[module], initial, module, name)
+            for module, name in binding.modules.items()
+        ),
     ]
     faults = [fault for fault in faults if fault]
     if faults:
@@ -173,22 +203,46 @@ def _match(trained: Adapter, root: Path, folder: Path) -> _ConvertJob:
     return _ConvertJob(trained, initial, manifest, binding.modules, binding.factors, kept, folder)
 
 
-def _shapes_apart(now: Factors, initial: Adapter, module: str, name: str) -> str:
+def _shapes_apart(trained: Adapter, now: Factors, initial: Adapter, module: str, name: str) -> str:
+    """What is wrong with the shapes of one module, if anything is. An export has one rank for all, filled up with zeros
+    on both sides, which get no gradient: they are still zero now."""
     then = initial.modules[name]
-    if (now.sides, now.rank) == (then.sides, then.rank):
-        return ""
+    if now.sides == then.sides and now.rank >= then.rank:
+        if now.rank == then.rank:
+            return ""
+        A, B = trained.load(now.A), trained.load(now.B)
+        if not A[then.rank :].any() and not B[:, then.rank :].any():
+            return ""
     return f"{module} has shape {now.sides} and rank {now.rank}, at the start {then.sides} and rank {then.rank}"
 
 
-def _write(job: _ConvertJob, tree: Path, rank: int | None, dtype: str, progress: Progress) -> tuple[Converted, ...]:
+def _ranks(job: _ConvertJob, rank: int | None, keep: bool) -> dict[str, int]:
+    """Module -> the rank of its factors in the file; OptionError for one that no module has room for."""
+    widest = max(min(factors.sides) for factors in job.factors.values())
+    if rank is not None and rank > widest:
+        raise OptionError(f"rank {rank} is above {widest}, the smaller side of the largest module.")
+    own = {module: _own_rank(job, module, rank) for module in job.names}
+    one = rank or max(own.values())
+    return {module: own.get(module, one) if keep else one for module in (*own, *job.added)}
+
+
+def _own_rank(job: _ConvertJob, module: str, rank: int | None) -> int:
+    """What the change of one module needs, `rank` at most."""
+    then = job.initial.modules[job.names[module]]
+    whole = min((1 + job.moved) * then.rank, *then.sides)
+    return whole if rank is None else min(rank, whole)
+
+
+def _write(
+    job: _ConvertJob, tree: Path, ranks: Mapping[str, int], dtype: str, progress: Progress
+) -> tuple[Converted, ...]:
     """One module after the other into a file that was laid out before."""
     from ..checkpoint.stream import DTYPES, matrix_bytes
     from ..linalg.finite import stored
     from ..linalg.lowrank import distance, factorise
 
-    ranks = {module: rank or _whole_rank(job, module) for module in job.names}
     header = _lay_out(job, tree, ranks, dtype)
-    progress.start("Converting", len(ranks), 0)
+    progress.start("Converting", len(job.names), 0)
     done, alike = [], _Likeness()
     for module in job.names:
         B, A = _change(job, module, alike)
@@ -197,18 +251,14 @@ def _write(job: _ConvertJob, tree: Path, rank: int | None, dtype: str, progress:
         for name, side in zip(tensor_names(module), factors, strict=True):
             write_span(tree / ADAPTER_WEIGHTS, header[name], matrix_bytes(side))
         error = distance(B, A, factors[1], factors[0]) if found.S.any() else 0.0
-        done.append(Converted(module, ranks[module], bool(found.S.any()), error, found.lost(ranks[module])))
+        rank, filled = ranks[module], ranks[module] - _own_rank(job, module, ranks[module])
+        done.append(Converted(module, rank, filled, bool(found.S.any()), error, found.lost(rank)))
         progress.advance(module)
     _require_descent(job, alike.cosine)
     for name, info in job.kept.items():
         write_span(tree / ADAPTER_WEIGHTS, header[PREFIX + name], matrix_bytes(job.trained.load(info)))
     write_json(tree / ADAPTER_CONFIG, _config(job, ranks))
     return tuple(done)
-
-
-def _whole_rank(job: _ConvertJob, module: str) -> int:
-    factors = job.factors[module]
-    return min((1 + job.moved) * factors.rank, *factors.sides)
 
 
 class _Likeness:
@@ -227,11 +277,11 @@ class _Likeness:
 
 
 def _change(job: _ConvertJob, module: str, alike: _Likeness) -> tuple[Tensor, Tensor]:
-    """B' and A' in float64 with B' A' the change of W."""
+    """B' and A' in float64 with B' A' the change of W, of what is not there to fill up."""
     import torch
 
     now, then = job.factors[module], job.initial.modules[job.names[module]]
-    A, B = (job.trained.load(info).double() for info in (now.A, now.B))
+    A, B = (job.trained.load(now.A)[: then.rank].double(), job.trained.load(now.B)[:, : then.rank].double())
     A0, B0 = (job.initial.load(info).double() for info in (then.A, then.B))
     alike.add("A", A, A0)
     alike.add("B", B, B0)
@@ -251,12 +301,10 @@ def _require_descent(job: _ConvertJob, cosine: float) -> None:
 
 
 def _lay_out(job: _ConvertJob, tree: Path, ranks: Mapping[str, int], dtype: str) -> dict[str, int]:
-    """Make the file with its header; tensor name -> where its bytes go."""
+    """Make the file with its header, all zeros behind it; tensor name -> where its bytes go."""
     entries: list[tuple[str, str, tuple[int, ...]]] = []
     for module, rank in ranks.items():
-        rows, columns = job.factors[module].sides
-        if rank > min(rows, columns):
-            raise OptionError(f"rank {rank} is above {min(rows, columns)}, the smaller side of {module}.")
+        rows, columns = job.sides(module)
         name_a, name_b = tensor_names(module)
         entries += [(name_a, dtype, (rank, columns)), (name_b, dtype, (rows, rank))]
     entries += [(PREFIX + name, info.dtype, info.shape) for name, info in job.kept.items()]
@@ -265,14 +313,21 @@ def _lay_out(job: _ConvertJob, tree: Path, ranks: Mapping[str, int], dtype: str)
     return {name: info.start for name, info in header.tensors.items()}
 
 
+def _of_start(job: _ConvertJob) -> dict[str, Any]:
+    """What other trainers than PEFT do not save."""
+    return {key: job.initial.config.get(key) for key in ("task_type", "fan_in_fan_out")}
+
+
 def _config(job: _ConvertJob, ranks: Mapping[str, int]) -> dict[str, Any]:
     """As the trained one, with the new ranks at scaling 1, for the original base."""
-    old, (base, revision) = job.trained.config, job.base
-    modules = [AdapterModule(name, job.factors[name].sides, rank, rank) for name, rank in ranks.items()]
+    old, (base, revision) = {**_of_start(job), **job.trained.config}, job.base
+    modules = [AdapterModule(name, job.sides(name), rank, rank) for name, rank in ranks.items()]
     config = adapter_config(
         modules, [], base=base, revision=revision, architectures=(), rslora=False,
         transposed=bool(old.get("fan_in_fan_out")),
     )  # fmt: skip
     kept = ("target_modules", "task_type", "modules_to_save", "bias", "exclude_modules", "layers_to_transform",
             "trainable_token_indices", "ensure_weight_tying")  # fmt: skip
-    return {**config, **{key: old[key] for key in kept if old.get(key) is not None}}
+    chosen = {"target_modules": job.others.target_modules} if job.others else {}
+    left = _CHOOSING if job.others else ()
+    return {**config, **{key: old[key] for key in kept if old.get(key) is not None and key not in left}, **chosen}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,23 +24,25 @@ from ..output.names import ADAPTER_FOLDER, MANIFEST
 from ..output.place import output_folder
 from ..output.result import write_result
 from ..output.sources import Sources
-from ..output.spans import write_json, write_new
+from ..output.spans import write_json, write_new, write_text
 from ..progress import Progress, Silent
 
 
 @dataclass(frozen=True)
 class Exported:
-    """The folder, the files in it, and how many modules they hold."""
+    """The folder, the files in it, how many modules they hold, and what to do with them in the trainer."""
 
     folder: Path
     trainer: str
     files: tuple[str, ...]
     modules: int
+    load: str
 
     def to_json(self) -> dict[str, Any]:
         """What `--json` prints."""
         return {
             "folder": str(self.folder), "to": self.trainer, "files": list(self.files), "modules": self.modules,
+            "load": self.load,
         }  # fmt: skip
 
 
@@ -68,14 +72,15 @@ def export(
     held = open_adapter(root / ADAPTER_FOLDER if (root / MANIFEST).is_file() else root)
     _require_plain(held, to)
     folder = output_folder(output, "", [held.files.origin], progress or Silent())
+    context = _context(held, root, folder, base, component)
     with ieee():
-        made = row.make(_pairs(held), _context(held, root, base, component))
-    result = Exported(folder, to, tuple(name for name in (row.file, made.config_name) if name), len(held.modules))
+        made = row.make(_pairs(held), context)
+    result = Exported(folder, to, (row.file, *made.configs), len(held.modules), row.load(context))
     sources = Sources((held.files, ADAPTER_FILES))
     with making(Output(folder, "export", overwrite=overwrite, force=force), sources.require_unchanged) as tree:
         _save(tree / row.file, dict(made.tensors), dict(made.metadata))
-        if made.config_name:
-            write_json(tree / made.config_name, made.config)
+        for name, config in made.configs.items():
+            _write_config(tree / name, config)
         write_result(tree, {"verb": "export", "adapter": held.location, **result.to_json()})
     return result
 
@@ -101,8 +106,10 @@ def _pairs(held: Adapter) -> dict[str, Pair]:
     }
 
 
-def _context(held: Adapter, root: Path, base: str | Path | None, component: str | None) -> Context:
-    return Context(_model_config(held, root, base), component or _component(root), held.config)
+def _context(held: Adapter, root: Path, folder: Path, base: str | Path | None, component: str | None) -> Context:
+    start = root if (root / MANIFEST).is_file() and read_manifest(root).base else None
+    named = str(base or start or held.config.get("base_model_name_or_path") or "BASE")
+    return Context(_model_config(held, root, base), named, component or _component(root), held.config, folder)
 
 
 def _model_config(held: Adapter, root: Path, base: str | Path | None) -> dict[str, Any]:
@@ -131,6 +138,23 @@ def _component(root: Path) -> str:
             name = str(source["subfolder"] or Path(str(source["location"])).name)
             return name if name in COMPONENTS else ""
     return ""
+
+
+def _write_config(path: Path, config: Mapping[str, Any]) -> None:
+    if path.suffix == ".json":
+        write_json(path, config)
+    else:
+        write_text(path, "".join(_yaml(config)))
+
+
+def _yaml(config: Mapping[str, Any], inset: str = "") -> Iterator[str]:
+    """Block style, values as JSON, which YAML contains."""
+    for key, value in config.items():
+        if isinstance(value, dict):
+            yield f"{inset}{key}:\n"
+            yield from _yaml(value, f"{inset}  ")
+        else:
+            yield f"{inset}{key}: {json.dumps(value)}\n"
 
 
 def _save(path: Path, tensors: dict[str, Any], metadata: dict[str, str]) -> None:

@@ -1,22 +1,13 @@
-"""What `export --to torchtune` wrote, through torchtune's own function; its package asks for many more on import."""
+"""What `export --to torchtune` wrote, through torchtune's own function."""
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-
-package = importlib.util.find_spec("torchtune")
-assert package is not None and package.submodule_search_locations
-file = Path(package.submodule_search_locations[0], "models", "convert_weights.py")
-spec = importlib.util.spec_from_file_location("convert_weights", file)
-assert spec is not None and spec.loader is not None
-module = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(module)
-to_peft = module.tune_to_peft_adapter_weights
+from torchtune_model import to_peft
 
 exported, adapter, heads, keys, hidden, size = sys.argv[1:]
 state = torch.load(Path(exported) / "adapter_model.pt", weights_only=True)

@@ -82,7 +82,6 @@ RANKS = {
 }  # fmt: skip
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="convert writes several ranks; llama.cpp knows one alpha")
 def test_a_start_of_several_ranks_is_served_as_trained(original: Path, served: Path, tmp_path: Path, line: Any) -> None:
     line.about("llama.cpp", "convert of a start with `--ranks`, logprobs against PEFT", LLAMA_CPP, *PACKAGES)
     ranks = write_json(tmp_path / "ranks.json", RANKS)

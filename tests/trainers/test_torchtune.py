@@ -11,7 +11,6 @@ import torch
 from kit.trainers import SCRIPTS, apart, assert_back, environment, load, logits, tiny_decoder, way_back, write_json
 
 from ailora_tools import export, initialize
-from ailora_tools.errors import AiloraError
 
 pytestmark = pytest.mark.trainers
 TORCHTUNE = environment("torchtune")
@@ -117,7 +116,6 @@ def test_without_the_adapter_in_it_a_new_one_is_trained(start: Path, original: P
     assert abs(line.numbers["first loss"] - expected) > 0.02
 
 
-@pytest.mark.xfail(strict=True, raises=AiloraError, reason="convert and merge do not read torchtune's adapters")
 def test_the_trained_adapter_comes_back(
     start: Path, original: Path, trained: tuple[Path, list[float]], merged: torch.nn.Module, tmp_path: Path, line: Any
 ) -> None:

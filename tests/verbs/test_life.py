@@ -112,7 +112,7 @@ def test_ranks_of_their_own_and_modules_to_save(tmp_path: Path) -> None:
     weight = original("bert with a head", tmp_path).get_submodule(head).weight.detach() * 1.5
     grown = {key: value * 1.1 for key, value in factors.items()} | {f"base_model.model.{head}.weight": weight}
     save_file(grown, tmp_path / "trained" / ADAPTER_WEIGHTS)
-    done = convert(tmp_path / "trained", tmp_path / "init", tmp_path / "plain")
+    done = convert(tmp_path / "trained", tmp_path / "init", tmp_path / "plain", keep_ranks=True)
     assert done.kept == (f"{head}.weight",)
     assert {module.rank for module in done.modules} == {4, 10}
     written = load_file(done.folder / ADAPTER_WEIGHTS)
