@@ -17,7 +17,7 @@ from ..output.base import companions
 from ..output.layout import ShardLayout, lay_out, widened
 from ..output.manifest import fingerprint
 from ..targets.as_class import as_class
-from ..targets.extras import Extra, about_new, find_extras
+from ..targets.extras import Extra, find_extras
 from ..targets.plan import make_plan
 from ..targets.projections import Carrier, Plan, Target
 from .settings import Settings, require_fit
@@ -36,9 +36,10 @@ def plan_operation(source: Checkpoint, settings: Settings, method: Method, folde
         checkpoint, settings.selection, transformers_major=settings.transformers_major,
         quantised=settings.no_base or not method.residual,
     )  # fmt: skip
-    extras = find_extras(checkpoint, settings.beside, [carrier.module for carrier in plan.carriers])
+    adapted, published = [carrier.module for carrier in plan.carriers], next(iter(source.architectures), None)
+    extras, about = find_extras(checkpoint, settings.beside, adapted, published)
     counted = plan.counted and settings.model_class is None  # what tests have shown is for the published class
-    plan = replace(plan, counted=counted, notices=(*plan.notices, *about_new(extras)))
+    plan = replace(plan, counted=counted, notices=(*plan.notices, *about))
     return Operation(checkpoint, plan, method, settings, folder, extras)
 
 

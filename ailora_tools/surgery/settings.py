@@ -110,6 +110,8 @@ def _together(settings: Settings, method: Method) -> Iterator[str]:
         yield "DoRA takes norms of base plus adapter, which a second, frozen adapter is no part of: no --no-base"
     if settings.bias != "none" and offset:
         yield "PEFT loads no second adapter beside one with biases: no --bias with --no-base"
+    if settings.trainable_tokens is not None and offset:
+        yield "PEFT loads no second adapter beside one with tokens: no --trainable-tokens with --no-base"
     if settings.no_base and (settings.base_dtype, settings.rounding) != ("keep", "auto"):
         yield "without a base (--no-base) there is no --base-dtype and no --rounding"
 

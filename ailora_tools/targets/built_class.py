@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -33,7 +33,7 @@ def look(question: Mapping[str, Any], before: Callable[[], None] = lambda: None)
     model, reason = _built(question["config"], before)
     if model is None:
         return {"unknown": reason}
-    return _parts(model, question["ends"]) if "ends" in question else _compared(model, question)
+    return _parts(model, question) if "ends" in question else _compared(model, question)
 
 
 def _built(stated: Any, before: Callable[[], None]) -> tuple[Any, str]:
@@ -85,9 +85,11 @@ def _compared(model: Any, question: Mapping[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _parts(model: Any, ends: list[str]) -> dict[str, Any]:
-    """Every module whose path ends in one of `ends`, as PEFT matches modules_to_save, and what its state holds; the
-    path of the input embedding with its state; the deviation that the class draws new weights with."""
+def _parts(model: Any, question: Mapping[str, Any]) -> dict[str, Any]:
+    """Every module whose path ends in one of the "ends", as PEFT matches modules_to_save, and what its state holds; the
+    path of the input embedding with its state; the deviation that the class draws new weights with; "unheld":
+    parameters that are not among those "held" by the file, and whether the "published" class has them."""
+    ends = question["ends"]
     modules = list(model.named_modules(remove_duplicate=False))
     hit = {path: module for path, module in modules if path and path.endswith(tuple(ends))}
     if len(hit) > _SHOWN:
@@ -103,7 +105,21 @@ def _parts(model: Any, ends: list[str]) -> dict[str, Any]:
     states = {path: {key: _state(module, key, held, homes) for key, held in module.state_dict(keep_vars=True).items()}
               for path, module in shown.items()}  # fmt: skip
     return {"class": type(model).__name__, "hit": sorted(hit), "embedding": name, "states": states,
-            "std": _deviation(model.config)}  # fmt: skip
+            "std": _deviation(model.config), "unheld": _unheld(model, homes.values(), question)}  # fmt: skip
+
+
+def _unheld(model: Any, homes: Iterable[list[str]], question: Mapping[str, Any]) -> dict[str, bool]:
+    """Path of a parameter that the file does not name -> whether the published class has it: then the file may name it
+    otherwise. Under either class a body may stand below its prefix or not."""
+    held = set(question["held"])
+    lacking = [same[0] for same in homes if not held.intersection(same)]
+    if not lacking:
+        return {}
+    config = {**question["config"], "architectures": [question["published"]]}
+    published, _ = _built(config, lambda: None)
+    prefix = f"{model.base_model_prefix}."
+    known = {path.removeprefix(prefix) for path, _ in published.named_parameters()} if published is not None else set()
+    return {path: path.removeprefix(prefix) in known for path in lacking[:_SHOWN]}
 
 
 def _state(module: Any, key: str, held: Any, homes: Mapping[int, list[str]]) -> dict[str, Any]:

@@ -57,32 +57,54 @@ class Wanted:
         return tuple(sorted(parse_numbers(self.tokens, "--trainable-tokens"))) if self.tokens is not None else ()
 
 
-def find_extras(checkpoint: Checkpoint, wanted: Wanted, adapted: Sequence[str]) -> tuple[Extra, ...]:
-    """Every tensor that trains beside the factors of the modules `adapted`, in the order of their paths.
+def find_extras(
+    checkpoint: Checkpoint, wanted: Wanted, adapted: Sequence[str], published: str | None = None
+) -> tuple[tuple[Extra, ...], list[str]]:
+    """Every tensor that trains beside the factors of the modules `adapted`, in the order of their paths; notices.
+    published: the class that the checkpoint was saved from, where another will train.
 
     OptionError, TargetError that name everything at once which the class or the file lacks, that is of another shape,
     stored in few bits, or has an adapter already.
     """
-    if not (wanted.modules or wanted.tokens is not None):
-        return ()
+    if not (wanted.modules or wanted.tokens is not None or wanted.new):
+        return (), []
     if strange := [quoted(name) for name in wanted.modules if not _PLAIN.fullmatch(name)]:
         raise OptionError(f"--modules-to-save {listed(strange)}: no name of a module.", _HINT)
-    parts = parts_of_class(checkpoint, wanted.modules)
+    places = _places(checkpoint)
+    parts = parts_of_class(checkpoint, wanted.modules, list(places), published)
     if "unknown" in parts:
         parts = _parts_of_file(checkpoint, wanted, parts["unknown"])
-    finder = _Finder(checkpoint, parts)
+    finder = _Finder(parts, places)
     hit = parts["hit"]
     faults = [*_idle(wanted.modules, parts), *_clashes(hit, adapted, parts["embedding"] if wanted.rows else None)]
     found = [*finder.saved(hit, wanted.new, faults), *finder.tokens(wanted.rows, faults)]
     if faults:
         raise TargetError(f"{checkpoint.location}: {listed(faults, 4)}.", _HINT)
-    return tuple(sorted(found, key=lambda extra: extra.path))
+    notices = _about_new(found)
+    if wanted.new:
+        notices += _about_unheld(checkpoint, parts, {extra.path for extra in found})
+    return tuple(sorted(found, key=lambda extra: extra.path)), notices
 
 
-def about_new(extras: Sequence[Extra]) -> list[str]:
+def _about_new(extras: Sequence[Extra]) -> list[str]:
     """What the user must know about numbers that are nowhere in the base."""
     new = [f"{extra.path} {list(extra.shape)}" for extra in extras if extra.stored is None]
-    return [f"made anew, because the base has none: {listed(new, 6)}"] if new else []
+    return [f"made anew, because the base has none: {listed(sorted(new), 6)}"] if new else []
+
+
+def _about_unheld(checkpoint: Checkpoint, parts: Answer, saved: set[str]) -> list[str]:
+    """TargetError for parameters of the class that neither base nor adapter has: every loading would draw them anew,
+    and the head be trained on numbers that no file keeps. A notice where the base may have them under another name."""
+    unheld = {path: known for path, known in parts["unheld"].items() if path not in saved}
+    lost = [path for path, known in unheld.items() if not known]
+    if lost:
+        modules = sorted({path.rpartition(".")[0] for path in lost})
+        raise TargetError(
+            f"{checkpoint.location}: {parts['class']} has {listed(lost)}, which the file lacks: every loading would draw "
+            "them anew, and they would be saved nowhere.",
+            f"Train them, too: {' '.join(f'--modules-to-save {module}' for module in modules[:4])}.",
+        )
+    return [f"{parts['class']} has {listed(list(unheld))}, which the file does not name so"] if unheld else []
 
 
 def _parts_of_file(checkpoint: Checkpoint, wanted: Wanted, reason: str) -> Answer:
@@ -99,7 +121,8 @@ def _parts_of_file(checkpoint: Checkpoint, wanted: Wanted, reason: str) -> Answe
             module, key = ".".join(words[:stop]), ".".join(words[stop:])
             if module.endswith(wanted.modules):
                 states.setdefault(module, {})[key] = {"shape": list(stored.shape), "start": "", "same": []}
-    return {"class": "the file", "hit": sorted(states), "embedding": None, "states": states, "std": 0.0}
+    return {"class": "the file", "hit": sorted(states), "embedding": None, "states": states, "std": 0.0,
+            "unheld": {}}  # fmt: skip
 
 
 def _places(checkpoint: Checkpoint) -> dict[str, StoredTensor]:
@@ -133,8 +156,8 @@ def _clashes(hit: Sequence[str], adapted: Sequence[str], embedding: str | None) 
 class _Finder:
     """Where the numbers of each parameter come from."""
 
-    def __init__(self, checkpoint: Checkpoint, parts: Answer) -> None:
-        self._parts, self._places = parts, _places(checkpoint)
+    def __init__(self, parts: Answer, places: Mapping[str, StoredTensor]) -> None:
+        self._parts, self._places = parts, places
 
     def saved(self, hit: Sequence[str], new: bool, faults: list[str]) -> Iterator[Extra]:
         """Every tensor in the state of these modules."""

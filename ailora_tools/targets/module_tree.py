@@ -123,11 +123,13 @@ def check_modules(
     )
 
 
-def parts_of_class(checkpoint: Checkpoint, ends: Sequence[str]) -> Answer:
-    """What the class has under the names `ends`, and its input embedding (`built_class._parts`); waits for it."""
+def parts_of_class(checkpoint: Checkpoint, ends: Sequence[str], held: Sequence[str], published: str | None) -> Answer:
+    """What the class has under the names `ends`, its input embedding, and which of its parameters are not among those
+    `held` (`built_class._parts`); waits for it. published: the class that the checkpoint was saved from."""
     if find_spec("transformers") is None:
         return {"unknown": "transformers is not installed"}
-    process = _ask({"config": dict(checkpoint.config), "ends": list(ends)}, _folder(checkpoint))
+    question = {"config": dict(checkpoint.config), "ends": list(ends), "held": list(held), "published": published}
+    process = _ask(question, _folder(checkpoint))
     try:
         return _answer(process)
     finally:
