@@ -100,8 +100,8 @@ def _about_unheld(checkpoint: Checkpoint, parts: Answer, saved: set[str]) -> lis
     if lost:
         modules = sorted({path.rpartition(".")[0] for path in lost})
         raise TargetError(
-            f"{checkpoint.location}: {parts['class']} has {listed(lost)}, which the file lacks: every loading would draw "
-            "them anew, and they would be saved nowhere.",
+            f"{checkpoint.location}: {parts['class']} has {listed(lost)}, which the file lacks: every loading would "
+            "draw them anew, and they would be saved nowhere.",
             f"Train them, too: {' '.join(f'--modules-to-save {module}' for module in modules[:4])}.",
         )
     return [f"{parts['class']} has {listed(list(unheld))}, which the file does not name so"] if unheld else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,13 +14,16 @@ import torch
 import transformers as hf
 from kit.adapters import near
 from kit.cards import run_card
+from kit.tampering import WEIGHTS, Tampered
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ailora_tools import convert, initialize, merge, verify
+from ailora_tools import check_start, convert, initialize, merge, verify
 from ailora_tools.adapters.peft import PREFIX
-from ailora_tools.errors import TargetError
+from ailora_tools.checkpoint.stream import matrix_bytes
+from ailora_tools.errors import AiloraError, TargetError
+from ailora_tools.output.spans import sha256
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "vocab_size": 60}
 WORDS = torch.arange(2, 14).reshape(2, 6)
@@ -165,3 +169,78 @@ def test_it_starts_as_the_original_trains_and_comes_back(name: str, tmp_path: Pa
         return
     merged = merge(base, adapter, tmp_path / "merged").folder
     assert near(logits(case.trains.from_pretrained(merged)), logits(model))
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama with tied embeddings, and BERT with a head for words; a classifier's start of the first in `start`."""
+    root = tmp_path_factory.mktemp("published")
+    llama(hf.LlamaForCausalLM, tie_word_embeddings=True).save_pretrained(root / "llama")
+    bert(hf.BertForMaskedLM).save_pretrained(root / "bert")
+    initialize(root / "llama", 2, output=root / "start", **CASES["a Llama"].options, trainable_tokens="3,5")
+    return root
+
+
+REFUSED = {
+    "a head without its class": ("llama", {"modules_to_save": ["score"]}, "no module 'score'"),
+    "a class that is not there": ("llama", {"model_class": "LlamaForPoetry"}, "no model class of that name"),
+    "labels without a class": ("llama", {"num_labels": 2}, "Name the class"),
+    "what no file would keep": (
+        "bert", {"model_class": "BertForSequenceClassification", "modules_to_save": ["classifier"]},
+        "--modules-to-save bert.pooler.dense",
+    ),
+    "a class of another model": ("bert", {"model_class": "LlamaForSequenceClassification"}, "Llama"),
+    "an adapted module": ("llama", {"modules_to_save": ["q_proj"]}, "q_proj has an adapter"),
+    "a module around adapted ones": ("llama", {"modules_to_save": ["layers.0"]}, "train by themselves"),
+    "an expression": ("llama", {"modules_to_save": [".*head"]}, "no name of a module"),
+    "a token that is not there": ("llama", {"trainable_tokens": "60"}, "no token 60"),
+    "tokens that are no numbers": ("llama", {"trainable_tokens": "<s>"}, "--trainable-tokens"),
+    "tokens of an embedding that trains": (
+        "llama", {"trainable_tokens": "3", "modules_to_save": ["embed_tokens"]}, "trains whole already",
+    ),
+    "tokens beside an offset": ("llama", {"trainable_tokens": "3", "no_base": True}, "no --trainable-tokens"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_is_refused_by_name(name: str, published: Path, tmp_path: Path) -> None:
+    model, options, words = REFUSED[name]
+    with pytest.raises(AiloraError) as told:
+        initialize(published / model, 2, output=tmp_path / "start", **options)
+    assert words in f"{told.value.problem} {told.value.hint}"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_same_seed_makes_the_same_head(published: Path, tmp_path: Path) -> None:
+    options = {**CASES["a Llama"].options, "trainable_tokens": "3,5"}
+    again = initialize(published / "llama", 2, output=tmp_path / "again", **options)
+    other = initialize(published / "llama", 2, output=tmp_path / "other", seed=1, **options)
+    first, same, differs = (
+        load_file(folder / "ailora_init/adapter_model.safetensors")[PREFIX + SCORE]
+        for folder in (published / "start", again.folder, other.folder)
+    )
+    assert torch.equal(first, same) and not torch.equal(first, differs)
+    assert 0.01 < first.std() < 0.03, "initializer_range is 0.02"
+
+
+@pytest.mark.parametrize("part", [SCORE, TOKENS])
+def test_another_head_is_found(part: str, published: Path, tmp_path: Path) -> None:
+    """By check_start in the model; by `verify` in the file, also where the manifest was sealed again."""
+    copied = Path(shutil.copytree(published / "start", tmp_path / "start"))
+    model = run_card(published / "start")["model"]
+    short = part.removesuffix(".weight")
+    with torch.no_grad():
+        next(value for path, value in model.named_parameters() if short in path and value.requires_grad).mul_(2)
+    with pytest.raises(TargetError, match=short):
+        check_start(model, published / "start" / "ailora_init")
+    folder = Tampered(copied, published / "llama")
+    folder.tensors(WEIGHTS, lambda held: held[PREFIX + part].mul_(2))
+    changed = sha256(matrix_bytes(load_file(folder / WEIGHTS)[PREFIX + part]))
+    folder.seal(lambda body: [one.update(sha256=changed) for one in body["extras"] if one["name"] == part])
+    wrong = [check.detail for check in verify(copied).checks if not check.holds]
+    assert any(part in detail for detail in wrong), wrong
+
+
+def test_a_dry_run_tells_what_would_train_beside(published: Path, tmp_path: Path) -> None:
+    planned = initialize(published / "llama", 2, output=tmp_path / "start", dry_run=True, **BOTH).to_json()
+    assert planned["extras"] == [HEAD, EMBEDDED] and planned["bytes_to_write"] > 0
