@@ -3,8 +3,8 @@
     python examples/trainers/classify.py MODEL TEXTS OUT [--steps 40]
 
 TEXTS is a file with a label (0 or 1), a tab and a text on each line. The base has no classification head: `init` makes
-one for the class that trains, and PEFT trains and saves it with the adapter. Printed are the losses, the share of training texts told right,
-and how far the plain LoRA on the original is from the trained model.
+one for the class that trains, and PEFT trains and saves it with the adapter. Printed are the losses, the share of
+training texts told right, and how far the plain LoRA on the original is from the trained model.
 """
 
 from __future__ import annotations
