@@ -14,6 +14,8 @@ import torch
 import transformers as hf
 from kit.adapters import near
 from kit.cards import run_card
+from kit.checkpoints import tree
+from kit.interruption import Interrupting, join_workers
 from kit.tampering import WEIGHTS, Tampered
 from peft import PeftModel
 from safetensors.torch import load_file
@@ -238,6 +240,17 @@ def test_the_same_seed_makes_the_same_head(published: Path, tmp_path: Path) -> N
     )
     assert torch.equal(first, same) and not torch.equal(first, differs)
     assert 0.01 < first.std() < 0.03, "initializer_range is 0.02"
+
+
+def test_a_resumed_run_gives_the_same_bytes(published: Path, tmp_path: Path) -> None:
+    whole = tree(initialize(published / "llama", 2, output=tmp_path / "start", **BOTH).folder)
+    with pytest.raises(KeyboardInterrupt):
+        initialize(
+            published / "llama", 2, output=tmp_path / "start", overwrite=True, progress=Interrupting(after=2), **BOTH
+        )
+    join_workers()
+    again = initialize(published / "llama", 2, output=tmp_path / "start", overwrite=True, resume=True, **BOTH)
+    assert tree(again.folder) == whole
 
 
 @pytest.mark.parametrize("part", [SCORE, TOKENS])
