@@ -77,13 +77,14 @@ class Binding:
 def bind(adapter: Adapter, directory: Directory, place: str, hint: str, *, only_modules: bool = False) -> Binding:
     """Every module (with its weight), every row of an embedding and every whole parameter of `adapter`.
 
-    `place` is what the directory is of, as messages name it. only_modules: whole parameters may bind nowhere.
+    `place` is what the directory is of, as messages name it. only_modules: what is not factored may bind nowhere.
     Raises TargetError with `hint` that names everything that does not bind.
     """
     faults: list[str] = []
     modules = _bound(directory, {module: f"{module}.weight" for module in adapter.modules}, faults)
-    tokens = _bound(directory, {module: f"{module}.weight" for module in adapter.tokens}, faults)
-    others = _bound(directory, {key: key for key in adapter.others}, [] if only_modules else faults)
+    idle: list[str] = [] if only_modules else faults
+    tokens = _bound(directory, {module: f"{module}.weight" for module in adapter.tokens}, idle)
+    others = _bound(directory, {key: key for key in adapter.others}, idle)
     if faults:
         raise TargetError(f"{adapter.location} does not fit {place}: {listed(faults, 4)}.", hint)
     factors = {

@@ -23,7 +23,7 @@ def require_complete(checkpoint: Checkpoint, adapter: Adapter, found: Places, st
     require_promised(adapter, modules, _base(checkpoint, paths))
     homes: dict[str, str] = {}
     if start is not None:
-        of_start = bind(start, base_directory(checkpoint, []), checkpoint.location, HINT).modules
+        of_start = bind(start, base_directory(checkpoint, []), checkpoint.location, HINT, only_modules=True).modules
         homes = {name: module for module, name in of_start.items()}
     starts = {module: homes[name] for module, name in bound.items() if name in homes}
     fused = [module for module, name in bound.items() if holds_several(checkpoint, name)]

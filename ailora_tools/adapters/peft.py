@@ -56,6 +56,11 @@ def tensor_names(module: str) -> tuple[str, str]:
     return f"{PREFIX}{module}.lora_A.weight", f"{PREFIX}{module}.lora_B.weight"
 
 
+def token_name(module: str) -> str:
+    """Path of the new rows of an embedding (`trainable_token_indices`), without PEFT's prefix."""
+    return f"{module}.token_adapter.trainable_tokens_delta"
+
+
 def magnitude_name(module: str) -> str:
     """Name of DoRA's magnitudes in the file."""
     return f"{PREFIX}{module}.lora_magnitude_vector"
@@ -72,6 +77,8 @@ def adapter_config(
     transposed: bool = False,
     dora: bool = False,
     bias: str = "none",
+    saved: Sequence[str] = (),
+    tokens: Sequence[int] = (),
 ) -> dict[str, Any]:
     """adapter_config.json of a LoRA that starts from stored factors.
 
@@ -90,7 +97,7 @@ def adapter_config(
         "init_lora_weights": True,
         "lora_alpha": alpha,
         "lora_dropout": 0.0,
-        "modules_to_save": None,
+        "modules_to_save": list(saved) or None,
         "peft_type": "LORA",
         "r": rank,
         "rank_pattern": {item.module: item.rank for item in odd},
@@ -98,6 +105,7 @@ def adapter_config(
         "target_modules": list(target_modules),
         "task_type": _task_type(architectures),
         "use_rslora": rslora,
+        **({"trainable_token_indices": list(tokens)} if tokens else {}),
         **({"use_dora": True} if dora else {}),
     }
 

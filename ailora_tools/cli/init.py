@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.table import Table
 
-from ..errors import OptionError
+from ..errors import OptionError, listed
 from ..methods import BITFIT, METHODS, RULES, find_method
 from ..output.loading import load_lines
 from ..output.names import CARD
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from ..verbs.initialize import Initialization
 
 _ADAPTER = "Adapter"
+_BESIDE = "Beside the adapter"
 _BASE = "Residual base"
 _METHODS = [*((row.name, row.summary) for row in METHODS.values()), (BITFIT, "no adapter: the list of biases to train")]
 _LISTS = {
@@ -129,6 +130,32 @@ def _major(ctx: click.Context, param: click.Parameter, value: str) -> int | None
     show_default=True,
     help="Which biases PEFT trains besides A and B.",
 )
+@option(
+    "--modules-to-save",
+    group=_BESIDE,
+    metavar="NAME",
+    multiple=True,
+    help="Train this module whole, as PEFT's modules_to_save does: classifier, score, lm_head. May be repeated.",
+)
+@option(
+    "--trainable-tokens",
+    group=_BESIDE,
+    metavar="TOKENS",
+    help="Train these rows of the input embedding, such as 3,7,32000-32010.",
+)
+@option(
+    "--model-class",
+    group=_BESIDE,
+    metavar="NAME",
+    help="Class of transformers that will train, such as BertForSequenceClassification; a module to save that the "
+    "base lacks is made anew.  [default: as config.json says]",
+)
+@option(
+    "--num-labels",
+    group=_BESIDE,
+    type=int,
+    help="Labels of the head of --model-class.  [default: as config.json says]",
+)
 @factor_dtype_option("--adapter-dtype", _ADAPTER)
 @option(
     "--transformers-major",
@@ -208,6 +235,7 @@ def _show(result: Initialization) -> None:
         "base": result.folder if manifest.base else operation.checkpoint.location,
         "adapter": result.adapter,
         **({"frozen": result.offset} if manifest.offset else {}),
+        **({"beside it": listed([record.name for record in manifest.extras], 4)} if manifest.extras else {}),
         "check it": f"ailora-tools verify {quote(str(result.folder))}",
         "load it": f"as {result.folder / CARD} shows{':' if (lines := _loading(result, manifest)) else ''}",
     })  # fmt: skip

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from ..adapters.peft import ADAPTER_WEIGHTS, MAGNITUDE_DTYPE, AdapterModule, magnitude_name, tensor_names
+from ..adapters.peft import ADAPTER_WEIGHTS, MAGNITUDE_DTYPE, PREFIX, AdapterModule, magnitude_name, tensor_names
 from ..checkpoint.header import build_header, tensor_bytes
 from .spans import read_span, renew, write_span
 
 
 class AdapterWriter:
-    """Lays the file out from the plan and fills in the factors as they come; with `dora` the magnitudes, too."""
+    """Lays the file out from the plan and fills in the factors as they come; with `dora` the magnitudes, too. `extras`
+    are (name without PEFT's prefix, dtype, shape) of what trains beside them."""
 
     def __init__(
         self,
@@ -22,9 +23,10 @@ class AdapterWriter:
         dtype: str,
         metadata: Mapping[str, str],
         dora: bool = False,
+        extras: Sequence[tuple[str, str, tuple[int, ...]]] = (),
     ) -> None:
         self._dora = dora
-        entries: list[tuple[str, str, tuple[int, ...]]] = []
+        entries = [(f"{PREFIX}{name}", kind, shape) for name, kind, shape in extras]
         for item in modules:
             name_a, name_b = tensor_names(item.module)
             entries += [(name_a, dtype, (item.rank, item.shape[1])), (name_b, dtype, (item.shape[0], item.rank))]
@@ -53,6 +55,10 @@ class AdapterWriter:
         """A (r, in), B (out, r) and, for DoRA, the magnitudes (out,) of one module, as bytes in the file's dtype."""
         for name, data in zip(self._names(module), parts, strict=True):
             write_span(self.path, self._header.tensors[name].start, data)
+
+    def write_extra(self, name: str, data: memoryview) -> None:
+        """One of the `extras`, as bytes."""
+        write_span(self.path, self._header.tensors[f"{PREFIX}{name}"].start, data)
 
     def _names(self, module: str) -> tuple[str, ...]:
         return (*tensor_names(module), magnitude_name(module)) if self._dora else tensor_names(module)

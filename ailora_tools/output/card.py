@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
 
+from ..errors import listed
 from ..methods import RULES, Method
 from ..metrics.motion import lr_scales, role_motion
 from .loading import Loader, literal, load_lines
@@ -21,7 +22,8 @@ the adapter holds a part of the original, which they would take away from it."""
 class CardFacts:
     """What the card tells besides the numbers. `base` is what a trainer loads as the model, `source` the original as
     a command takes it; `has_base` whether a base is here, `has_offset` whether a frozen adapter stands for it;
-    `quantised` whether the original holds the matrices in few bits."""
+    `quantised` whether the original holds the matrices in few bits. extras: what trains beside the factors, and whether
+    it was made anew."""
 
     folder: Path
     method: Method
@@ -37,6 +39,12 @@ class CardFacts:
     dora: bool
     rslora: bool
     bias: str
+    extras: Sequence[tuple[str, bool]] = ()
+
+    @property
+    def new_head(self) -> bool:
+        """Whether the base lacks a part of the model that trains."""
+        return any(anew for _, anew in self.extras)
 
     @property
     def adapter(self) -> str:
@@ -49,7 +57,8 @@ class CardFacts:
 
 def model_card(facts: CardFacts, records: Sequence[ModuleRecord]) -> str:
     """Markdown; states the measured numbers of this very folder."""
-    parts = [_summary(facts, records), _layout(facts), _numbers(records), _load(facts), _frozen(facts, records)]
+    parts = [_summary(facts, records), _layout(facts), _numbers(records), _load(facts), _beside(facts),
+             _frozen(facts, records)]  # fmt: skip
     parts += [_training(facts, records), _fused(facts, records), _back(facts)]
     return "\n".join(part for part in parts if part)
 
@@ -154,6 +163,25 @@ def _decay(facts: CardFacts, records: Sequence[ModuleRecord]) -> str:
     )
 
 
+def _beside(facts: CardFacts) -> str:
+    """Heads and tokens, and what becomes of them."""
+    if not facts.extras:
+        return ""
+    copied, new = ([f"`{name}`" for name, anew in facts.extras if anew is made] for made in (False, True))
+    told = [
+        *([f"copied from the base: {listed(copied, 6)}"] if copied else []),
+        *([f"made anew (the base has none): {listed(new, 6)}"] if new else []),
+    ]
+    kept = (
+        "`convert` keeps them, `merge` puts them into the base."
+        if not new
+        else "`convert` keeps them. `merge` has no place for a head that the base lacks: load base and adapter with "
+        "PEFT and save what `merge_and_unload()` returns. With the adapter disabled the head is the loader's own, "
+        "drawn at random."
+    )
+    return f"Whole tensors train beside the adapter, and are saved with it: {'; '.join(told)}. {kept}\n"
+
+
 def _frozen(facts: CardFacts, records: Sequence[ModuleRecord]) -> str:
     """What a loader does not know to keep frozen."""
     if not any(RULES[record.rule].frozen_b for record in records):
@@ -231,6 +259,8 @@ config: any other tag makes loaders repeat the surgery on the base.{holds}
 
 
 def _trainers(facts: CardFacts) -> str:
+    if facts.new_head:
+        return "\n- transformers' `Trainer` and TRL: pass that `model` and no `peft_config`.\n"
     base, adapter = facts.base, facts.adapter
     return f"""
 - TRL: pass that `model` to `SFTTrainer` and no `peft_config`.
@@ -239,6 +269,17 @@ def _trainers(facts: CardFacts) -> str:
 - Axolotl: `base_model: {base}`, `adapter: lora`, `lora_model_dir: {adapter}`.
 - Unsloth: `FastLanguageModel.from_pretrained({_adapter(facts)}, use_exact_model_name=True)`.
 - ms-swift: `--model {quote(base)} --adapters {quote(adapter)}`.
+{_reference(facts)}"""
+
+
+def _reference(facts: CardFacts) -> str:
+    """What preference training and distillation compare with, where the adapter alone is not the difference."""
+    if not facts.has_base:
+        return ""
+    return f"""
+Disabled, the adapter leaves the residual base, which is no reference for preference training. LLaMA-Factory: `ref_model:
+{facts.source}`; ms-swift: `--ref_adapters {quote(facts.adapter)}`; TRL copies the adapter by itself. Not with Axolotl's
+`rl: dpo`, `ipo` or `kto`, which train a new adapter on this base.
 """
 
 
@@ -253,6 +294,7 @@ DoRA's magnitudes rescale the base, so that no plain LoRA equals the trained ada
 """
     if not (facts.has_base or facts.has_offset):
         return ""
+    merge = f"    ailora-tools merge {base} {'TRAINED' if facts.has_base else 'plain-lora'} -o merged\n"
     fits = (
         "**this** base"
         if facts.has_base
@@ -263,8 +305,7 @@ DoRA's magnitudes rescale the base, so that no plain LoRA equals the trained ada
 The trained adapter fits {fits}. To use it on the original base alone, as any LoRA:
 
     ailora-tools convert TRAINED --init {folder} -o plain-lora
-    ailora-tools merge {base} {"TRAINED" if facts.has_base else "plain-lora"} -o merged
-
+{"" if facts.new_head else merge}
 Without `convert` the part that was moved would count twice. Its result has one rank, `r` in its config, and scaling 1:
 
 - vLLM: `--max-lora-rank` of at least that `r` (its default is 16); no `modules_to_save`, no DoRA.

@@ -28,12 +28,13 @@ class Loader:
 
 
 def find_loader(
-    config: Mapping[str, Any], place: Origin, shards: Iterable[str], dtypes: Mapping[str, str], residual: bool
-) -> Loader:
+    config: Mapping[str, Any], place: Origin, shards: Iterable[str], dtypes: Mapping[str, str], residual: bool,
+    labels: int | None = None,
+) -> Loader:  # fmt: skip
     """What builds the model that `config` (config.json) describes from the files `shards` in `place`.
 
     dtypes: of the matrices that `init` worked on, dtype in the base it wrote -> dtype in the source, as safetensors
-    spells them. residual: whether `place` holds that base.
+    spells them. residual: whether `place` holds that base. labels: of the head, where config.json does not say it.
     """
     if "pretrained_cfg" in config and "architecture" in config:
         return Loader(("import timm",), f"timm.create_model({literal(_timm_name(place))}, pretrained=True)")
@@ -46,6 +47,7 @@ def find_loader(
     named = config.get("architectures")
     name = named[0] if isinstance(named, list) and named else None
     files.append(_dtype(config, dtypes) if residual else _AUTO)
+    files += [f"num_labels={labels}"] * (labels is not None)
     if is_name(name) and transformers_has(name):
         return _transformers(name, files)
     if auto := _auto_class(config, name):

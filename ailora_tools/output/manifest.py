@@ -79,6 +79,23 @@ class ModuleRecord:
 
 
 @dataclass(frozen=True)
+class ExtraRecord:
+    """One tensor that trains beside the factors: its name in the adapter, without PEFT's prefix; the source's `tensor`
+    in `file` that it copies, or `rows` of it ([]: all); null where it was made anew. start: copy, zeros, ones, or
+    normal with deviation `std`. sha256: over its bytes."""
+
+    name: str
+    tensor: str | None
+    file: str | None
+    shape: tuple[Side, ...]
+    dtype: str
+    start: str
+    std: Amount
+    rows: tuple[Size, ...]
+    sha256: Digest
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The whole file. `base` tells whether the folder holds a residual base, `offset` whether a frozen adapter stands
     for it (method `lora` needs neither); `motion` is by role the root mean square of the modules' (see
@@ -93,11 +110,13 @@ class Manifest:
     modules: tuple[ModuleRecord, ...]
     files: Mapping[str, Mapping[str, Any]]
     notices: tuple[str, ...] = field(default=())
+    extras: tuple[ExtraRecord, ...] = field(default=())
 
     def to_json(self) -> str:
         """Indented JSON that ends with the SHA-256 of itself without that last field."""
         body: dict[str, Any] = {"schema": SCHEMA, **{item.name: getattr(self, item.name) for item in fields(self)}}
         body["modules"] = [asdict(module) for module in self.modules]
+        body["extras"] = [asdict(extra) for extra in self.extras]
         body["sha256"] = sha256(_dump(body).encode())
         return _dump(body)
 
@@ -190,7 +209,8 @@ def _from_json(body: dict[str, Any], path: Path) -> Manifest:
 
 
 def _names(manifest: Manifest) -> list[str]:
-    return [*manifest.files, *(record.file for record in manifest.modules), *manifest.source["shards"]]
+    extras = [record.file for record in manifest.extras if record.file is not None]
+    return [*manifest.files, *(record.file for record in manifest.modules), *extras, *manifest.source["shards"]]
 
 
 def _impossible(record: ModuleRecord) -> list[str]:

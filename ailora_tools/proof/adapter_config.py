@@ -14,6 +14,7 @@ from ..checkpoint.header import quoted
 from ..errors import AiloraError, listed
 from ..output.names import ADAPTER_FOLDER
 from ..output.spans import file_text
+from ..targets.extras import Wanted
 from ..targets.notices import leaf
 from ..targets.plan import target_modules
 from .folder import Check
@@ -99,7 +100,7 @@ def _scaling_faults(config: Mapping[str, Any], subject: Subject) -> Iterator[str
 def _field_faults(config: Mapping[str, Any], subject: Subject) -> Iterator[str]:
     """Every other field, by name and value; 0, 0.0 and false are three values."""
     expected = _as_written(subject)
-    if subject.source is None and config.get("task_type") in (None, "CAUSAL_LM"):
+    if not _architectures(subject) and config.get("task_type") in (None, "CAUSAL_LM"):
         expected["task_type"] = config.get("task_type")  # it follows from the classes that the source names
     for name in sorted((config.keys() | expected.keys()) - set(_APART)):
         if name not in expected:
@@ -120,17 +121,26 @@ def _as_written(subject: Subject) -> dict[str, Any]:
         )
         for module, records in subject.modules.items()
     ]  # fmt: skip
+    beside = Wanted(tuple(manifest.settings.get("modules_to_save") or ()), manifest.settings.get("trainable_tokens"))
     return adapter_config(
         modules,
         [],
         base="",
         revision=None if manifest.base else manifest.source["revision"],
-        architectures=subject.source.architectures if subject.source else (),
+        architectures=_architectures(subject),
+        saved=beside.modules,
+        tokens=beside.rows,
         rslora=manifest.settings["rslora"],
         dora=manifest.settings["dora"],
         bias=str(manifest.settings.get("bias")),
         transposed=any(one.part is not None and one.part.transposed for one in manifest.modules),
     )
+
+
+def _architectures(subject: Subject) -> tuple[str, ...]:
+    """The class that will train, if it was named; else those of the source, where that is at hand."""
+    named = subject.manifest.settings.get("model_class")
+    return (str(named),) if named else subject.source.architectures if subject.source else ()
 
 
 def _spelling(subject: Subject) -> Iterator[str]:

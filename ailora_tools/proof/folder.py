@@ -7,16 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..adapters.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MAGNITUDE_DTYPE, magnitude_name, tensor_names
+from ..adapters.folder import read_config
+from ..adapters.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MAGNITUDE_DTYPE, PREFIX, magnitude_name, tensor_names
 from ..checkpoint.files import LocalFiles
 from ..checkpoint.header import FACTOR_DTYPES, Header, tensor_bytes
 from ..checkpoint.index import read_header
 from ..checkpoint.shards import OTHER_WEIGHTS
-from ..errors import CheckpointError, listed
+from ..errors import AiloraError, CheckpointError, listed
 from ..output.adapter import negated
 from ..output.manifest import Manifest
 from ..output.names import ADAPTER_FOLDER, CARD, LR_GROUPS, MANIFEST, OFFSET_FOLDER
-from ..output.spans import read_span, sha256_file
+from ..output.spans import file_text, read_span, sha256_file
 from .subject import Subject
 
 # What transformers, PEFT, diffusers, vLLM, llama.cpp and their like open by its name or ending.
@@ -108,16 +109,24 @@ def check_offset(subject: Subject) -> Check:
         first, second = (
             read_header(LocalFiles(subject.folder / name), ADAPTER_WEIGHTS) for name in (ADAPTER_FOLDER, OFFSET_FOLDER)
         )
-        configs = [(subject.folder / name / ADAPTER_CONFIG).read_bytes() for name in (ADAPTER_FOLDER, OFFSET_FOLDER)]
+        configs = [_without_extras(LocalFiles(subject.folder / name)) for name in (ADAPTER_FOLDER, OFFSET_FOLDER)]
         shared = first.tensors.keys() & second.tensors.keys()
         wrong = [name for name in first.tensors if name in shared and not _opposite(subject, first, second, name)]
-        wrong += sorted(first.tensors.keys() ^ second.tensors.keys())
-    except (CheckpointError, OSError, KeyError) as error:
+        beside = {f"{PREFIX}{extra.name}" for extra in subject.manifest.extras}
+        wrong += sorted((first.tensors.keys() - beside) ^ second.tensors.keys())
+    except (AiloraError, OSError, KeyError) as error:
         return Check("offset", False, f"{OFFSET_FOLDER} cannot be read: {error}")
     if configs[0] != configs[1]:
         wrong.append(ADAPTER_CONFIG)
     detail = f"{OFFSET_FOLDER} is {ADAPTER_FOLDER} with the other sign, in all {len(subject.modules)} modules"
     return Check("offset", not wrong, f"does not undo {ADAPTER_FOLDER}: {listed(wrong)}" if wrong else detail)
+
+
+def _without_extras(files: LocalFiles) -> str:
+    """The config without what trains beside the factors, which the frozen adapter has not."""
+    config = {**read_config(files), "modules_to_save": None}
+    config.pop("trainable_token_indices", None)
+    return file_text(config)
 
 
 def _opposite(subject: Subject, first: Header, second: Header, name: str) -> bool:
@@ -142,6 +151,7 @@ def _tensor_faults(header: Header, subject: Subject) -> Iterator[str]:
         expected[name_b] = dtype, (records[0].outputs, rank)
         if settings["dora"]:
             expected[magnitude_name(module)] = MAGNITUDE_DTYPE, (records[0].outputs,)
+    expected |= {f"{PREFIX}{extra.name}": (extra.dtype, extra.shape) for extra in subject.manifest.extras}
     for name, (kind, shape) in expected.items():
         if name not in header.tensors:
             yield f"{name} is missing"

@@ -11,10 +11,9 @@ from ..checkpoint.index import Checkpoint
 from ..errors import AiloraError, listed
 from ..methods import find_method
 from ..output.manifest import Manifest
-from ..surgery.describe import planned_record
-from ..surgery.operation import Operation
+from ..surgery.describe import planned_extra, planned_record
+from ..surgery.operation import Operation, plan_operation
 from ..surgery.settings import Settings
-from ..targets.plan import make_plan
 from .folder import Check
 from .subject import Subject
 
@@ -26,11 +25,7 @@ def derive(manifest: Manifest, source: Checkpoint, folder: Path) -> tuple[Operat
     try:
         settings = Settings(**{**manifest.settings, "roles": tuple(manifest.settings["roles"])})
         method, _ = find_method(settings.method, settings.roles)
-        plan = make_plan(
-            source, settings.selection, transformers_major=settings.transformers_major,
-            quantised=settings.no_base or not method.residual,
-        )  # fmt: skip
-        return Operation(source, plan, method, settings, folder), ""
+        return plan_operation(source, settings, method, folder), ""
     except AiloraError as error:
         return None, error.problem
     except _NO_SETTINGS as error:
@@ -66,12 +61,18 @@ def _faults(subject: Subject, operation: Operation) -> Iterator[str]:
         yield f"{len(manifest.modules)} projections are recorded, expected {len(planned)}"
         return
     for record, expected_fields in zip(manifest.modules, planned, strict=True):
-        yield from _differing(vars(record), expected_fields)
+        yield from _differing(vars(record), expected_fields, "module")
+    beside = [planned_extra(extra) for extra in operation.extras]
+    if [record.name for record in manifest.extras] != [one["name"] for one in beside]:
+        yield f"{len(manifest.extras)} tensors are recorded beside the factors, expected {len(beside)}"
+        return
+    for extra, expected_fields in zip(manifest.extras, beside, strict=True):
+        yield from _differing(vars(extra), expected_fields, "name")
 
 
-def _differing(record: dict[str, Any], planned: dict[str, Any]) -> Iterator[str]:
-    """One sentence for each projection with a wrong field: the first of them."""
+def _differing(record: dict[str, Any], planned: dict[str, Any], key: str) -> Iterator[str]:
+    """One sentence for each record with a wrong field: the first of them. `key`: the field that names it."""
     for name, expected in planned.items():
         if record[name] != expected:
-            yield f"{planned['module']}: {name} is {quoted(record[name])}, expected {quoted(expected)}"
+            yield f"{planned[key]}: {name} is {quoted(record[name])}, expected {quoted(expected)}"
             return

@@ -232,5 +232,10 @@ def _row_blocks(W: Tensor) -> Iterator[slice]:
 
 def _generator(recipe: Recipe, purpose: str) -> torch.Generator:
     """Random numbers that depend on the seed, the tensor's name and the purpose, never on the order of work."""
-    key = hashlib.sha256(f"{recipe.seed}/{recipe.name}/{purpose}".encode()).digest()
+    return seeded(f"{recipe.seed}/{recipe.name}/{purpose}")
+
+
+def seeded(text: str) -> torch.Generator:
+    """Random numbers that depend on nothing but `text`."""
+    key = hashlib.sha256(text.encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(key[:8], "little") >> 1)

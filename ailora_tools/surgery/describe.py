@@ -8,12 +8,13 @@ from dataclasses import asdict
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from ..adapters.peft import adapter_config
+from ..adapters.peft import adapter_config, token_name
 from ..checkpoint.files import Origin
 from ..metrics.motion import role_motion
 from ..output.card import CardFacts, model_card
 from ..output.loading import Loader, absolute, find_loader
-from ..output.manifest import Manifest, ModuleRecord
+from ..output.manifest import ExtraRecord, Manifest, ModuleRecord
+from ..targets.extras import Extra
 from ..targets.plan import target_modules
 from ..targets.projections import Carrier, Target
 from .operation import Operation
@@ -57,9 +58,35 @@ def module_record(
     )
 
 
+def adapter_name(extra: Extra) -> str:
+    """Under which PEFT reads it, behind its prefix."""
+    return token_name(extra.path.removesuffix(".weight")) if extra.rows else extra.path
+
+
+def planned_extra(extra: Extra) -> dict[str, Any]:
+    """The fields of the manifest's entry that follow from the plan and the settings alone."""
+    stored = extra.stored
+    return {
+        "name": adapter_name(extra),
+        "tensor": None if stored is None else stored.name,
+        "file": None if stored is None else stored.file,
+        "shape": extra.shape,
+        "dtype": extra.dtype,
+        "start": extra.start,
+        "std": extra.std,
+        "rows": extra.rows,
+    }
+
+
+def extra_record(extra: Extra, digest: str) -> ExtraRecord:
+    """The manifest's entry for one tensor beside the factors."""
+    return ExtraRecord(**planned_extra(extra), sha256=digest)
+
+
 def manifest(
-    operation: Operation, records: Sequence[ModuleRecord], files: Mapping[str, Mapping[str, Any]], device: str
-) -> Manifest:
+    operation: Operation, records: Sequence[ModuleRecord], extras: Sequence[ExtraRecord],
+    files: Mapping[str, Mapping[str, Any]], device: str,
+) -> Manifest:  # fmt: skip
     """The proof: modules in reading order and the hash of every file."""
     tool = {"ailora_tools": version("ailora-tools"), "torch": version("torch"), "python": platform.python_version()}
     return Manifest(
@@ -72,13 +99,15 @@ def manifest(
         modules=tuple(records),
         files=files,
         notices=operation.plan.notices,
+        extras=tuple(extras),
     )
 
 
-def peft_config(operation: Operation, short: bool) -> dict[str, Any]:
+def peft_config(operation: Operation, short: bool, frozen: bool = False) -> dict[str, Any]:
     """adapter_config.json; the base it names is the residual one, or the source if that is untouched.
 
     short: write last names such as q_proj into target_modules, where they match no other module; else full paths.
+    frozen: of the adapter that stands for the residual base, beside which nothing trains.
     """
     carriers, settings, origin = operation.plan.carriers, operation.settings, operation.checkpoint.origin
     paths = sorted(carrier.module for carrier in carriers)
@@ -93,6 +122,8 @@ def peft_config(operation: Operation, short: bool) -> dict[str, Any]:
         dora=settings.dora,
         bias=settings.bias,
         transposed=any(carrier.transposed for carrier in carriers),
+        saved=() if frozen else settings.beside.modules,
+        tokens=() if frozen else settings.beside.rows,
     )
 
 
@@ -121,6 +152,7 @@ def card(operation: Operation, records: Sequence[ModuleRecord]) -> str:
         dora=settings.dora,
         rslora=settings.rslora,
         bias=settings.bias,
+        extras=tuple((adapter_name(extra), extra.stored is None) for extra in operation.extras),
     )
     return model_card(facts, records)
 
@@ -129,7 +161,10 @@ def loader(operation: Operation, records: Sequence[ModuleRecord]) -> Loader:
     """What loads the base of the adapter, from where it lies."""
     checkpoint = operation.checkpoint
     dtypes = {record.base_dtype: record.dtype for record in records}
-    return find_loader(checkpoint.config, _place(operation), checkpoint.headers, dtypes, bool(operation.layouts))
+    return find_loader(
+        checkpoint.config, _place(operation), checkpoint.headers, dtypes, bool(operation.layouts),
+        operation.settings.num_labels,
+    )  # fmt: skip
 
 
 def _place(operation: Operation) -> Origin:

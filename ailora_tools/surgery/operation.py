@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -16,11 +16,31 @@ from ..methods import RULES, Method
 from ..output.base import companions
 from ..output.layout import ShardLayout, lay_out, widened
 from ..output.manifest import fingerprint
+from ..targets.as_class import as_class
+from ..targets.extras import Extra, find_extras
+from ..targets.plan import make_plan
 from ..targets.projections import Carrier, Plan, Target
 from .settings import Settings, require_fit
 
 if TYPE_CHECKING:
     from .decompose import Recipe
+
+
+def plan_operation(source: Checkpoint, settings: Settings, method: Method, folder: Path) -> Operation:
+    """What `init` does with these settings: the one derivation, for the work and for its proof.
+
+    Raises TargetError, OptionError for what does not fit.
+    """
+    checkpoint = as_class(source, settings.model_class, settings.num_labels)
+    plan = make_plan(
+        checkpoint, settings.selection, transformers_major=settings.transformers_major,
+        quantised=settings.no_base or not method.residual,
+    )  # fmt: skip
+    adapted, published = [carrier.module for carrier in plan.carriers], next(iter(source.architectures), None)
+    extras, about = find_extras(checkpoint, settings.beside, adapted, published)
+    counted = plan.counted and settings.model_class is None  # what tests have shown is for the published class
+    plan = replace(plan, counted=counted, notices=(*plan.notices, *about))
+    return Operation(checkpoint, plan, method, settings, folder, extras)
 
 
 @dataclass(frozen=True)
@@ -32,6 +52,7 @@ class Operation:
     method: Method
     settings: Settings
     folder: Path
+    extras: tuple[Extra, ...] = ()
 
     def __post_init__(self) -> None:
         """OptionError that names everything in the settings that does not fit the plan."""
@@ -96,6 +117,7 @@ class Operation:
         factors = sum(sizes) * (1 + self.offset)
         if self.settings.dora:
             factors += sum(tensor_bytes(MAGNITUDE_DTYPE, (item.shape[0],)) for item in self.modules)
+        factors += sum(tensor_bytes(extra.dtype, extra.shape) for extra in self.extras)
         copied = sum(self.checkpoint.files.size(name) for name in self.companions)
         return factors + copied + sum(layout.size for layout in self.layouts.values())
 
@@ -103,7 +125,8 @@ class Operation:
     def reads(self) -> list[tuple[str, int]]:
         """(file, bytes) of what will be read: with a residual base everything, else the targets."""
         if not self.layouts:
-            return self.plan.reads
+            copied_from = {extra.stored for extra in self.extras if extra.stored is not None}
+            return [*self.plan.reads, *((stored.file, stored.nbytes) for stored in copied_from)]
         copied = [(name, self.checkpoint.files.size(name)) for name in self.companions]
         return copied + [(shard, header.file_size) for shard, header in self.checkpoint.headers.items()]
 

@@ -10,6 +10,7 @@ from ..checkpoint.header import BASE_DTYPES, FACTOR_DTYPES, quoted
 from ..errors import OptionError, listed
 from ..matrices.quantisation import BARE
 from ..methods import RULES, Method
+from ..targets.extras import Wanted
 from ..targets.projections import Plan
 from ..targets.selection import Selection
 
@@ -41,6 +42,15 @@ class Settings:
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, int] = field(default_factory=dict)
     unbuilt: tuple[str, ...] = ()
+    modules_to_save: tuple[str, ...] = ()
+    trainable_tokens: str | None = None
+    model_class: str | None = None
+    num_labels: int | None = None
+
+    @property
+    def beside(self) -> Wanted:
+        """The options for what trains beside the factors. Only of a class that was named a head is made anew."""
+        return Wanted(tuple(self.modules_to_save), self.trainable_tokens, new=self.model_class is not None)
 
     @property
     def selection(self) -> Selection:
@@ -100,6 +110,8 @@ def _together(settings: Settings, method: Method) -> Iterator[str]:
         yield "DoRA takes norms of base plus adapter, which a second, frozen adapter is no part of: no --no-base"
     if settings.bias != "none" and offset:
         yield "PEFT loads no second adapter beside one with biases: no --bias with --no-base"
+    if settings.trainable_tokens is not None and offset:
+        yield "PEFT loads no second adapter beside one with tokens: no --trainable-tokens with --no-base"
     if settings.no_base and (settings.base_dtype, settings.rounding) != ("keep", "auto"):
         yield "without a base (--no-base) there is no --base-dtype and no --rounding"
 

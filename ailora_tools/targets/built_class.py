@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -27,38 +27,54 @@ _LEAVING = ("socket.", "subprocess.", "os.system", "os.exec", "os.fork", "os.pos
 
 
 def look(question: Mapping[str, Any], before: Callable[[], None] = lambda: None) -> dict[str, Any]:
-    """`question` has a "config", planned "modules" with their sides, PEFT's "targets", and the names "held" by the file
-    besides; which modules the class lacks, which are hit besides, and which of the class's own are "unclaimed": of the
-    size of a lacking one, and named by nothing in the file. Or {"unknown": reason}: any failure of the class is that,
-    and no error. `before` is called when the libraries are loaded and the class is not yet built."""
-    config = harmless(question["config"])
+    """`question` has a "config", and what is asked about its class: see `_compared` and `_parts`. Or {"unknown":
+    reason}: any failure of the class is that, and no error. `before` is called when the libraries are loaded and the
+    class is not yet built."""
+    model, reason = _built(question["config"], before)
+    if model is None:
+        return {"unknown": reason}
+    return _parts(model, question) if "ends" in question else _compared(model, question)
+
+
+def _built(stated: Any, before: Callable[[], None]) -> tuple[Any, str]:
+    """The model on the meta device; None and the reason where there is none."""
+    config = harmless(stated)
     if count := _excessive(config):
-        return {"unknown": f"config.json asks for {count}"}
+        return None, f"config.json asks for {count}"
     names = config.get("architectures")
     name = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else None
     if name is None:
-        return {"unknown": "no class named"}
+        return None, "no class named"
     try:
         import torch
         import transformers
-        from transformers.pytorch_utils import Conv1D
     except ImportError as error:
-        return {"unknown": f"transformers cannot be imported ({error})"}
+        return None, f"transformers cannot be imported ({error})"
     kind = getattr(transformers, name, None)
     if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
-        return {"unknown": f"transformers {transformers.__version__} has no class {name}"}
+        return None, f"transformers {transformers.__version__} has no class {name}"
     try:
         before()
         with torch.device("meta"):
-            model = kind(_own_config(kind.config_class, config))
+            return kind(_own_config(kind.config_class, config)), ""
     except Exception as error:  # whatever the code of the class raises for this config
-        return {"unknown": f"{name} could not be built ({type(error).__name__})"}
+        return None, f"{name} could not be built ({type(error).__name__})"
+
+
+def _compared(model: Any, question: Mapping[str, Any]) -> dict[str, Any]:
+    """Of planned "modules" with their sides, PEFT's "targets", and the names "held" by the file besides: which modules
+    the class lacks, which are hit besides, and which of the class's own are "unclaimed": of the size of a lacking one,
+    and named by nothing in the file."""
+    import torch
+    import transformers
+    from transformers.pytorch_utils import Conv1D
+
     tree = {
         path: sorted(module.weight.shape)
         for path, module in model.named_modules()
         if isinstance(module, torch.nn.Linear | Conv1D)
     }
-    wanted, version = question["modules"], transformers.__version__
+    wanted, name, version = question["modules"], type(model).__name__, transformers.__version__
     hit = [path for path in tree if any(path == end or path.endswith(f".{end}") for end in question["targets"])]
     missing = sorted(wanted.keys() - tree.keys())
     sizes, named = [sorted(wanted[path]) for path in missing], {*wanted, *question["held"]}
@@ -67,6 +83,61 @@ def look(question: Mapping[str, Any], before: Callable[[], None] = lambda: None)
         "class": name, "version": version, "missing": missing, "extra": sorted(set(hit) - wanted.keys()),
         "unclaimed": {path: tree[path] for path in unclaimed[:_SHOWN]},
     }  # fmt: skip
+
+
+def _parts(model: Any, question: Mapping[str, Any]) -> dict[str, Any]:
+    """Every module whose path ends in one of the "ends", as PEFT matches modules_to_save, and what its state holds; the
+    path of the input embedding with its state; the deviation that the class draws new weights with; "unheld":
+    parameters that are not among those "held" by the file, and whether the "published" class has them."""
+    ends = question["ends"]
+    modules = list(model.named_modules(remove_duplicate=False))
+    hit = {path: module for path, module in modules if path and path.endswith(tuple(ends))}
+    if len(hit) > _SHOWN:
+        return {"unknown": f"{len(hit)} modules of {type(model).__name__} have such names"}
+    homes: dict[int, list[str]] = {}
+    for path, parameter in model.named_parameters(remove_duplicate=False):
+        homes.setdefault(id(parameter), []).append(path)
+    embedding = None
+    with suppress(Exception):  # classes without one raise what they like
+        embedding = model.get_input_embeddings()
+    name = next((path for path, module in model.named_modules() if module is embedding), None)
+    shown = {**hit, **({name: embedding} if name else {})}
+    states = {path: {key: _state(module, key, held, homes) for key, held in module.state_dict(keep_vars=True).items()}
+              for path, module in shown.items()}  # fmt: skip
+    return {"class": type(model).__name__, "hit": sorted(hit), "embedding": name, "states": states,
+            "std": _deviation(model.config), "unheld": _unheld(model, homes.values(), question)}  # fmt: skip
+
+
+def _unheld(model: Any, homes: Iterable[list[str]], question: Mapping[str, Any]) -> dict[str, bool]:
+    """Path of a parameter that the file does not name -> whether the published class has it: then the file may name it
+    otherwise. Under either class a body may stand below its prefix or not."""
+    held = set(question["held"])
+    lacking = [same[0] for same in homes if not held.intersection(same)]
+    if not lacking:
+        return {}
+    config = {**question["config"], "architectures": [question["published"]]}
+    published, _ = _built(config, lambda: None)
+    prefix = f"{model.base_model_prefix}."
+    known = {path.removeprefix(prefix) for path, _ in published.named_parameters()} if published is not None else set()
+    return {path: path.removeprefix(prefix) in known for path in lacking[:_SHOWN]}
+
+
+def _state(module: Any, key: str, held: Any, homes: Mapping[int, list[str]]) -> dict[str, Any]:
+    """Shape; how a new one starts ("" where no rule is known); paths of the parameters that are this very one."""
+    owner, _, last = key.rpartition(".")
+    kind = type(module.get_submodule(owner)).__name__
+    start = "zeros" if last == "bias" else "" if last != "weight" else "ones" if "Norm" in kind else "normal"
+    matrix = kind.startswith(("Linear", "Conv", "Embedding"))
+    known = start != "normal" or matrix
+    return {"shape": list(held.shape), "start": start if known else "", "same": homes.get(id(held), [])}
+
+
+def _deviation(config: Any) -> float:
+    """As `PreTrainedModel._init_weights` looks it up."""
+    stated = getattr(config, "initializer_range", None) or getattr(config, "init_std", None)
+    if stated is None:
+        stated = getattr(config.get_text_config(), "initializer_range", None)
+    return float(stated) if isinstance(stated, int | float) and 0 < stated <= 1 else 0.02
 
 
 def _own_config(kind: Any, config: dict[str, Any]) -> Any:

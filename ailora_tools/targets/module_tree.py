@@ -96,7 +96,8 @@ class ModuleCheck:
         """Wait for the answer. UnbuiltError for planned modules that the class does not build; TargetError where its
         modules have other names."""
         if self._answer is None:
-            self._answer = self._wait()
+            assert self._process is not None
+            self._answer = _answer(self._process)
         verdict = judge(self._answer, self._plan, self._location, self._by_hand)
         if verdict.unbuilt:
             raise UnbuiltError(verdict.unbuilt)
@@ -104,20 +105,8 @@ class ModuleCheck:
 
     def cancel(self) -> None:
         """End the process that looks for the answer, which is no longer wanted."""
-        if self._process is not None and self._process.poll() is None:
-            self._process.kill()
-            self._process.wait()
-
-    def _wait(self) -> Answer:
-        assert self._process is not None
-        try:
-            out, _ = self._process.communicate(timeout=_PATIENCE)
-            return dict(json.loads(out.splitlines()[-1]))
-        except subprocess.TimeoutExpired:
-            self.cancel()
-            return {"unknown": f"the class was not built within {_PATIENCE:.0f} s"}
-        except (ValueError, IndexError):
-            return {"unknown": "the class could not be built within the time and memory it is given"}
+        if self._process is not None:
+            _end(self._process)
 
 
 def check_modules(
@@ -129,9 +118,27 @@ def check_modules(
         return ModuleCheck.skipped(plan, f"they are for transformers {transformers_major}, not the installed one")
     if plan.counted and installed_transformers().startswith(PROVEN_WITH):
         return ModuleCheck.proven(plan)
+    return ModuleCheck(
+        checkpoint, plan, target_modules(plan, checkpoint), _folder(checkpoint), bool(selection.templates)
+    )
+
+
+def parts_of_class(checkpoint: Checkpoint, ends: Sequence[str], held: Sequence[str], published: str | None) -> Answer:
+    """What the class has under the names `ends`, its input embedding, and which of its parameters are not among those
+    `held` (`built_class._parts`); waits for it. published: the class that the checkpoint was saved from."""
+    if find_spec("transformers") is None:
+        return {"unknown": "transformers is not installed"}
+    question = {"config": dict(checkpoint.config), "ends": list(ends), "held": list(held), "published": published}
+    process = _ask(question, _folder(checkpoint))
+    try:
+        return _answer(process)
+    finally:
+        _end(process)
+
+
+def _folder(checkpoint: Checkpoint) -> Path | None:
     path = checkpoint.origin.path
-    folder = path.parent if path is not None and path.is_file() else path
-    return ModuleCheck(checkpoint, plan, target_modules(plan, checkpoint), folder, bool(selection.templates))
+    return path.parent if path is not None and path.is_file() else path
 
 
 def plan_as_built(checkpoint: Checkpoint, selection: Selection) -> tuple[Plan, Selection]:
@@ -170,6 +177,23 @@ def _ask(question: Mapping[str, Any], model: Path | None) -> subprocess.Popen[st
         json.dump(question, stdin)
     process.stdin = None
     return process
+
+
+def _answer(process: subprocess.Popen[str]) -> Answer:
+    try:
+        out, _ = process.communicate(timeout=_PATIENCE)
+        return dict(json.loads(out.splitlines()[-1]))
+    except subprocess.TimeoutExpired:
+        _end(process)
+        return {"unknown": f"the class was not built within {_PATIENCE:.0f} s"}
+    except (ValueError, IndexError):
+        return {"unknown": "the class could not be built within the time and memory it is given"}
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    if process.poll() is None:
+        process.kill()
+        process.wait()
 
 
 def library_folders(model: Path | None) -> list[str]:

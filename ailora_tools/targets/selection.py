@@ -28,13 +28,18 @@ class Selection:
 
 def parse_layers(text: str) -> frozenset[int]:
     """ "0-3,8" -> {0, 1, 2, 3, 8}; OptionError if it is not such a list."""
+    return parse_numbers(text, "--layers")
+
+
+def parse_numbers(text: str, option: str) -> frozenset[int]:
+    """The same for any option."""
     numbers: set[int] = set()
     for part in text.split(","):
         low, dash, high = part.strip().partition("-")
         plain = low.isdecimal() and (high.isdecimal() or not dash) and len(low + high) < 40  # int() has a limit
         if not plain or (dash and int(high) < int(low)):
-            raise OptionError(f"--layers {text!r}: {part.strip()!r} is neither a number nor a range.", "Such as 0-3,8.")
+            raise OptionError(f"{option} {text!r}: {part.strip()!r} is neither a number nor a range.", "Such as 0-3,8.")
         if dash and int(high) - int(low) > 100_000:
-            raise OptionError(f"--layers {text!r}: the range {part.strip()!r} is too long.", "Such as 0-3,8.")
+            raise OptionError(f"{option} {text!r}: the range {part.strip()!r} is too long.", "Such as 0-3,8.")
         numbers.update(range(int(low), int(high or low) + 1))
     return frozenset(numbers)

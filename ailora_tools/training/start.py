@@ -139,10 +139,11 @@ def _unlike(held: Sequence[_Held], name: str, adapter: Adapter, manifest: Manife
 
 def _strangers(model: nn.Module, name: str, adapter: Adapter) -> Iterator[str]:
     """Tensors beside A and B, such as biases or a head; the folder of `init` has none unless the user put them in."""
-    if not adapter.others:
+    if not (adapter.others or adapter.tokens):
         return
     ours = {_short(plain_path(path), name): tensor for path, tensor in model.named_parameters()}
-    for key, stored in adapter.others.items():
+    rows = {f"{module}.token_adapter.trainable_tokens_delta.{name}": at for module, at in adapter.tokens.items()}
+    for key, stored in {**adapter.others, **rows}.items():
         found = [tensor for path, tensor in ours.items() if f".{path}".endswith(f".{_short(key, name)}")]
         if not any(_arrived(tensor, stored, adapter) for tensor in found):
             yield key

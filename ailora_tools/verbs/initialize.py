@@ -18,20 +18,20 @@ from ..output.base import BaseWriter, copy_file, left_out, require_readable
 from ..output.init_folder import InitFolder
 from ..output.layout import restate_index
 from ..output.lr_groups import lr_document
-from ..output.manifest import Manifest, ModuleRecord
+from ..output.manifest import ExtraRecord, Manifest, ModuleRecord
 from ..output.names import ADAPTER_FOLDER, CARD, LR_GROUPS, MANIFEST, OFFSET_FOLDER
 from ..output.place import output_folder
 from ..output.ranks import Ranks, read_ranks
 from ..output.sources import Sources
-from ..output.spans import write_json, write_text
+from ..output.spans import sha256, write_json, write_text
 from ..output.work import WorkFolder, find
 from ..progress import Progress, Silent
-from ..surgery.describe import card, manifest, peft_config, provenance
-from ..surgery.operation import Operation
+from ..surgery.describe import adapter_name, card, extra_record, manifest, peft_config, provenance
+from ..surgery.operation import Operation, plan_operation
 from ..surgery.settings import Settings
+from ..targets.extras import Extra
 from ..targets.module_names import installed_transformers_major
 from ..targets.module_tree import ModuleCheck, UnbuiltError, check_modules
-from ..targets.plan import make_plan
 from ..targets.projections import Carrier
 from .announce import announce
 
@@ -74,6 +74,7 @@ class Initialization:
             "dry_run": self.manifest is None,
             "bytes_to_write": self.operation.nbytes,
             "settings": asdict(self.operation.settings),
+            "extras": [adapter_name(extra) for extra in self.operation.extras],
             "planned": [carrier.stored.name for carrier in self.operation.plan.carriers],
             "modules": [asdict(record) for record in modules],
             "notices": list(self.operation.plan.notices),
@@ -97,6 +98,10 @@ def initialize(
     base_dtype: str = "keep",
     rounding: str = "auto",
     no_base: bool = False,
+    modules_to_save: Sequence[str] = (),
+    trainable_tokens: str | None = None,
+    model_class: str | None = None,
+    num_labels: int | None = None,
     seed: int = 0,
     device: str = "auto",
     q_tensor: str | None = None,
@@ -121,7 +126,13 @@ def initialize(
     are for those it does not list. `alpha` defaults to `rank`, which makes the
     scaling 1 (with `rslora`, sqrt(rank)). `transformers_major` (4 or 5; default: the installed one) decides how modules
     are named. With `no_base` nothing of the base is written: `ailora_offset`, a frozen adapter with -B A, takes its
-    place beside the untouched model, which may then also be quantised. The other options take the values that
+    place beside the untouched model, which may then also be quantised.
+
+    What trains beside the factors: `modules_to_save` names modules as PEFT does (classifier, lm_head), whose tensors
+    are copied from the base into the adapter; `trainable_tokens`, such as "3,7,32000-32010", rows of the input
+    embedding. `model_class` is the class of transformers that will train, where that is not the one of config.json:
+    modules are called as in it, and a head that the base lacks is made anew, with `num_labels` (default: as config.json
+    says). The other options take the values that
     `ailora-tools init --help` lists. Same source, options, device and thread count give the same bytes.
 
     Raises CheckpointError, TargetError, OptionError, NumericalError or OutputError. Then nothing stands under
@@ -137,6 +148,8 @@ def initialize(
         rounding=rounding, seed=seed, device=device, q_tensor=q_tensor, v_tensor=v_tensor,
         transformers_major=transformers_major or installed_transformers_major(),
         rank_pattern=sizes.rank_pattern, alpha_pattern=sizes.alpha_pattern, no_base=no_base,
+        modules_to_save=_names(modules_to_save), trainable_tokens=trainable_tokens, model_class=model_class,
+        num_labels=num_labels,
     )  # fmt: skip
     checkpoint = open_checkpoint(model, **source)
     default = f"{checkpoint.origin.name}-{row.slug}-{f'r{general}' if ranks is None else 'ranks'}"
@@ -152,17 +165,19 @@ def initialize(
             settings = replace(settings, unbuilt=tuple(sorted({*settings.unbuilt, *error.modules})))
 
 
+def _names(names: Sequence[str]) -> tuple[str, ...]:
+    """Each once; a single name may be given by itself."""
+    return tuple(dict.fromkeys([names] if isinstance(names, str) else names))
+
+
 def _attempt(
     checkpoint: Checkpoint, settings: Settings, row: Method, out: Output, dry_run: bool, progress: Progress,
     told: set[str],
 ) -> Initialization:  # fmt: skip
     """One plan carried out, with what was not `told` before; UnbuiltError, with nothing left of it, if the class turns
     out not to build all of it."""
-    plan = make_plan(
-        checkpoint, settings.selection, transformers_major=settings.transformers_major,
-        quantised=settings.no_base or not row.residual,
-    )  # fmt: skip
-    operation = Operation(checkpoint, plan, row, settings, out.final)
+    operation = plan_operation(checkpoint, settings, row, out.final)
+    plan = operation.plan
     copied = left_out(checkpoint) if operation.layouts else []
     require_readable(checkpoint, operation.companions)
     _tell([text for text in (*plan.notices, *copied) if text not in told], progress)
@@ -206,7 +221,7 @@ def _tell(notices: Sequence[str], progress: Progress) -> None:
 def _operate(operation: Operation, work: WorkFolder, check: ModuleCheck, progress: Progress) -> Manifest:
     """The main path: start copying; read, decompose and store one matrix after the other; seal and describe."""
     files, carriers = operation.checkpoint.files, operation.plan.carriers
-    adapter = _adapter_writer(operation, work.tree / ADAPTER_FOLDER)
+    adapter = _adapter_writer(operation, work.tree / ADAPTER_FOLDER, operation.extras)
     offset = _adapter_writer(operation, work.tree / OFFSET_FOLDER) if operation.offset else None
     with BaseWriter(files, operation.layouts, work.tree, dict(work.finished("copied"))) as base:
         # Imported here so that torch loads (about a second) while the shards are already being copied.
@@ -229,19 +244,31 @@ def _operate(operation: Operation, work: WorkFolder, check: ModuleCheck, progres
                 progress.advance(carrier.label)
                 check.look()
         progress.start("Copying", len(base.shards), 0)
+        extras = [_store_extra(extra, operation, adapter) for extra in operation.extras]
         for shard in folder.seal():
             progress.advance(shard)
         verdict = check.finish()
         records = [record for carrier in carriers for record in folder.records[carrier.module]]
         _tell([*verdict.notices, *_warnings(records)], progress)
-        return _describe(operation, work.tree, folder, records, verdict.exact, str(device))
+        return _describe(operation, work.tree, folder, records, extras, verdict.exact, str(device))
 
 
-def _adapter_writer(operation: Operation, folder: Path) -> AdapterWriter:
-    """DoRA's magnitudes belong to the adapter that trains; there is no second one beside it."""
+def _adapter_writer(operation: Operation, folder: Path, extras: Sequence[Extra] = ()) -> AdapterWriter:
+    """DoRA's magnitudes belong to the adapter that trains, and so do `extras`: the frozen one has neither."""
     return AdapterWriter(
-        folder, operation.modules, operation.adapter_dtype, provenance(operation), operation.settings.dora
-    )
+        folder, operation.modules, operation.adapter_dtype, provenance(operation), operation.settings.dora,
+        [(adapter_name(extra), extra.dtype, extra.shape) for extra in extras],
+    )  # fmt: skip
+
+
+def _store_extra(extra: Extra, operation: Operation, adapter: AdapterWriter) -> ExtraRecord:
+    """Written anew by a resumed run: nothing else has to be remembered of it."""
+    from ..checkpoint.stream import matrix_bytes
+    from ..surgery.extras import values
+
+    data = matrix_bytes(values(extra, operation.checkpoint.files, operation.settings.seed))
+    adapter.write_extra(adapter_name(extra), data)
+    return extra_record(extra, sha256(data))
 
 
 def _warnings(records: Sequence[ModuleRecord]) -> Iterator[str]:
@@ -262,18 +289,20 @@ def _warnings(records: Sequence[ModuleRecord]) -> Iterator[str]:
 
 
 def _describe(
-    operation: Operation, tree: Path, folder: InitFolder, records: Sequence[ModuleRecord], short: bool, device: str
-) -> Manifest:
+    operation: Operation, tree: Path, folder: InitFolder, records: Sequence[ModuleRecord],
+    extras: Sequence[ExtraRecord], short: bool, device: str,
+) -> Manifest:  # fmt: skip
     """Everything besides the weights: copied files, the adapter's config, the card, and last the manifest."""
     for name in operation.companions:
         copy_file(operation.checkpoint.files, name, tree / name)
     if operation.layouts:
         dtypes = {carrier.stored.name: operation.base_dtype(carrier) for carrier in operation.plan.carriers}
         restate_index(tree, operation.checkpoint, dtypes)
-    for name in (ADAPTER_FOLDER, OFFSET_FOLDER)[: 1 + operation.offset]:
-        write_json(tree / name / ADAPTER_CONFIG, peft_config(operation, short))
+    write_json(tree / ADAPTER_FOLDER / ADAPTER_CONFIG, peft_config(operation, short))
+    if operation.offset:
+        write_json(tree / OFFSET_FOLDER / ADAPTER_CONFIG, peft_config(operation, short, frozen=True))
     write_text(tree / CARD, card(operation, records))
     write_json(tree / LR_GROUPS, lr_document(records))
-    proof = manifest(operation, records, folder.file_hashes(), device)
+    proof = manifest(operation, records, extras, folder.file_hashes(), device)
     write_text(tree / MANIFEST, proof.to_json())
     return proof

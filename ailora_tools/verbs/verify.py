@@ -21,6 +21,7 @@ from ..progress import Progress, Silent
 from ..proof.adapter_config import check_adapter_config
 from ..proof.built import check_built
 from ..proof.companions import check_companions, check_shards
+from ..proof.extras import check_extras
 from ..proof.folder import Check, check_adapter_tensors, check_files, check_neighbours, check_offset
 from ..proof.matrices import check_matrices, look_at
 from ..proof.plan import check_plan, derive
@@ -79,6 +80,8 @@ def verify(
     with ieee():
         found = look_at(subject, progress)
         checks += check_matrices(subject, found)
+        if manifest.extras:
+            checks.append(check_extras(subject))
     if original is not None and manifest.base:
         checks.append(check_untouched(subject, original, found))
     checks.append(check_built(subject, ask=all(check.holds for check in checks)))

@@ -2,33 +2,29 @@
 
     python examples/trainers/classify.py MODEL TEXTS OUT [--steps 40]
 
-TEXTS is a file with a label (0 or 1), a tab and a text on each line. The base has no classification head: Auto makes
-one anew, and `modules_to_save` trains and saves it with the adapter. PEFT wants such a module's tensors in the adapter
-that it loads, so they are put into a copy of the start. Printed are the losses, the share of training texts told right,
-and how far the plain LoRA on the original is from the trained model.
+TEXTS is a file with a label (0 or 1), a tab and a text on each line. The base has no classification head: `init` makes
+one for the class that trains, and PEFT trains and saves it with the adapter. Printed are the losses, the share of
+training texts told right, and how far the plain LoRA on the original is from the trained model.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import shutil
 from pathlib import Path
 
 import torch
 from datasets import Dataset
 from peft import PeftModel
-from safetensors.torch import load_file, save_file
 from transformers import (
-    AutoModelForSequenceClassification,
     AutoTokenizer,
+    BertForSequenceClassification,
     DataCollatorWithPadding,
     Trainer,
     TrainingArguments,
-    set_seed,
 )
 
-from ailora_tools import convert, initialize
+from ailora_tools import check_start, convert, initialize
 
 
 def main() -> None:
@@ -39,47 +35,26 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--steps", type=int, default=40)
     options = parser.parse_args()
-    start = initialize(named(options.model, options.out / "model"), 8, output=options.out / "start")
+    start = initialize(
+        options.model, 8, output=options.out / "start", modules_to_save=["classifier"],
+        model_class="BertForSequenceClassification", num_labels=2,
+    )  # fmt: skip
     tokens = AutoTokenizer.from_pretrained(options.model)
     rows = [line.split("\t", 1) for line in options.texts.read_text(encoding="utf-8").splitlines()]
-    adapter = with_head(start.adapter, start.folder, options.out / "start-with-head")
-    model, losses = train(start.folder, adapter, tokens, rows, options.out / "run", options.steps)
+    model, losses = train(start.folder, start.adapter, tokens, rows, options.out / "run", options.steps)
     trained = options.out / "trained"
     model.save_pretrained(trained)
     done = convert(trained, start.folder, options.out / "plain")
-    plain = adapted(options.out / "model", done.folder, trainable=False)
+    plain = adapted(options.model, done.folder, trainable=False)
     expected, found = (answers(one, tokens, rows) for one in (model, plain))
     right = (expected.argmax(1) == torch.tensor([int(label) for label, _ in rows])).double().mean()
     error = (found - expected).abs().max() / expected.abs().max()
     print(json.dumps({"losses": losses, "right": float(right), "error": float(error), "kept": done.kept}, indent=2))
 
 
-def named(model: Path, folder: Path) -> Path:
-    """The model saved with its new head, so that its names are those that the trainer will see."""
-    set_seed(0)
-    AutoModelForSequenceClassification.from_pretrained(model, num_labels=2).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(model).save_pretrained(folder)
-    return folder
-
-
-def with_head(adapter: Path, base: Path, folder: Path) -> Path:
-    """A copy of the adapter that says that the classifier trains too, and holds it."""
-    shutil.copytree(adapter, folder)
-    config = json.loads((folder / "adapter_config.json").read_text())
-    (folder / "adapter_config.json").write_text(json.dumps({**config, "modules_to_save": ["classifier"]}))
-    head = {
-        f"base_model.model.{key}": value
-        for key, value in load_file(base / "model.safetensors").items()
-        if key.startswith("classifier.")
-    }
-    path = folder / "adapter_model.safetensors"
-    save_file({**load_file(path), **head}, path, {"format": "pt"})
-    return folder
-
-
 def adapted(base: Path, adapter: Path, trainable: bool) -> PeftModel:
     """The adapter on the classifier."""
-    model = AutoModelForSequenceClassification.from_pretrained(base)
+    model = BertForSequenceClassification.from_pretrained(base, num_labels=2)
     return PeftModel.from_pretrained(model, adapter, is_trainable=trainable)
 
 
@@ -88,6 +63,7 @@ def train(
 ) -> tuple[PeftModel, list[float]]:
     """The trained model and the loss of every step."""
     model = adapted(base, adapter, trainable=True)
+    check_start(model, adapter)
     examples = [{**tokens(text, truncation=True, max_length=64), "labels": int(label)} for label, text in rows]
     settings = TrainingArguments(
         output_dir=str(folder), max_steps=steps, per_device_train_batch_size=16, learning_rate=2e-3, logging_steps=1,

@@ -210,6 +210,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     initialize(plain, rank=4, output=root / "dora", dora=True)
     initialize(plain, rank=4, output=root / "two", no_base=True)
     initialize(plain, rank=4, output=root / "lora", method="lora")
+    build("llama").save_pretrained(root / "llama")
+    beside = {"modules_to_save": ["score"], "model_class": "LlamaForSequenceClassification", "num_labels": 2}
+    initialize(root / "llama", rank=2, output=root / "beside", trainable_tokens="3", **beside)
     initialize(root / "gpt2", rank=2, output=root / "fused")
     bitfit(biased, root / "bitfit")
     convert(start / "ailora_init", start, root / "convert")
