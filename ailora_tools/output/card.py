@@ -14,8 +14,8 @@ from .loading import Loader, literal, load_lines
 from .manifest import ModuleRecord
 from .names import ADAPTER_FOLDER, LR_GROUPS, OFFSET_FOLDER
 
-_HOLDS = """Leave dropout and weight decay at 0:
-the adapter holds a part of the original, which they would take away from it."""
+_HOLDS = """Leave dropout and
+weight decay at 0: the adapter holds a part of the original, which they would take away from it."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def model_card(facts: CardFacts, records: Sequence[ModuleRecord]) -> str:
     parts = [_summary(facts, records), _layout(facts), _numbers(records), _load(facts), _beside(facts),
              _frozen(facts, records)]  # fmt: skip
     parts += [_training(facts, records), _fused(facts, records), _back(facts)]
-    return "\n".join(part for part in parts if part)
+    return "\n\n".join(part.strip("\n") for part in parts if part) + "\n"
 
 
 def _summary(facts: CardFacts, records: Sequence[ModuleRecord]) -> str:
@@ -277,9 +277,10 @@ def _reference(facts: CardFacts) -> str:
     if not facts.has_base:
         return ""
     return f"""
-Disabled, the adapter leaves the residual base, which is no reference for preference training. LLaMA-Factory: `ref_model:
-{facts.source}`; ms-swift: `--ref_adapters {quote(facts.adapter)}`; TRL copies the adapter by itself. Not with Axolotl's
-`rl: dpo`, `ipo` or `kto`, which train a new adapter on this base.
+Preference training compares with the model whose adapter is disabled: here the residual base. Name the reference:
+
+- LLaMA-Factory: `ref_model: {facts.source}`. ms-swift: `--ref_adapters {quote(facts.adapter)}`. TRL copies the adapter.
+- Not with Axolotl's `rl: dpo`, `ipo` or `kto`: it trains a new adapter on this base.
 """
 
 
