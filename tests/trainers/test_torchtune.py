@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +121,10 @@ def test_without_the_adapter_in_it_a_new_one_is_trained(start: Path, original: P
 def test_the_trained_adapter_comes_back(
     start: Path, original: Path, trained: tuple[Path, list[float]], merged: torch.nn.Module, tmp_path: Path, line: Any
 ) -> None:
+    """This checkpointer saves no configs, which tell the scaling and the order of rows."""
     line.about("torchtune", "`convert` and `merge` of what the recipe saved", TORCHTUNE, *PACKAGES)
-    line.numbers |= way_back(trained[0] / "out" / "epoch_0", start, original, tmp_path, of=merged)
+    saved = trained[0] / "out" / "epoch_0"
+    shutil.copy(start / "config.json", saved)
+    (saved / "adapter_config.json").write_text(json.dumps({"r": 4, "lora_alpha": 4}))
+    line.numbers |= way_back(saved, start, original, tmp_path, of=merged)
     assert_back(line.numbers)
