@@ -33,6 +33,7 @@ _HEADS: Mapping[str, str] = {
     "distilbert": "vocab_projector",
     "electra": "generator_lm_head",
     "gpt_neox": "embed_out",  # so in files; lm_head in memory
+    "gpt_neox_japanese": "embed_out",
     "flaubert": "pred_layer.proj",
     "modernbert": "decoder",
     "trocr": "output_projection",

@@ -10,6 +10,7 @@ from unittest.mock import patch
 import torch
 import transformers as hf
 from torch import Tensor, nn
+from transformers.models.dbrx.configuration_dbrx import DbrxAttentionConfig
 
 from ailora_tools.targets.architectures import BY_MODEL_TYPE
 
@@ -203,6 +204,8 @@ _PARTS: Mapping[str, Callable[[nn.Module], nn.Module]] = {
     "qwen3_omni_moe": lambda whole: whole.thinker,
 }
 _CHANGES: Mapping[str, Mapping[str, object]] = {
+    # Queries, keys and values that are clipped are no linear function of their weights.
+    "dbrx": {"attn_config": DbrxAttentionConfig(kv_n_heads=2, clip_qkv=1e6, rope_theta=1e4)},
     "mistral3": {"text_config": shrunken("ministral3")},  # since Ministral 3; before it mistral
     "qwen2_5_omni": {"enable_audio_output": False},
     "qwen3_omni_moe": {"enable_audio_output": False},
