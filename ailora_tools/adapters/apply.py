@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..errors import NumericalError
+from ..errors import NumericalError, TargetError
+from ..linalg.scale import norm
 from .folder import Adapter, Factors
 from .places import Place
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+_START = 0.5  # training moves the principal part of a matrix by a few hundredths, another adapter leaves 1 or more
 _SAFE = 1e-15, 1e15  # norms between these have squares that float32 holds
 
 
@@ -34,12 +36,31 @@ def changed(old: Tensor, adapter: Adapter, place: Place) -> Tensor:
 
 def applied(W: Tensor, adapter: Adapter, factors: Factors) -> Tensor:
     """W + s B A (out, in), in the dtype and on the device of W; with DoRA m (W + s B A) / norm of its rows
-    (arXiv 2402.09353, equation 5). NumericalError if the adapter holds NaN or infinity, or as `rescaled` raises it."""
+    (arXiv 2402.09353, equation 5). NumericalError if the adapter holds NaN or infinity, or as `rescaled` raises it;
+    TargetError as `require_absent` does."""
     A, B = (adapter.load(stored).to(W) for stored in (factors.A, factors.B))
     new = W + factors.scaling * (B @ A)
     if factors.magnitude is None:
+        require_absent(W, A, factors.scaling * B, f"{adapter.location}: {factors.B.name}")
         return new
     return rescaled(new, adapter.load(factors.magnitude).to(W), f"{adapter.location}: {factors.magnitude.name}")
+
+
+def require_absent(W: Tensor, A: Tensor, B: Tensor, name: str) -> None:
+    """TargetError if W (out, in) has B A in it, B being scaled: an adapter that started from the weights, and was not
+    converted, would count its start twice on the original.
+
+    Then W and B A (B (out, r), A (r, in)) are almost the same in the outputs that B writes, B^T W = B^T B A: of W^Q and
+    W^V in a fused W as well. Of other adapters B A is little beside W there, or another direction.
+    """
+    image = B.T @ W  # (r, in)
+    if norm(image - (B.T @ B) @ A) < _START * norm(image):
+        raise TargetError(
+            f"{name}: what it adds is in the base already, as of an adapter that started from the weights of it, "
+            "and would count twice.",
+            "Give the residual base that it was trained on. After `init --no-base`, or for the original: `ailora-tools "
+            "convert TRAINED --init DIR` first.",
+        )
 
 
 def rescaled(W: Tensor, magnitude: Tensor, name: str) -> Tensor:

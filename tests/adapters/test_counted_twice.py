@@ -1,0 +1,87 @@
+"""An adapter that started from the weights, on the base that still has what it started from."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from kit.families import FAMILIES, FUSED, build, output
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+
+from ailora_tools import analyze, convert, initialize, merge
+from ailora_tools.errors import TargetError
+
+NAMES = ["llama", "bert with a head", "gpt2", "gpt-neox"]
+TWICE = "is in the base already, as of an adapter that started from the weights"
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    folder = tmp_path_factory.mktemp("source") / "model"
+    build(request.param).save_pretrained(folder)
+    return request.param, folder
+
+
+def trained(start: Path, folder: Path) -> Path:
+    """The adapter of the start after its factors moved by a tenth, in a folder that tells nothing of its origin."""
+    shutil.copytree(start, folder)
+    generator = torch.Generator().manual_seed(1)
+    moved = {
+        name: value
+        + 0.1 * value.norm() / value.numel() ** 0.5 * torch.randn(value.shape, generator=generator) * value.ne(0)
+        for name, value in load_file(folder / "adapter_model.safetensors").items()
+    }
+    save_file(moved, folder / "adapter_model.safetensors", {"format": "pt"})
+    return folder
+
+
+VERBS: dict[str, Callable[[Path, Path, Path], object]] = {
+    "merge": merge,
+    "analyze": lambda base, adapter, out: analyze(base, output=out, against=[adapter]),
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_on_the_original_it_is_refused_until_it_is_converted(
+    verb: str, source: tuple[str, Path], tmp_path: Path
+) -> None:
+    name, original = source
+    start = initialize(original, 3, no_base=True, output=tmp_path / "start")
+    adapter = trained(start.adapter, tmp_path / "trained")
+    for refused in (start.adapter, adapter):
+        with pytest.raises(TargetError, match=TWICE):
+            VERBS[verb](original, refused, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    plain = convert(adapter, tmp_path / "start", tmp_path / "plain").folder
+    VERBS[verb](original, plain, tmp_path / "out")
+    if verb == "merge":
+        inputs, kind = {**FAMILIES, **FUSED}[name].inputs(), type(build(name))
+        served = PeftModel.from_pretrained(kind.from_pretrained(original), plain).eval()
+        merged = kind.from_pretrained(tmp_path / "out").eval()
+        assert torch.allclose(output(merged, inputs), output(served, inputs), rtol=1e-4, atol=1e-5)
+
+
+def test_pissa_of_peft_is_refused_on_the_original(tmp_path: Path) -> None:
+    build("llama").save_pretrained(tmp_path / "model")
+    config = LoraConfig(r=3, target_modules=["q_proj"], init_lora_weights="pissa")
+    get_peft_model(build("llama"), config).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(TargetError, match=TWICE):
+        merge(tmp_path / "model", tmp_path / "adapter", tmp_path / "out")
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+@pytest.mark.parametrize("size", [1e-4, 1e-2, 1.0, 100.0])
+def test_plain_adapters_of_any_size_are_taken(rank: int, size: float, source: tuple[str, Path], tmp_path: Path) -> None:
+    _, original = source
+    start = initialize(original, rank, method="lora", output=tmp_path / "start").adapter
+    generator = torch.Generator().manual_seed(rank)
+    moved = {
+        key: size * torch.randn(value.shape, generator=generator)
+        for key, value in load_file(start / "adapter_model.safetensors").items()
+    }
+    save_file(moved, start / "adapter_model.safetensors", {"format": "pt"})
+    assert merge(original, start, tmp_path / "out").modules
