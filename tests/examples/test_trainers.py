@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 from statistics import mean
 
 import pytest
-from kit.real_models import ROOT, minilm, smollm2
+from kit.real_models import ROOT, first_layers, minilm, smollm2
 
 
 def word_problems(file: Path, count: int) -> Path:
@@ -76,6 +77,20 @@ def test_a_plain_loop_trains_and_converts(tmp_path: Path) -> None:
     told = json.loads(done.stdout[done.stdout.rindex('{\n  "losses"') :])
     assert mean(told["losses"][-2:]) < mean(told["losses"][:2])
     assert told["error"] < 1e-5
+
+
+@pytest.mark.slow
+def test_preference_training_starts_at_its_reference(tmp_path: Path) -> None:
+    """By both ways the first loss of DPO is ln 2, and what was trained comes back on the original."""
+    pairs = [{"prompt": f"{n} and 1 make", "chosen": f" {n + 1}", "rejected": " apples"} for n in range(8)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    model = first_layers(smollm2(tmp_path / "smollm2"), tmp_path / "small", 2)
+    command = [sys.executable, ROOT / "examples/trainers/trl_dpo.py", model, tmp_path / "pairs.jsonl", tmp_path / "out"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    assert done.returncode == 0, done.stderr[-3000:]
+    for told in json.loads(done.stdout[done.stdout.index('{\n  "residual base"') :]).values():
+        assert told["losses"][0] == pytest.approx(math.log(2), abs=1e-4) and told["losses"][-1] < told["losses"][0]
+        assert told["error"] < 1e-5
 
 
 SCHEMAS = {
