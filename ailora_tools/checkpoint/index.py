@@ -108,7 +108,7 @@ def _config(files: Files, names: list[str]) -> dict[str, Any]:
     if CONFIG in names:
         return read_json(files, CONFIG, constants=True)
     if CONFIG in (odd := files.oddities()):
-        raise CheckpointError(f"{files.where(CONFIG)}: {odd[CONFIG]}.", "Put the file itself there, or fetch the file again.")
+        raise CheckpointError(f"{files.where(CONFIG)}: {odd[CONFIG]}.", "Put it there, or fetch the file again.")
     return {}
 
 

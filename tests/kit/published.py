@@ -1,7 +1,8 @@
 """How files on the Hub name W^Q of a model type, where that is not plain, and a saved model renamed to that.
 
 Old files keep the names that their model had when it was published: transformers 5 reads them through a conversion
-table and writes most of them again. Sources: `model.safetensors.index.json` and `config.json` of published models.
+table and writes most of them again. Sources: that table (transformers 5.24, `conversion_mapping.py`), and what is known
+of the files. That `from_pretrained` misses nothing under these names is tested; that every repository has them is not.
 """
 
 from __future__ import annotations
