@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from kit.trainers import HERE, apart, assert_back, load, logits, sums, tiny_decoder, way_back, write_json, write_lines
+from kit.trainers import HERE, apart, assert_back, load, logits, sums, tiny_decoder, way_back, write_lines
 from safetensors.torch import load_file
 
 from ailora_tools import export, initialize
@@ -54,11 +54,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def exported(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The start's adapter in mlx-lm's format, with the settings that `mlx_lm lora` must be told."""
-    folder = export(start, "mlx", tmp_path_factory.mktemp("mlx") / "start").folder
-    config = json.loads((folder / "adapter_config.json").read_text())
-    settings = {name: config[name] for name in ("fine_tune_type", "num_layers", "lora_parameters")}
-    write_json(folder.parent / "settings.yaml", settings)
-    return folder
+    return export(start, "mlx", tmp_path_factory.mktemp("mlx") / "start").folder
 
 
 @pytest.fixture(scope="module")
@@ -66,9 +62,9 @@ def trained(start: Path, exported: Path, rows: Path, tmp_path_factory: pytest.Te
     """The folder that `mlx_lm lora --train` wrote, and what it printed."""
     folder = tmp_path_factory.mktemp("trained")
     printed = mlx(
-        folder, "lora", "-c", exported.parent / "settings.yaml", "--model", start, "--train", "--data", rows,
-        "--resume-adapter-file", exported / "adapters.safetensors", "--adapter-path", folder / "out", "--iters", 4,
-        "--batch-size", 8, "--learning-rate", 1e-2, "--steps-per-report", 1, "--val-batches", 1,
+        folder, "lora", "-c", exported / "lora_config.yaml", "--model", start, "--train", "--data", rows,
+        "--adapter-path", folder / "out", "--iters", 4, "--batch-size", 8, "--learning-rate", 1e-2,
+        "--steps-per-report", 1, "--val-batches", 1,
     )  # fmt: skip
     return folder / "out", printed
 
@@ -113,9 +109,3 @@ def test_the_trained_adapter_comes_back(
     line.about("mlx-lm", "`convert` and `merge` of what `mlx_lm lora` saved", HERE, *PACKAGES)
     line.numbers |= way_back(trained[0], start, original, tmp_path, of=by_hand(trained[0], start))
     assert_back(line.numbers)
-
-
-def test_the_export_holds_the_settings(exported: Path, line: Any) -> None:
-    """Without them `mlx_lm lora` takes rank 8, scale 20 and the last 16 layers, and says nothing."""
-    line.about("mlx-lm", "settings for `mlx_lm lora -c` in the export", HERE, *PACKAGES)
-    assert (exported / "lora_config.yaml").is_file()
