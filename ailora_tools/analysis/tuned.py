@@ -156,7 +156,7 @@ class TunedAdapter:
         """s B A in float64 and its singular values, from the factors; the renormalised matrix with DoRA."""
         import torch
 
-        from ..adapters.apply import require_absent, rescaled
+        from ..adapters.apply import rescaled
         from ..linalg.spectrum import low_rank_spectrum, spectrum
         from ..metrics.change import Difference
 
@@ -170,7 +170,6 @@ class TunedAdapter:
             tuned = rescaled(W.double() + delta, magnitude, f"{self.origin.text}: {factors.magnitude.name}")
             delta = tuned - W.double()
             return Difference(delta, tuned, spectrum(delta).S, low_rank=True)
-        require_absent(W.double(), A, factors.scaling * B, f"{self.origin.text}: {factors.B.name}")
         return Difference(delta, W, low_rank_spectrum(factors.scaling * B, A).cpu(), low_rank=True)
 
     def _load(self, stored: StoredTensor, W: Tensor) -> Tensor:

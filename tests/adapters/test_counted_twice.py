@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ from kit.families import FAMILIES, FUSED, build, output
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from ailora_tools import analyze, convert, initialize, merge
+from ailora_tools import convert, initialize, merge
 from ailora_tools.errors import TargetError
 
 NAMES = ["llama", "bert with a head", "gpt2", "gpt-neox"]
@@ -39,30 +38,20 @@ def trained(start: Path, folder: Path) -> Path:
     return folder
 
 
-VERBS: dict[str, Callable[[Path, Path, Path], object]] = {
-    "merge": merge,
-    "analyze": lambda base, adapter, out: analyze(base, output=out, against=[adapter]),
-}
-
-
-@pytest.mark.parametrize("verb", VERBS)
-def test_on_the_original_it_is_refused_until_it_is_converted(
-    verb: str, source: tuple[str, Path], tmp_path: Path
-) -> None:
+def test_on_the_original_it_is_refused_until_it_is_converted(source: tuple[str, Path], tmp_path: Path) -> None:
     name, original = source
     start = initialize(original, 3, no_base=True, output=tmp_path / "start")
     adapter = trained(start.adapter, tmp_path / "trained")
     for refused in (start.adapter, adapter):
         with pytest.raises(TargetError, match=TWICE):
-            VERBS[verb](original, refused, tmp_path / "out")
+            merge(original, refused, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     plain = convert(adapter, tmp_path / "start", tmp_path / "plain").folder
-    VERBS[verb](original, plain, tmp_path / "out")
-    if verb == "merge":
-        inputs, kind = {**FAMILIES, **FUSED}[name].inputs(), type(build(name))
-        served = PeftModel.from_pretrained(kind.from_pretrained(original), plain).eval()
-        merged = kind.from_pretrained(tmp_path / "out").eval()
-        assert torch.allclose(output(merged, inputs), output(served, inputs), rtol=1e-4, atol=1e-5)
+    merge(original, plain, tmp_path / "out")
+    inputs, kind = {**FAMILIES, **FUSED}[name].inputs(), type(build(name))
+    served = PeftModel.from_pretrained(kind.from_pretrained(original), plain).eval()
+    merged = kind.from_pretrained(tmp_path / "out").eval()
+    assert torch.allclose(output(merged, inputs), output(served, inputs), rtol=1e-4, atol=1e-5)
 
 
 def test_pissa_of_peft_is_refused_on_the_original(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from kit.families import build, output
 from kit.few_bits import FORMATS, write_quantised
 from safetensors.torch import load_file, save_file
 
-from ailora_tools import initialize, verify
+from ailora_tools import analyze, initialize, verify
 from ailora_tools.adapters.peft import ADAPTER_WEIGHTS
 from ailora_tools.output.names import ADAPTER_FOLDER, OFFSET_FOLDER
 
@@ -105,3 +105,10 @@ def test_bytes_to_write_and_the_card(tmp_path: Path) -> None:
     card = (made.folder / "README.md").read_text()
     assert card.index("residualize(base, ") < card.index("attach(model, ") < card.index('adapter_name="offset"')
     assert json.loads((made.folder / "ailora.json").read_text())["offset"] is True
+
+
+def test_an_analysis_may_take_it_as_an_adapter(tmp_path: Path) -> None:
+    build("llama").save_pretrained(tmp_path / "model")
+    made = initialize(tmp_path / "model", 2, no_base=True, output=tmp_path / "out")
+    document = analyze(tmp_path / "model", against=[made.adapter], output=tmp_path / "report", rank=2).document
+    assert all(row["changes"][0]["metrics"]["relative_change"] > 0 for row in document["matrices"])
