@@ -7,6 +7,7 @@ colours are safe for colour-blind readers (Okabe and Ito; Cividis) and the page 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
@@ -15,7 +16,7 @@ from .rows import AILORA, PARTS, Row, change_metric, of_role, pairs, roles
 from .words import matrix, typeset
 
 Figure = dict[str, Any]
-COLOURS = {"q": "#2f83c5", "v": "#d9700d", "k": "#009e73", "o": "#b8609a"}
+COLOURS = defaultdict(lambda: "#808080", {"q": "#2f83c5", "v": "#d9700d", "k": "#009e73", "o": "#b8609a"})
 _POINTS = 160  # of a spectrum that are drawn: more cannot be seen
 _DEPTH = ("#4c6ef5", "#7a63d6", "#b05cb3", "#dd6079", "#e8833a", "#d9a520")  # seen on white and on black
 
@@ -234,7 +235,7 @@ def series(
     x: Sequence[int], values: Sequence[float | None], colour: str, name: str, role: str = "q", unit: str = "layer"
 ) -> dict[str, Any]:
     """A line with the marks of its role, over layers or another `unit`; gaps where a value is None."""
-    symbol = {"q": "circle", "v": "diamond", "k": "square", "o": "x"}[role]
+    symbol = {"q": "circle", "v": "diamond", "k": "square", "o": "x"}.get(role, "triangle-up")
     return {
         "type": "scatter", "mode": "lines+markers" if len(x) < 100 else "lines", "x": list(x),
         "y": [None if value is None else short(value) for value in values], "name": name,

@@ -161,9 +161,9 @@ def read_rows(document: Mapping[str, Any]) -> list[Row]:
 
 
 def roles(rows: Iterable[Row], order: Sequence[str] = Q_AND_V_FIRST) -> list[str]:
-    """The roles that were analysed, in `order`."""
-    there = {row.role for row in rows}
-    return [role for role in order if role in there]
+    """The roles that were analysed: those in `order`, then others as they come."""
+    there = dict.fromkeys(row.role for row in rows)
+    return [*(role for role in order if role in there), *(role for role in there if role not in order)]
 
 
 def of_role(rows: Iterable[Row], role: str) -> list[Row]:

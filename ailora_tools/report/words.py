@@ -51,8 +51,8 @@ def ranges(numbers: Iterable[int]) -> str:
 
 
 def matrix(role: str) -> str:
-    """'q' -> 'W^Q'."""
-    return f"W^{role.upper()}"
+    """'q' -> 'W^Q', 'gate' -> 'W^gate'."""
+    return f"W^{role.upper() if len(role) == 1 else role}"
 
 
 def typeset(text: str) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..adapters.peft import MAGNITUDE_DTYPE, AdapterModule
 from ..checkpoint.header import FACTOR_DTYPES, tensor_bytes
 from ..checkpoint.index import Checkpoint
-from ..methods import RULES, Method
+from ..methods import Method
 from ..output.base import companions
 from ..output.layout import ShardLayout, lay_out, widened
 from ..output.manifest import fingerprint
@@ -84,7 +84,7 @@ class Operation:
 
     def _moves(self, carrier: Carrier) -> bool:
         """Whether a part of this tensor goes into an adapter."""
-        return any(RULES[self.method.rules[target.role]].moved for target in carrier.targets)
+        return any(self.method.rule(target.role).moved for target in carrier.targets)
 
     def touches(self, carrier: Carrier) -> bool:
         """Whether the base that is written holds other values in this tensor."""
@@ -148,7 +148,7 @@ class Operation:
         from ..checkpoint.stream import DTYPES
         from .decompose import Recipe, matrix_name
 
-        rule = RULES[self.method.rules[target.role]]
+        rule = self.method.rule(target.role)
         return Recipe(
             rule=rule.name,
             rank=self.settings.rank_of(target.module),

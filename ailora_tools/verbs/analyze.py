@@ -25,7 +25,7 @@ from ..output.spans import write_json, write_text
 from ..output.work import WorkFolder
 from ..progress import Progress, Silent
 from ..report.page import render
-from ..targets.module_tree import plan_as_built
+from ..targets.as_built import plan_as_built
 from ..targets.projections import Carrier, Plan, Target
 from ..targets.selection import Selection
 from .announce import announce
@@ -94,7 +94,7 @@ def analyze(
     plan, selection = plan_as_built(checkpoint, Selection(tuple(roles), layers, q_tensor, v_tensor))
     tuned = tuple(open_tuned(other, checkpoint, plan, selection) for other in against)
     asked = {name: value for name, value in asdict(selection).items() if name != "unbuilt"}  # of that the notices tell
-    settings = {**asked, "roles": list(roles), "rank": rank, "heads": heads, "device": device}
+    settings = {**asked, "roles": list(selection.roles), "rank": rank, "heads": heads, "device": device}
     job = AnalysisJob(checkpoint, plan, tuned, _heads(checkpoint, heads, progress), rank, settings)
     _require_rank(plan, rank)
     budget = None if suggest_ranks is None else parse_budget(suggest_ranks, plan)

@@ -29,7 +29,9 @@ from ..progress import Progress, Silent
 from ..surgery.describe import adapter_name, card, extra_record, manifest, peft_config, provenance
 from ..surgery.operation import Operation, plan_operation
 from ..surgery.settings import Settings
+from ..targets.as_class import as_class
 from ..targets.extras import Extra
+from ..targets.linear import spelled_out
 from ..targets.module_names import installed_transformers_major
 from ..targets.module_tree import ModuleCheck, UnbuiltError, check_modules
 from ..targets.projections import Carrier
@@ -152,12 +154,16 @@ def initialize(
         num_labels=num_labels,
     )  # fmt: skip
     checkpoint = open_checkpoint(model, **source)
+    trains = as_class(checkpoint, model_class, num_labels)
+    linear = spelled_out(trains, roles, general, settings.transformers_major)
+    row, settings = find_method(row.name, linear.roles)[0], replace(settings, roles=linear.roles)
     default = f"{checkpoint.origin.name}-{row.slug}-{f'r{general}' if ranks is None else 'ranks'}"
     folder = output_folder(output, default, [checkpoint.origin], progress)
     out = Output(folder, "init", overwrite=overwrite, resume=resume, force=force)
     if resume:
         settings = replace(settings, unbuilt=_unbuilt_before(folder))
     told: set[str] = set()
+    _tell(linear.notices, progress)
     while True:
         try:
             return _attempt(checkpoint, settings, row, out, dry_run, progress, told)
