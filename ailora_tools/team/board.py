@@ -77,13 +77,20 @@ class Shared:
         return Shared(self._store, f"{self._prefix}{prefix}/")
 
     def post(self, key: str, value: Any) -> None:
+        text = json.dumps(value).encode()
+        if len(text) > _CHUNK:
+            self.post_bytes(key, text)
+            text = b"+%d" % len(text)  # no JSON begins so
         with _answering():
-            self._store.set(self._prefix + key, json.dumps(value))
+            self._store.set(self._prefix + key, text)
 
     def read(self, key: str) -> Any:
         name = self._prefix + key
         with _answering():
-            return json.loads(self._store.get(name)) if self._store.check([name]) else None
+            text = bytes(self._store.get(name)) if self._store.check([name]) else b"null"
+            if text.startswith(b"+"):
+                text = b"".join(self._store.get(part) for part in self._parts(key, int(text)))
+        return json.loads(text)
 
     def count(self, key: str, step: int = 1) -> int:
         with _answering():

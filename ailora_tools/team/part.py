@@ -22,11 +22,13 @@ _HEAD = 8  # bytes of the length of the head, little-endian
 
 @dataclass(frozen=True)
 class Part:
-    """The result of one item: what JSON can hold, and bytes beside it. rank: of the process that made it."""
+    """The result of one item: what JSON can hold, and bytes beside it. rank: of the process that made it. spare: how
+    many of the last blobs the first process can make by itself; they are large, and do not go through the store."""
 
     meta: Any
     blobs: Sequence[memoryview | bytes] = field(default=())
     rank: int = 0
+    spare: int = 0
 
 
 class Spool:
@@ -70,7 +72,7 @@ class Mail:
     def put(self, name: str, part: Part) -> None:
         """The bytes first and the head last: what has a head is whole."""
         number = self._board.count(self._key)
-        blobs = [memoryview(blob).cast("B") for blob in part.blobs]
+        blobs = [memoryview(blob).cast("B") for blob in part.blobs[: len(part.blobs) - part.spare]]
         for at, blob in enumerate(blobs):
             self._board.post_bytes(f"{self._key}/{number}/{at}", blob)
         self._board.post(f"{self._key}/{number}", json.loads(_head(name, part, blobs)))

@@ -45,30 +45,30 @@ class Team:
         """Whether this one owns the output and speaks to the user."""
         return self.place.leads
 
-    @property
-    def restarted(self) -> bool:
-        """Whether torchrun has started all processes anew, so that unfinished work is to be gone on with."""
-        return self.place.restarts > 0
-
     @contextmanager
     def job(self, verb: str) -> Iterator[Job]:
-        """One call of a verb, by all processes. An AiloraError in one of them ends it in all with that error, also
-        after a restart, which could not help; `error.told` says that another process has the user's ear."""
+        """One call of a verb, by all processes. An AiloraError in one of them ends it in all with that error, and
+        `error.told` says in all but the first that the user hears of it there."""
         self._jobs += 1
         key = f"{self._jobs}-{verb}"
         last = self._root.under(f"job/{key}") if self._root else Alone()
         job = Job(self.place, self._attempt.under(key) if self._attempt else Alone(), last)
-        if ended := last.read("ended"):
-            raise _error(ended)
         with job.running():
             yield job
 
-    def farewell(self) -> None:
+    def ended(self) -> int | None:
+        """The exit code of an error that was told before a restart, which could not help."""
+        code: int | None = self._root.read("ended") if self._root and self.place.restarts else None
+        return code
+
+    def farewell(self, error: AiloraError) -> None:
         """Called before a process ends with an error: the others wait until the first has said what it was."""
-        if self._attempt is None:
+        if self._root is None or self._attempt is None:
             return
         with suppress(TeamError):
             if self.leads:
+                if not may_pass(error):
+                    self._root.post("ended", error.exit_code)
                 self._attempt.post("told", True)
             else:
                 attempt, end = self._attempt, monotonic() + _FAREWELL
@@ -95,6 +95,11 @@ class Job:
         return self.place.leads
 
     @property
+    def restarted(self) -> bool:
+        """Whether torchrun has started all processes anew, so that unfinished work is to be gone on with."""
+        return self.place.restarts > 0
+
+    @property
     def me(self) -> str:
         """This process in a message."""
         return f"process {self.place.rank} of {self.place.size} on {socket.gethostname()}"
@@ -117,6 +122,12 @@ class Job:
                 return
             self.calls_made += 1
             yield value
+
+    def expect(self) -> Any:
+        """What the first process calls for next; TeamError where it ends instead."""
+        for value in self.calls():
+            return value
+        raise TeamError("The first process of the job has ended.", "See what it says.")
 
     def check(self) -> None:
         """Raise the error that ended the job elsewhere, if one did."""
@@ -170,13 +181,10 @@ class Job:
         """Let it be the end for all, unless that was told already; others wait until the first has cleaned up."""
         if error.told:
             return
-        kind = type(error).__name__
-        record = {"kind": kind, "problem": error.problem, "hint": error.hint, "rank": self.place.rank}
+        record = {"kind": type(error).__name__, "problem": error.problem, "hint": error.hint, "rank": self.place.rank}
         with suppress(TeamError):
             if self.board.count("failures") == 0:
                 self.board.post("abort", record)
-                if not isinstance(error, UnfinishedError) and kind != "ExhaustedError":  # a restart would meet it again
-                    self.keep("ended", record)
             if not self.leads:
                 awaited(lambda: self.pulse.over is not None or self.pulse.silence(0) > timing.HUNG)
         error.told = not self.leads
@@ -212,6 +220,17 @@ def find_team() -> Team:
             "Give torchrun a fixed number of them: --nnodes 4, not --nnodes 2:4.",
         )
     return Team(place, root)
+
+
+def farewell(error: AiloraError) -> None:
+    """`Team.farewell`, where this process has found its team."""
+    if find_team.cache_info().currsize:
+        find_team().farewell(error)
+
+
+def may_pass(error: AiloraError) -> bool:
+    """Whether another attempt may end better: a network or a process failed, not the input."""
+    return isinstance(error, UnfinishedError) or type(error).__name__ == "ExhaustedError"  # of a room further down
 
 
 def _error(record: dict[str, Any]) -> AiloraError:
