@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ..matrices.layouts import Part
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Residualized:
     """What was taken out of which model; `undo` restores the original weights bit for bit.
 
@@ -37,6 +37,9 @@ class Residualized:
     weights: tuple[Tensor, ...]
     originals: tuple[Tensor, ...]
     exact: bool | None = None
+
+    def __repr__(self) -> str:
+        return f"<Residualized {len(self.weights)} weights, exact: {self.exact}>"
 
     @torch.no_grad()
     def undo(self) -> None:

@@ -14,21 +14,24 @@ from ..analysis.tuned import open_tuned
 from ..checkpoint.index import Checkpoint, open_checkpoint
 from ..checkpoint.source import SourceOptions
 from ..checkpoint.transfer import Traffic
+from ..display.shown import shows_progress
 from ..errors import NumericalError, OptionError, listed
 from ..metrics.heads import Heads, read_heads
-from ..output.analysis import dump, metrics_csv
+from ..output.analysis import dump, metric_rows, metrics_csv
 from ..output.atomic import Output, building
 from ..output.names import ANALYSIS, METRICS, RANKS, REPORT
 from ..output.place import output_folder
 from ..output.sources import Sources
 from ..output.spans import write_json, write_text
 from ..output.work import WorkFolder
-from ..progress import Progress, Silent
+from ..progress import Progress, heard
 from ..report.page import render
+from ..report.pieces import digest, figure, figure_names
 from ..targets.module_tree import plan_as_built
 from ..targets.projections import Carrier, Plan, Target
 from ..targets.selection import Selection
 from .announce import announce
+from .result import Result
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,8 +39,8 @@ if TYPE_CHECKING:
 _LARGE_SIDE = 3072  # above, two Gram matrices at a time take more memory than the tenth of time that they save
 
 
-@dataclass(frozen=True)
-class Analysis:
+@dataclass(frozen=True, repr=False)
+class Analysis(Result):
     """The document that analysis.json holds, and the folder it was written to."""
 
     document: dict[str, Any]
@@ -53,12 +56,36 @@ class Analysis:
         """Matrices that could not be analysed, with the reason."""
         return list(self.document["skipped"])
 
+    def told(self) -> str:
+        """Of which model, and where the report lies."""
+        names = [self.document["model"]["name"], *(other["name"] for other in self.document["against"])]
+        counts = f"{len(self.document['matrices'])} matrices, {len(self.document['findings'])} findings"
+        return f"of {' against '.join(names)}: {counts}, {self.report}"
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One record a matrix and fine-tune, as in metrics.csv."""
+        return metric_rows(self.document)
+
+    @property
+    def figures(self) -> list[str]:
+        """Names of the figures of the report, for `figure`."""
+        return figure_names(self.document)
+
+    def figure(self, name: str, metric: str | None = None) -> Any:
+        """A figure of the report as a plotly.graph_objects.Figure, such as "spectra-q"; of a map ("map-weights")
+        that of `metric`, a column of metrics.csv. OptionError for names that are not in `figures`."""
+        return figure(self.document, name, metric)
+
+    def _repr_html_(self) -> str:
+        return digest(self.document, str(self.report))
+
     def to_json(self) -> dict[str, Any]:
         """What `--json` prints: the document, where it lies, and what went over the network."""
         traffic = self.traffic.to_json() if self.traffic else None
         return {"folder": str(self.folder), "traffic": traffic, **self.document}
 
 
+@shows_progress
 def analyze(
     model: str | Path,
     *,
@@ -75,7 +102,7 @@ def analyze(
     overwrite: bool = False,
     force: bool = False,
     resume: bool = False,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     **source: Unpack[SourceOptions],
 ) -> Analysis:
     """Measure every W^Q and W^V of `model` and write report.html, analysis.json and metrics.csv.
@@ -88,7 +115,7 @@ def analyze(
     A matrix with NaN or infinity is left out and named in `skipped`; the rest is analysed. Raises CheckpointError,
     TargetError, OptionError or OutputError; NumericalError if no matrix could be analysed.
     """
-    progress = progress or Silent()
+    progress = heard(progress)
     started = time.monotonic()
     checkpoint = open_checkpoint(model, **source)
     plan, selection = plan_as_built(checkpoint, Selection(tuple(roles), layers, q_tensor, v_tensor))
@@ -146,11 +173,11 @@ def _measure(job: AnalysisJob, work: WorkFolder, progress: Progress) -> dict[str
     at_once = 2 if max(min(target.shape) for target in job.plan.targets) <= _LARGE_SIDE else 1
     of = len(job.plan.carriers)
     with ieee():
-        for _, records in stream(job.checkpoint.files, waiting, work_on, device, progress.notice, at_once, of):
+        for carrier, records in stream(job.checkpoint.files, waiting, work_on, device, progress.notice, at_once, of):
             rows.update(records)
             work.record({"records": records})
-            for label in records:
-                progress.advance(label)
+            for at, label in enumerate(records):
+                progress.advance(label, 0 if at else carrier.stored.nbytes)
     return rows
 
 
