@@ -30,7 +30,7 @@ class Strip:
         self.close()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # tqdm says that it could draw nicer with ipywidgets
-            from tqdm.auto import tqdm
+            from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
             self._bar = tqdm(total=total, initial=done, desc=stage, leave=False, file=sys.stdout)
 

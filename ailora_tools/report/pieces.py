@@ -49,7 +49,7 @@ def figure(document: Document, name: str, metric: str | None = None) -> Any:
         drawn = _coloured(overview, metric)
     elif metric is not None:
         raise OptionError(f"Figure {name!r} is no map, and so takes no metric.", "Leave `metric` out.")
-    from plotly.graph_objects import Figure
+    from plotly.graph_objects import Figure  # type: ignore[import-untyped]
 
     return Figure(data=drawn["data"], layout={**drawn["layout"], "template": "plotly_white"})
 

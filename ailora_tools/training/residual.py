@@ -69,6 +69,11 @@ def residualize(model: nn.Module, adapter_dir: str | Path) -> Residualized:
 
     Raises TargetError, and changes nothing, where a module is missing or quantised, where the weights are those of
     another model, or where they are residualised already; NumericalError where their dtype cannot hold the residual.
+
+    >>> taken = residualize(original, "start/ailora_init")
+    >>> taken.exact
+    True
+    >>> taken.undo()
     """
     with ieee():
         return _residualize(model, start_folder(adapter_dir))

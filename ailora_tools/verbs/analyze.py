@@ -114,6 +114,13 @@ def analyze(
 
     A matrix with NaN or infinity is left out and named in `skipped`; the rest is analysed. Raises CheckpointError,
     TargetError, OptionError or OutputError; NumericalError if no matrix could be analysed.
+
+    >>> found = analyze("model", rank=2, output="report")
+    >>> found.report.name, len(found.document["matrices"])
+    ('report.html', 4)
+    >>> [row["layer"] for row in found.rows() if row["role"] == "q"]
+    [0, 1]
+    >>> figure = found.figure("spectra-q")  # a plotly.graph_objects.Figure
     """
     progress = heard(progress)
     started = time.monotonic()

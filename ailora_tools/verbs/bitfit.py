@@ -69,6 +69,10 @@ def bitfit(
     """Write bitfit.json, the names of all biases of `model`, and a card (not with `dry_run`); only headers are read.
 
     Raises OptionError for a model without biases (LLaMA and its kin): there BitFit has nothing to train.
+
+    >>> found = bitfit("encoder", output="biases")
+    >>> found.biases[0]
+    'bert.embeddings.LayerNorm.bias'
     """
     checkpoint = open_checkpoint(model, **source)
     shapes = {name: stored.shape for name, stored in checkpoint.tensors.items() if stored.dtype not in _BUFFERS}

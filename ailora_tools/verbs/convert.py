@@ -161,6 +161,10 @@ def convert(
 
     Raises CheckpointError, TargetError (DoRA, or an adapter of another start), OptionError, NumericalError or
     OutputError.
+
+    >>> made = convert("start/ailora_init", "start", "plain")
+    >>> made.modules[0].rank, made.modules[0].changed  # nothing was trained here
+    (4, False)
     """
     if dtype not in FACTOR_DTYPES or (rank is not None and rank < 1):
         known = ", ".join(FACTOR_DTYPES)

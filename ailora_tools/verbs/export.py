@@ -79,6 +79,9 @@ def export(
     goes into B.
 
     Raises CheckpointError, TargetError for DoRA, `modules_to_save` and models the trainer does not know, OutputError.
+
+    >>> export("start", "mlx", "for-mlx").files
+    ('adapters.safetensors', 'adapter_config.json', 'lora_config.yaml')
     """
     row = find_trainer(to)
     root = user_path(adapter, "ADAPTER")

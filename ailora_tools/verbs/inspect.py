@@ -87,6 +87,10 @@ def inspect_checkpoint(
     """Find W^Q and W^V of `model` (a folder, one .safetensors file or a Hub id) without reading any weight.
 
     Raises CheckpointError for damaged files and TargetError where the projections cannot be told.
+
+    >>> found = inspect_checkpoint("model")
+    >>> [target.label for target in found.plan.targets]
+    ['q 0', 'v 0', 'q 1', 'v 1']
     """
     checkpoint = open_checkpoint(model, **source)
     selection = Selection(tuple(roles), layers, q_tensor, v_tensor)

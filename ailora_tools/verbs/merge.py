@@ -97,6 +97,10 @@ def merge(
     for a plain LoRA. `base_dtype` "float32" widens the changed tensors. Inputs are never changed.
 
     Raises CheckpointError, TargetError where the two do not belong together, OptionError, NumericalError, OutputError.
+
+    >>> made = merge("start", "start/ailora_init", "merged")
+    >>> len(made.modules), made.dtypes
+    (4, ('F32',))
     """
     if base_dtype not in BASE_DTYPES:
         raise OptionError(f"base dtype {base_dtype!r}: it must be {' or '.join(BASE_DTYPES)}.")

@@ -28,7 +28,7 @@ class Result:
     def to_dataframe(self) -> Any:
         """`rows` as a pandas.DataFrame. AiloraError where pandas is not installed: this package does not need it."""
         try:
-            import pandas
+            import pandas  # type: ignore[import-untyped]
         except ImportError:
             raise AiloraError(
                 "to_dataframe() makes a pandas.DataFrame, and pandas is not installed.",

@@ -80,6 +80,10 @@ def verify(
     `source`, read with `options`, defaults to the folder that the manifest names; a model on the Hub is only read
     again if it is given. It is an error if one is given and cannot be opened. Raises VerificationError for a manifest
     that is changed or not there; every other fault is a check that does not hold.
+
+    >>> found = verify("start")
+    >>> found.holds, [check.name for check in found.checks if not check.holds]
+    (True, [])
     """
     progress = heard(progress)
     folder = user_path(folder, "DIR")
