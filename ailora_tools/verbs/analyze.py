@@ -12,12 +12,12 @@ from ..analysis.allocation import parse_budget, suggest_ranks
 from ..analysis.document import AnalysisJob, write_up
 from ..analysis.tuned import open_tuned
 from ..checkpoint.index import Checkpoint, open_checkpoint
-from ..checkpoint.source import SourceOptions
+from ..checkpoint.source import SourceOptions, user_path
 from ..checkpoint.transfer import Traffic
 from ..display.shown import shows_progress
 from ..errors import NumericalError, OptionError, listed
 from ..metrics.heads import Heads, read_heads
-from ..output.analysis import dump, metric_rows, metrics_csv
+from ..output.analysis import dump, metric_rows, metrics_csv, read_analysis
 from ..output.atomic import Output, building
 from ..output.names import ANALYSIS, METRICS, RANKS, REPORT
 from ..output.place import output_folder
@@ -46,6 +46,12 @@ class Analysis(Result):
     document: dict[str, Any]
     folder: Path
     traffic: Traffic | None = None
+
+    @classmethod
+    def read(cls, folder: str | Path) -> Analysis:
+        """One that was written before. CheckpointError if the folder does not hold an analysis of this version."""
+        path = user_path(folder, "ANALYSIS")
+        return cls(read_analysis(path), path if path.is_dir() else path.parent)
 
     @property
     def report(self) -> Path:

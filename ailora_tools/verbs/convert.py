@@ -80,13 +80,9 @@ class Conversion(Result):
     _columns = ("module", "rank", "filled", "changed", "error", "truncated")
 
     def told(self) -> str:
-        """For which model, how exact, and where it lies."""
+        """Of which modules, how exact, and where it lies."""
         worst = max((module.error for module in self.modules), default=0.0)
-        return f"for {self.base}: {len(self.modules)} modules, error at most {worst:.1e}, {self.folder}"
-
-    def rows(self) -> list[dict[str, Any]]:
-        """One record a module."""
-        return [asdict(module) for module in self.modules]
+        return f"of {len(self.modules)} modules for {self.base}, error at most {worst:.1e}, {self.folder}"
 
     def to_json(self) -> dict[str, Any]:
         """What `--json` prints; `kept` names tensors that were copied as they are (`modules_to_save`, biases), `added`

@@ -65,10 +65,6 @@ class Merge(Result):
         """How many tensors changed, and where the model is."""
         return f"of {len(self.modules)} tensors, {self.folder}"
 
-    def rows(self) -> list[dict[str, Any]]:
-        """One record a tensor."""
-        return [asdict(module) for module in self.modules]
-
     def to_json(self) -> dict[str, Any]:
         """What `--json` prints."""
         return {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from html import escape
 from typing import Any
 
@@ -13,8 +14,10 @@ _CELL = "padding:2px 12px 2px 0;text-align:left"
 
 
 class Result:
-    """A result that does not print all it holds. `_columns` are those of its rows that a notebook shows."""
+    """A result that does not print all it holds. `_held` is the field with its records, dataclasses; `_columns` are
+    those of its rows that a notebook shows."""
 
+    _held: str = "modules"
     _columns: Sequence[str] = ()
 
     def told(self) -> str:
@@ -22,8 +25,8 @@ class Result:
         raise NotImplementedError
 
     def rows(self) -> list[dict[str, Any]]:
-        """One record for each thing in it, such as a matrix or a check."""
-        raise NotImplementedError
+        """One record for each thing in it, such as a module or a check."""
+        return [asdict(record) for record in getattr(self, self._held)]
 
     def to_dataframe(self) -> Any:
         """`rows` as a pandas.DataFrame. AiloraError where pandas is not installed: this package does not need it."""

@@ -36,7 +36,7 @@ from .result import Result
 class Verification(Result):
     """The checks in order; `source` is the checkpoint compared with, None if the hashes alone were used."""
 
-    _columns = ("name", "holds", "detail")
+    _held, _columns = "checks", ("name", "holds", "detail")
 
     folder: Path
     source: str | None
@@ -52,10 +52,6 @@ class Verification(Result):
         broken = [check.name for check in self.checks if not check.holds]
         verdict = f"does not hold ({', '.join(broken)})" if broken else "holds"
         return f"of {self.folder}: {verdict}, compared with {self.source or 'hashes alone'}"
-
-    def rows(self) -> list[dict[str, Any]]:
-        """One record a check."""
-        return [asdict(check) for check in self.checks]
 
     def to_json(self) -> dict[str, Any]:
         """What `--json` prints."""

@@ -18,7 +18,6 @@ from kit.adapters import prepare
 import ailora_tools
 from ailora_tools import AiloraError, analyze, bitfit, convert, export, inspect_checkpoint, merge, verify
 from ailora_tools.errors import OptionError
-from ailora_tools.output.analysis import read_analysis
 
 NAMES = ("inspection", "analysis", "initialization", "verification", "conversion", "merge", "exported", "biases")
 
@@ -131,7 +130,7 @@ def test_a_map_is_drawn_of_any_metric(results: dict[str, Any]) -> None:
 
 def test_an_analysis_that_was_read_again_has_the_same_figures(results: dict[str, Any]) -> None:
     analysis = results["analysis"]
-    again = ailora_tools.Analysis(read_analysis(analysis.folder), analysis.folder)
+    again = ailora_tools.Analysis.read(analysis.folder)
     assert again.figures == analysis.figures and repr(again) == repr(analysis)
 
 
