@@ -27,14 +27,16 @@ def lr_groups(model: nn.Module, adapter_dir: str | Path, lr: float) -> list[dict
     its rows: decay moves the model away from the original there, where in a plain LoRA it moves it back. The others
     keep what the optimiser is given. `decay_to_start` decays towards the start instead.
 
-        optimizer = torch.optim.AdamW(lr_groups(model, adapter_dir, lr=1e-3))
-
     Where several projections share a module they share A and B and so one learning rate, which cannot make them move
     alike: a warning says so.
 
     Raises CheckpointError if there is no lr_groups.json or manifest beside `adapter_dir`, TargetError where LoRA is not
     on those modules, or at random, or on the original of `--no-base` without `attach` or another way to take its part
     out (`check_start` looks closer; this holds for resumed training, too).
+
+    >>> optimizer = torch.optim.AdamW(lr_groups(model, "start/ailora_init", lr=1e-3))
+    >>> all(group["lr"] > 0 for group in optimizer.param_groups)
+    True
     """
     document = read_lr_groups(init_folder(adapter_dir))
     scales = document.modules
@@ -73,6 +75,9 @@ def freeze_b(model: nn.Module, adapter_dir: str | Path) -> int:
     Call it once, before the optimiser is made, on the PeftModel loaded from `adapter_dir`. Elsewhere it does nothing.
 
     Raises CheckpointError if there is no manifest beside `adapter_dir`, TargetError as `lr_groups`.
+
+    >>> freeze_b(model, "start/ailora_init")  # the method is ailora here, which trains B
+    0
     """
     wanted = {record.module for record in manifest_of(adapter_dir).modules if RULES[record.rule].frozen_b}
     require_loaded(model, adapter_dir)

@@ -11,6 +11,7 @@ from typing import Any, Unpack
 from ..adapters.peft import ADAPTER_CONFIG
 from ..checkpoint.index import Checkpoint, read_checkpoint
 from ..checkpoint.source import SourceOptions, user_path
+from ..display.shown import shows_progress
 from ..methods import RULES, Method, find_method
 from ..output.adapter import AdapterWriter
 from ..output.atomic import Output, building, require_possible
@@ -25,7 +26,7 @@ from ..output.ranks import Ranks, read_ranks
 from ..output.sources import Sources
 from ..output.spans import sha256, write_json, write_text
 from ..output.work import WorkFolder, find
-from ..progress import Progress, Silent
+from ..progress import Progress, heard
 from ..surgery.describe import adapter_name, card, extra_record, manifest, peft_config, provenance
 from ..surgery.operation import Operation, plan_operation
 from ..surgery.settings import Settings
@@ -37,13 +38,16 @@ from ..team.team import Job, find_team
 from .announce import announce
 from .init_matrices import call_for_plan, computing, help_init, unpacked
 from .processes import Library, Matrix, agree_on_kind, call_for_work, device_of, is_published, processes, publishing
+from .result import Result
 
 _POOR = 0.01  # of norm(W); rounding a residual to bfloat16 costs 0.0016
 
 
-@dataclass(frozen=True)
-class Initialization:
+@dataclass(frozen=True, repr=False)
+class Initialization(Result):
     """The planned operation, where its results lie, and their manifest (None after a dry run)."""
+
+    _columns = ("module", "role", "rule", "rank", "gap", "survival", "reconstruction_error", "motion")
 
     operation: Operation
     manifest: Manifest | None
@@ -62,6 +66,18 @@ class Initialization:
         """The frozen adapter, with `no_base`."""
         return self.folder / OFFSET_FOLDER
 
+    def told(self) -> str:
+        """By which method, of how many matrices, and where it lies."""
+        if self.manifest is None:
+            return f"of {self.operation.checkpoint.location}: a dry run, nothing written to {self.folder}"
+        worst = max(record.reconstruction_error for record in self.manifest.modules)
+        method, count = self.operation.settings.method, len(self.manifest.modules)
+        return f"by {method}: {count} matrices, reconstruction error at most {worst:.1e}, {self.folder}"
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One record a matrix, as in ailora.json; none after a dry run."""
+        return [asdict(record) for record in self.manifest.modules] if self.manifest else []
+
     def to_json(self) -> dict[str, Any]:
         """What `--json` prints: where things lie, the bytes, and every module with its numbers."""
         modules = self.manifest.modules if self.manifest else ()
@@ -78,6 +94,7 @@ class Initialization:
         }
 
 
+@shows_progress
 def initialize(
     model: str | Path = ".",
     rank: int | None = None,
@@ -110,7 +127,7 @@ def initialize(
     dry_run: bool = False,
     mixed: bool = False,
     shared_folder: bool = True,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     **source: Unpack[SourceOptions],
 ) -> Initialization:
     """Write an adapter that starts from the weights, and the base without what went into it.
@@ -140,8 +157,14 @@ def initialize(
 
     Raises CheckpointError, TargetError, OptionError, NumericalError or OutputError. Then nothing stands under
     the final name; the source is never written to.
+
+    >>> made = initialize("model", rank=2, output="made")
+    >>> made.adapter.name, [record.role for record in made.manifest.modules]
+    ('ailora_init', ['q', 'v', 'q', 'v'])
+    >>> max(record.reconstruction_error for record in made.manifest.modules) < 1e-6
+    True
     """
-    progress = progress or Silent()
+    progress = heard(progress)
     sizes = Ranks(None, {}, {}) if ranks is None else read_ranks(user_path(ranks, "--ranks"))
     general = rank if rank is not None else sizes.rank or 8
     row, roles = find_method(method, roles)
@@ -234,12 +257,12 @@ class _Run:
             computed = computing(operation, device, progress.notice)
             for matrix, part in share(self.job, "matrices", waiting, computed, spool, progress):
                 folder.store(*unpacked(matrix.carrier, part, operation, device))
-                progress.advance(matrix.carrier.label)
+                progress.advance(matrix.carrier.label, matrix.nbytes)
                 check.look()
             progress.start("Copying", len(base.shards), 0)
             extras = [_store_extra(extra, operation, adapter) for extra in operation.extras]
             for shard in folder.seal():
-                progress.advance(shard)
+                progress.advance(shard, operation.layouts[shard].size)
             verdict = check.finish()
             records = [record for carrier in carriers for record in folder.records[carrier.module]]
             _tell([*verdict.notices, *_warnings(records)], progress)
