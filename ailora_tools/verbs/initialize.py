@@ -321,10 +321,11 @@ def _warnings(records: Sequence[ModuleRecord]) -> Iterator[str]:
             f"{_POOR:.0%}, {worst.module} by {worst.reconstruction_error:.1%}; a residual in {worst.base_dtype} cannot "
             f"hold what {worst.rule} moves: use --base-dtype float32"
         )
-    if any(RULES[record.rule].frozen_b for record in records):
+    for factor in sorted({RULES[record.rule].frozen for record in records} - {""}):
         yield (
-            "B is to stay frozen, and the adapter's config cannot say so: call ailora_tools.freeze_b(model, "
-            "adapter_dir) after loading; a trainer that loads the adapter by itself would train B too"
+            f"{factor} is to stay frozen, and the adapter's config cannot say so: call "
+            f"ailora_tools.freeze_{factor.lower()}(model, adapter_dir) after loading; a trainer that loads the adapter "
+            f"by itself would train {factor} too"
         )
 
 
