@@ -73,6 +73,9 @@ def freeze_a(model: nn.Module, adapter_dir: str | Path) -> int:
     """Take A out of training where the method wants it frozen (PiCa, arXiv 2505.20211); how many matrices that are.
 
     As `freeze_b` in all else.
+
+    >>> freeze_a(model, "start/ailora_init")  # the method is ailora here, which trains A
+    0
     """
     return _freeze(model, adapter_dir, "A")
 
