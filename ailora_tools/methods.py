@@ -28,12 +28,13 @@ _EXAMPLE = "q=principal,v=minor"
 
 @dataclass(frozen=True)
 class Rule:
-    """What one adapter starts from; `moved` if that leaves the base, `frozen_b` if only A is to be trained."""
+    """What one adapter starts from; `moved` if that leaves the base. `frozen` is the factor that is not to be trained,
+    "A" or "B", if any."""
 
     name: str
     summary: str
     moved: bool = True
-    frozen_b: bool = False
+    frozen: str = ""
 
 
 RULES: Mapping[str, Rule] = {
@@ -49,7 +50,11 @@ RULES: Mapping[str, Rule] = {
             "Nystroem approximation of W from its first r rows and columns; it may be larger than W itself, and a base "
             "stored in 16 bits then loses much of W to rounding",
         ),
-        Rule("minor-left", "B: minor left singular vectors, frozen; A: zero", moved=False, frozen_b=True),
+        Rule("minor-orthonormal", "smallest singular components, each of size 1 whatever its singular value"),
+        Rule("minor-left", "B: minor left singular vectors, frozen; A: zero", moved=False, frozen="B"),
+        Rule("principal-right", "A: principal right singular vectors; B: zero", moved=False),
+        Rule("minor-right", "A: minor right singular vectors; B: zero", moved=False),
+        Rule("principal-right-frozen", "the same as principal-right, with A frozen", moved=False, frozen="A"),
         Rule("kaiming", "A random, B zero", moved=False),
     )
 }
@@ -127,6 +132,29 @@ METHODS: Mapping[str, Method] = {
         Method(
             "mica", "MiCA, arXiv 2604.01694", "minor left singular vectors in a frozen B, zero A, base untouched",
             every="minor-left",
+        ),
+        Method(
+            "rlpo", "RLPO, arXiv 2606.31813", "principal right singular vectors in A, zero B, base untouched",
+            every="principal-right",
+        ),
+        Method(
+            "rlmo", "RLMO, arXiv 2606.31813", "minor right singular vectors in A, zero B, base untouched",
+            every="minor-right",
+        ),
+        Method(
+            "pica", "PiCa, arXiv 2505.20211",
+            "principal right singular vectors in a frozen A, zero B, base untouched (every layer has its own B)",
+            every="principal-right-frozen",
+        ),
+        Method(
+            "olora-tail", "OLoRA-tail, arXiv 2606.02437",
+            "minor singular vectors without their singular values, taken out of the base",
+            every="minor-orthonormal",
+        ),
+        Method(
+            "ailora-orthonormal", "control for AILoRA",
+            "AILoRA's directions in A, zero B, base untouched: both roles move alike",
+            {"q": "principal-right", "v": "minor-right"},
         ),
         Method(
             "lora", "LoRA, arXiv 2106.09685", "random A, zero B, base untouched: the control",

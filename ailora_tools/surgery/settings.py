@@ -137,14 +137,12 @@ def _misread(settings: Settings, plan: Plan) -> Iterator[str]:
 
 
 def _half_frozen(method: Method, plan: Plan) -> Iterator[str]:
-    """Fused modules of whose B one part should be frozen and another trained."""
-    mixed = [
-        carrier for carrier in plan.carriers if len({method.rule(one.role).frozen_b for one in carrier.targets}) > 1
-    ]
+    """Fused modules of whose B (or A) one part should be frozen and another trained."""
+    mixed = [carrier for carrier in plan.carriers if len({method.rule(one.role).frozen for one in carrier.targets}) > 1]
     if mixed:
         parts = ", ".join(f"{target.role}={method.rule(target.role).name}" for target in mixed[0].targets)
         shared = listed([carrier.module for carrier in mixed])
-        yield f"{shared} has one B for {parts}, of which only a part is to be frozen"
+        yield f"{shared} has one A and one B for {parts}, of which only a part is to be frozen"
 
 
 def _ranks(settings: Settings, plan: Plan) -> Iterator[str]:
