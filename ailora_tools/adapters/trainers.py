@@ -70,13 +70,14 @@ COMPONENTS = ("unet", "transformer", "transformer_2", "text_encoder", "text_enco
 _WIDER = "Save the adapter in a wider type: `ailora-tools convert` has --dtype, trainers have options of their own."
 _ROTATED = {"llama", "mistral", "gemma", "gemma2"}
 _STRAIGHT = {"qwen2", "qwen3"}
-_TORCHTUNE = re.compile(r"(?:model\.)?layers\.(\d+)\.self_attn\.([qkvo])_proj")
+_TORCHTUNE = re.compile(r"(?:model\.)?layers\.(\d+)\.(self_attn\.[qkvo]_proj|mlp\.(?:gate|up|down)_proj)")
 _TORCHTUNE_NAMES = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "output_proj"}
 _OF_TORCHTUNE = re.compile(r"layers\.(\d+)\.(attn|mlp)\.(\w+)\.lora_([ab])\.weight")
 _PEFT_NAMES = {
     "attn": {f"{name}": f"self_attn.{role}_proj" for role, name in _TORCHTUNE_NAMES.items()},
     "mlp": {"w1": "mlp.gate_proj", "w2": "mlp.down_proj", "w3": "mlp.up_proj"},
 }
+_TO_TORCHTUNE = {path: (part, name) for part, names in _PEFT_NAMES.items() for name, path in names.items()}
 METADATA = "lora_adapter_metadata"  # of the header, diffusers/loaders/lora_base.py
 
 
@@ -85,18 +86,24 @@ def torchtune(pairs: Mapping[str, Pair], context: Context) -> Export:
     rotates = _rotates(context.model)
     rank, evened = _evened(pairs)
     tensors: dict[str, Tensor] = {}
-    projections = set()
+    names: dict[str, set[str]] = {"attn": set(), "mlp": set()}
     for module, pair in evened.items():
         found = _TORCHTUNE.fullmatch(module)
         if found is None:
-            raise TargetError(f"{module}: torchtune has no such module; only self_attn projections can be exported.")
-        role = found[2]
-        rotated = rotates and role in "qk"
-        B = _interleave(pair.B, _heads(context.model, role, module, pair.B)) if rotated else pair.B
-        stem = f"layers.{found[1]}.attn.{_TORCHTUNE_NAMES[role]}"
+            raise TargetError(f"{module}: torchtune has no such module; only self_attn and mlp can be exported.")
+        part, name = _TO_TORCHTUNE[found[2]]
+        rotated = rotates and name in ("q_proj", "k_proj")
+        B = _interleave(pair.B, _heads(context.model, name[0], module, pair.B)) if rotated else pair.B
+        stem = f"layers.{found[1]}.{part}.{name}"
         tensors |= {f"{stem}.lora_a.weight": pair.A, f"{stem}.lora_b.weight": B.contiguous()}
-        projections.add(_TORCHTUNE_NAMES[role])
-    settings = {"lora_attn_modules": sorted(projections), "apply_lora_to_mlp": False, "apply_lora_to_output": False,
+        names[part].add(name)
+    if names["mlp"] and (lacking := _PEFT_NAMES["mlp"].keys() - names["mlp"]):
+        raise TargetError(
+            f"torchtune adapts all of an MLP or nothing of it, and the adapter has no {', '.join(sorted(lacking))}.",
+            "Start from all of gate, up and down, or from none.",
+        )
+    settings = {"lora_attn_modules": sorted(names["attn"]), "apply_lora_to_mlp": bool(names["mlp"]),
+                "apply_lora_to_output": False,
                 "lora_rank": rank, "lora_alpha": rank, "lora_dropout": 0.0}  # fmt: skip
     return Export(tensors, {}, {"torchtune_model.json": {"model": settings}})
 

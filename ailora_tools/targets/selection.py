@@ -9,9 +9,9 @@ from ..errors import OptionError
 
 @dataclass(frozen=True)
 class Selection:
-    """`roles` ("q", "k", "v", "o"); `layers`, a list such as "0-3,8"; `q_tensor` and `v_tensor`, tensor names with
-    `{layer}` that replace what the table of architectures says; `unbuilt`, modules that the class lacks, as it said
-    itself when it was asked."""
+    """`roles` (of `methods.ROLES`, or names of modules); `layers`, a list such as "0-3,8"; `q_tensor` and `v_tensor`,
+    tensor names with `{layer}` that replace what the table of architectures says; `unbuilt`, modules that the class
+    lacks, as it said itself when it was asked."""
 
     roles: tuple[str, ...] = ("q", "v")
     layers: str | None = None

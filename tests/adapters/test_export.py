@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 
 from ailora_tools import export, initialize
 from ailora_tools.adapters.peft import ADAPTER_WEIGHTS
+from ailora_tools.adapters.trainers import peft_rows
 from ailora_tools.errors import AiloraError, OutputError, TargetError
 from ailora_tools.output.names import RESULT
 
@@ -55,6 +56,22 @@ def test_torchtune_keeps_rows_of_qwen_and_refuses_what_it_does_not_know(tmp_path
     with pytest.raises(TargetError, match="row order is known here for"):
         export(other, "torchtune", tmp_path / "no")
     assert not (tmp_path / "no").exists()
+
+
+def test_torchtune_takes_a_whole_mlp_and_what_it_saves_is_read_back(tmp_path: Path) -> None:
+    folder = start("llama", tmp_path, method="pissa", roles=("q", "k", "v", "o", "gate", "up", "down"))
+    done = export(folder, "torchtune", tmp_path / "out")
+    settings = json.loads((done.folder / "torchtune_model.json").read_text())["model"]
+    assert settings["apply_lora_to_mlp"] and len(settings["lora_attn_modules"]) == 4
+    config = json.loads((folder / "config.json").read_text())
+    rows = peft_rows(torch.load(done.folder / "adapter_model.pt", weights_only=True), config, "it")
+    ours = load_file(folder / "ailora_init" / ADAPTER_WEIGHTS)
+    assert ours.keys() == {f"base_model.model.{name}.lora_{side}.weight" for name in rows for side in "AB"}
+    for name, pair in rows.items():
+        assert all(torch.equal(pair[side], ours[f"base_model.model.{name}.lora_{side}.weight"]) for side in "AB")
+    half = start("llama", tmp_path / "half", method="pissa", roles=("q", "gate"))
+    with pytest.raises(TargetError, match="all of an MLP or nothing"):
+        export(half, "torchtune", tmp_path / "no")
 
 
 class Attention(mnn.Module):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import pytest
 import torch
 import transformers as hf
 from kit.adapters import near
+from kit.asked_here import Here
 from kit.cards import run_card
 from kit.checkpoints import tree
 from kit.interruption import Interrupting, join_workers
@@ -27,7 +27,6 @@ from ailora_tools.checkpoint.stream import matrix_bytes
 from ailora_tools.errors import AiloraError, TargetError
 from ailora_tools.output.spans import sha256
 from ailora_tools.targets import module_tree
-from ailora_tools.targets.built_class import look
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what PEFT and transformers warn of, the checks find
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "vocab_size": 60}
@@ -102,20 +101,6 @@ CASES = {
     "tokens and a head": language({"trainable_tokens": "5", "modules_to_save": ["lm_head"]}, HEAD, TOKENS),
     "no base": language({**BOTH, "no_base": True}, HEAD, EMBEDDED),
 }  # fmt: skip
-
-
-class Here:
-    """The question to the class, answered in this process: the tests of the isolated one are in test_isolation, and the
-    guide's commands ask it. A start of its own for each question would cost a minute here."""
-
-    def __init__(self, question: dict[str, Any], model: Path | None) -> None:
-        self.question = json.loads(json.dumps(question))
-
-    def poll(self) -> int:
-        return 0
-
-    def communicate(self, timeout: float) -> tuple[str, str]:
-        return json.dumps(look(self.question)), ""
 
 
 @pytest.fixture(autouse=True, scope="module")
