@@ -10,7 +10,7 @@ from ..checkpoint.index import Checkpoint
 from ..matrices.quantisation import BARE, logical_name
 from .architectures import BODIES, BY_MODEL_TYPE, FUSED
 from .matching import Match
-from .rows import Architecture
+from .rows import MLP_LAYOUTS, Architecture
 
 _LATEST_MAJOR = 5
 
@@ -69,7 +69,9 @@ def holds_several(checkpoint: Checkpoint, tensor: str) -> bool:
     """Whether several projections lie in one tensor."""
     row = BY_MODEL_TYPE.get(checkpoint.model_type or "")
     stem = tensor.removesuffix(".weight")
-    return any(stem == leaf or stem.endswith(f".{leaf}") for leaf in (*FUSED, *(row.layouts if row else ())))
+    layouts = {**MLP_LAYOUTS, **(row.layouts if row else {})}
+    several = (*FUSED, *(leaf for leaf, layout in layouts.items() if not layout.single))
+    return any(stem == leaf or stem.endswith(f".{leaf}") for leaf in several)
 
 
 _RENAMED_HEADS: dict[tuple[str | None, str], str] = {

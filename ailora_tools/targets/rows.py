@@ -69,7 +69,8 @@ MLP_LEAVES: Mapping[str, tuple[str, ...]] = {
     ),
 }  # fmt: skip
 BERT_MLP = {"up": "intermediate.dense", "down": "output.dense"}  # modules of the layer itself
-_MLP_LAYOUTS = {"gate_up_proj": GATE_AND_UP, "Wi": GATE_AND_UP, "input_linear": GATE_AND_UP}
+# Of those, tensors that hold two.
+MLP_LAYOUTS = {"gate_up_proj": GATE_AND_UP, "Wi": GATE_AND_UP, "input_linear": GATE_AND_UP}
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ class Architecture:
 
     def layout(self, leaf: str) -> Layout | None:
         """How a tensor of that name holds several projections; None where it is one."""
-        return self.layouts.get(leaf) or _MLP_LAYOUTS.get(leaf)
+        return self.layouts.get(leaf) or MLP_LAYOUTS.get(leaf)
 
     def proves(self, model_type: str) -> bool:
         """Whether a test has run the class of this type and seen what the row says of it."""
