@@ -39,7 +39,7 @@ class Pulse:
     def __init__(self, board: Board, rank: int, size: int, about: dict[str, Any]) -> None:
         self._board, self._rank = board, rank
         self._heard = range(1, size) if rank == 0 else range(1)
-        self._said: dict[str, Any] = {**about, "beat": 0, "done": 0, "bytes": 0}
+        self._said: dict[str, Any] = {**about, "beat": 0, "done": 0, "bytes": 0, "cost": 0.0}
         self._looks = 0
         self.signs: dict[int, Sign] = {}
         self.abort: dict[str, Any] | None = None
@@ -56,10 +56,15 @@ class Pulse:
         self._stop.set()
         self._thread.join()
 
-    def done(self, nbytes: int) -> None:
+    def done(self, nbytes: int, cost: float) -> None:
         """One more item is done, which took so many bytes to read."""
         self._said["done"] += 1
         self._said["bytes"] += nbytes
+        self._said["cost"] += cost
+
+    def said(self) -> dict[int, dict[str, Any]]:
+        """What this process and those it listens to said last, by rank."""
+        return {self._rank: dict(self._said), **{rank: sign.said for rank, sign in list(self.signs.items())}}
 
     def silence(self, rank: int) -> float:
         """Seconds since the last sign of life of another process, negative while it may still be starting."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +12,34 @@ import pytest
 from kit.checkpoints import llama_tensors, write_checkpoint
 
 from ailora_tools import initialize
+from ailora_tools.checkpoint.transfer import Traffic
+from ailora_tools.cli.terminal import standing as standing_text
 from ailora_tools.errors import TeamError
 from ailora_tools.output.manifest import read_manifest
+from ailora_tools.progress import Standing
 from ailora_tools.team import board, team
+from ailora_tools.team import standing as room
 from ailora_tools.team.board import Alone, Shared
 from ailora_tools.team.part import Mail, Part, Spool
 from ailora_tools.team.place import Place, read_place
+from ailora_tools.team.pulse import Sign
 from ailora_tools.team.team import Job
-from ailora_tools.verbs.processes import require_alike
+from ailora_tools.verbs.processes import credit, require_alike, spending
 
 TORCHRUN = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "host",
             "MASTER_PORT": "29500", "TORCHELASTIC_RESTART_COUNT": "3", "TORCHELASTIC_RUN_ID": "run",
             "TORCHELASTIC_USE_AGENT_STORE": "True"}  # fmt: skip
 KIND = {"cpu": "A", "device": "cpu", "threads": 1}
 BLOBS = [b"x" * 10, b"", bytes(range(256)) * 40]
+
+
+@dataclass(frozen=True)
+class Thing:
+    """Something to be done."""
+
+    name: str
+    cost: float
+    nbytes: int
 
 
 class Store:
@@ -104,3 +119,28 @@ def test_a_process_of_another_kind_is_refused_or_named() -> None:
     with pytest.raises(TeamError, match=r"process 1 of 2 .* cpu 'B' \(the first process: 'A'\)"):
         require_alike(job, KIND, {**KIND, "cpu": "B"}, mixed=False)
     assert require_alike(job, KIND, {**KIND, "cpu": "B", "threads": 2}, mixed=True) == "cpu: B, threads: 2"
+
+
+def test_the_standing_counts_all_processes_and_names_the_slowest(monkeypatch: pytest.MonkeyPatch) -> None:
+    items = [Thing(f"item {number}", 10.0, 100) for number in range(8)]
+    job = Job(Place(0, 3), Alone(), Alone())
+    clock = iter((0.0, 6.0))
+    monkeypatch.setattr(room, "monotonic", lambda: next(clock))
+    look = room.standing(job, items, items[2:])  # two were done before an interruption
+    job.pulse.done(100, 10.0)
+    for rank, done in ((1, 2), (2, 0)):
+        job.pulse.signs[rank] = Sign({"done": done, "bytes": 100 * done, "cost": 10.0 * done}, 0)
+    now = Standing(3, 5, 8, 300, 6.0, 2)
+    assert look() == now
+    assert standing_text(now) == "3 processes, 5 of 8, 300 bytes, 6 s left, slowest: process 2"
+
+
+def test_what_others_read_is_counted_once() -> None:
+    theirs, ours = Traffic(), Traffic()
+    spent = spending(theirs)
+    theirs.count(10, 2, 1)
+    assert spent() == [10, 2, 1]
+    theirs.count(5, 1)
+    for rank in (0, 1):  # what this process read for its own part is counted already
+        credit(ours, Part({"spent": spent()} if rank else {"spent": [9, 9, 9]}, rank=rank))
+    assert ours == Traffic(5, 1, 0, ours._lock)
