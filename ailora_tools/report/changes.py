@@ -120,7 +120,7 @@ def _against(rows: Sequence[Row], real: Sequence[Row], at: int, name: str) -> It
     """AILoRA's premise: does Q change more than V? Only where there is a change that is not rounding or rescaling."""
     if not real:
         return
-    for key, label in (("relative_change", "‖ΔW‖/‖W‖"), ("delta_norm", "‖ΔW‖ un-normalised, as in the paper,")):
+    for key, label in (("relative_change", "‖ΔW‖/‖W‖"), ("delta_norm", "‖ΔW‖, which the paper looks at,")):
         both = distinct_pairs(rows, change_metric(at, key), at)
         if not both:
             return
@@ -147,8 +147,9 @@ def _premise(found: Comparison, key: str) -> str:
         return "W^Q and W^V changed equally"
     holds = "AILoRA's assumption holds here" if more == "W^Q" else "AILoRA's assumption does not hold here"
     if not found.decided:
-        return f"{more} changed slightly more than {less}, too unevenly over the layers to call it a difference"
-    return f"{more} changed more than {less}" + (f" ({holds})" if key == "relative_change" else " in this view")
+        view = "" if key == "relative_change" else " un-normalised"
+        return f"{more} changed slightly more than {less}{view}, too unevenly over the layers to call it a difference"
+    return f"{more} changed more than {less}" + (f" ({holds})" if key == "relative_change" else " un-normalised")
 
 
 def _layers(more: Sequence[int], found: Comparison) -> str:
@@ -183,8 +184,8 @@ def _placement(rows: Sequence[Row], at: int, name: str) -> Iterator[Finding]:
         numbers[f"{role}_{tenth}"] = share
         parts.append(f"the {tenth} tenth of {matrix(role)} takes {percent(share)} of its change ({percent(chance)})")
     yield told(
-        "placement", "result", f"{name}: where the change sits, with what chance would put there in brackets (medians)",
-        f": {parts[0]}, {parts[1]}, {parts[2]}.", numbers,
+        "placement", "result", f"{name}: {parts[0]}, {parts[1]}",
+        f"; {parts[2]} (medians; in brackets what chance would put there).", numbers,
     )  # fmt: skip
 
 

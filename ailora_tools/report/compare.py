@@ -243,7 +243,7 @@ def _table_rows(models: Sequence[Model]) -> Iterator[str]:
 
 def _csv(models: Sequence[Model]) -> str:
     """metrics.csv of all, with the model in front."""
-    lines = []
+    lines: list[str] = []
     for model in models:
         head, *rest = metrics_csv(model.document).splitlines()
         name = '"' + model.name.replace('"', '""').lstrip("=+-@\t\r") + '"'

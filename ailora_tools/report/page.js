@@ -221,17 +221,25 @@ const page = {}; // what the parts of this script share: data, state, draw
   };
   $$("[data-copy]").forEach((button) => button.addEventListener("click", () => page.copy(button.dataset.copy, button)));
 
+  function decode(text) {
+    if (Uint8Array.fromBase64) return Uint8Array.fromBase64(text);
+    const signs = atob(text);
+    const bytes = new Uint8Array(signs.length);
+    for (let at = 0; at < signs.length; at += 1) bytes[at] = signs.charCodeAt(at);
+    return bytes;
+  }
   async function unpack(id) {
     if (!$(id).textContent) return "";
-    const bytes = Uint8Array.from(atob($(id).textContent), (sign) => sign.charCodeAt(0));
+    const bytes = decode($(id).textContent);
     const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
     return new Response(stream).text();
   }
-  const idle = () => new Promise((done) => (window.requestIdleCallback || setTimeout)(done, { timeout: 500 }));
-  page.start = async () => {
+  const painted = new Promise((done) => { requestAnimationFrame(() => setTimeout(done)); setTimeout(done, 300); });
+  page.start = () => {
     if (typeof DecompressionStream === "undefined") return; // the still pictures stay
-    page.unpacked = unpack("#data").then((text) => { page.data = JSON.parse(text); page.begin(); });
-    page.ready = page.unpacked.then(idle).then(() => unpack("#plotly")).then((text) => {
+    const plotly = painted.then(() => unpack("#plotly"));
+    page.unpacked = painted.then(() => unpack("#data")).then((text) => { page.data = JSON.parse(text); page.begin(); });
+    page.ready = page.unpacked.then(() => plotly).then((text) => {
       if (!text) return; // a page without figures
       document.head.append(Object.assign(document.createElement("script"), { textContent: text }));
       page.plotly = true;

@@ -124,9 +124,10 @@ def _resolution(rows: Sequence[Row]) -> str:
     floors = [row.floor / row.singular_values[0] for row in rows if _some(row)]
     if not floors:
         return "Every value is zero: there is nothing to draw."
+    floor = typeset(f"{max(floors):.0e}")
     hidden = sum(value < row.floor for row in rows for value in row.singular_values)
     return (
-        f"Every value is known to one part in a million down to the resolvable floor, {max(floors):.0e} of the largest "
+        f"Every value is known to one part in a million down to the resolvable floor, {floor} of the largest "
         f"or better; {hidden:,} values lie below it and are not drawn."
     )
 
@@ -220,14 +221,9 @@ def _elements(parts: Parts, rows: Sequence[Row], tuned: Sequence[Mapping[str, An
 def _heads(parts: Parts, rows: Sequence[Row]) -> None:
     of = [row for row in rows if row.heads]
     cards = [
-        _by_stack(
-            parts, of, roles(of),
-            lambda role, key=key, label=label: (f"heads-{role}-{key}", f"{label} per head, {matrix(role)}",
-                                                "One cell a head."),
-            lambda own, role, key=key, label=label: figures.heads(own, role, key, label),
-        )
+        _head_cards(parts, of, key, label)
         for key, label in (("effective_rank", "Effective rank"), ("frobenius_norm", "Norm"))
-    ]  # fmt: skip
+    ]
     if of:
         parts.section(
             "heads", "Heads",
@@ -235,6 +231,14 @@ def _heads(parts: Parts, rows: Sequence[Row]) -> None:
             "⌊i · (value heads / query heads)⌋.",
             f'<div class="grid">{"".join(cards)}</div>',
         )  # fmt: skip
+
+
+def _head_cards(parts: Parts, rows: Sequence[Row], key: str, label: str) -> str:
+    return _by_stack(
+        parts, rows, roles(rows),
+        lambda role: (f"heads-{role}-{key}", f"{label} per head, {matrix(role)}", "One cell a head."),
+        lambda own, role: figures.heads(own, role, key, label),
+    )  # fmt: skip
 
 
 def _changes(parts: Parts, rows: Sequence[Row], tuned: Sequence[Mapping[str, Any]]) -> None:

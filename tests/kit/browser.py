@@ -37,7 +37,7 @@ class Page:
     def draw_all(self) -> None:
         self.page.evaluate("drawAll()")
         self.page.wait_for_function(
-            "[...document.querySelectorAll('.figure')].every(box => !box.offsetParent || box.dataset.drawn)"
+            "() => [...document.querySelectorAll('.figure')].every(box => !box.offsetParent || box.dataset.drawn)"
         )
 
     def top(self, selector: str) -> float:

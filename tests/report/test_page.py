@@ -68,7 +68,7 @@ def test_the_menu_of_metrics_and_a_click_on_a_cell(browser: Any, reports: dict[s
     read = "JSON.stringify(document.querySelector('[data-figure=\"map-weights\"] .live').data[0].text)"
     before = page.evaluate(read)
     page.select_option('select[data-map="weights"]', "frobenius_norm")
-    page.wait_for_function(f"{read} !== {json.dumps(before)}")
+    page.wait_for_function(f"() => {read} !== {json.dumps(before)}")
     assert "‖W‖F" in page.text_content('[data-meaning="weights"]')
     box = page.query_selector('[data-figure="map-weights"]')
     box.scroll_into_view_if_needed()

@@ -52,9 +52,9 @@ def test_zoom_has_a_way_back(browser: Any, reports: dict[str, Path]) -> None:
     axis = "document.querySelector('[data-figure=spectra-q] .live')._fullLayout.xaxis.range.map(Number)"
     low, high = page.evaluate(axis)
     page.click("#fig-spectra-q [data-act='+']")
-    page.wait_for_function(f"{axis}[0] > {low} + 1 && {axis}[1] < {high} - 1")
+    page.wait_for_function(f"() => {axis}[0] > {low} + 1 && {axis}[1] < {high} - 1")
     page.click("#fig-spectra-q [data-act=reset]")
-    page.wait_for_function(f"Math.abs({axis}[1] - {high}) < 1")
+    page.wait_for_function(f"() => Math.abs({axis}[1] - {high}) < 1")
 
 
 IN_PAPER = """() => [...document.querySelectorAll('.figure, .card, .findings li, #table table, pre, .keys')]
