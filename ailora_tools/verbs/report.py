@@ -28,6 +28,9 @@ def render_report(analysis: str | Path | Sequence[str | Path], output: str | Pat
 
     Raises CheckpointError if it is not an analysis of this version, OutputError if the page cannot be written, or would
     replace another file than such a page.
+
+    >>> render_report("analysis").name
+    'report.html'
     """
     several = [analysis] if isinstance(analysis, str | Path) else list(analysis)
     sources = [user_path(one, "ANALYSIS") for one in several]
