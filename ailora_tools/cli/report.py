@@ -14,17 +14,17 @@ _EXAMPLES = ("report reports/model/analysis.json", "report reports/small reports
 
 
 @click.command(cls=Command, examples=_EXAMPLES)
-@click.argument("analyses", metavar="ANALYSIS.json...", type=FOLDER, nargs=-1, required=True)
+@click.argument("analysis", metavar="ANALYSIS.json...", type=FOLDER, nargs=-1, required=True)
 @output_option("FILE", "File to write.  [default: beside what is read]")
 @message_options
-def report(analyses: tuple[Path, ...], output: Path | None, as_json: bool, quiet: bool) -> None:
+def report(analysis: tuple[Path, ...], output: Path | None, as_json: bool, quiet: bool) -> None:
     """Write report.html again from what `analyze` measured.
 
     Several analyses are compared on one page, comparison.html; a folder of reports gets index.html, which lists them.
     """
     from ..verbs.report import render_report
 
-    written = render_report(analyses, output)
+    written = render_report(analysis, output)
     if as_json:
         print_json({"report": str(written)})
     elif not quiet:
