@@ -10,7 +10,7 @@ import click
 from rich.table import Table
 
 from ..errors import OptionError, listed
-from ..methods import BITFIT, METHODS, RULES, find_method
+from ..methods import BITFIT, METHODS, RULES, find_method, role_order
 from ..output.loading import load_lines
 from ..output.names import CARD
 from ..report.words import matrix, size
@@ -62,6 +62,7 @@ _EXAMPLES = (
     "init path/to/model --rank 16 --method pissa -o model-pissa",
 )
 _BITFIT_OPTIONS = ("output", "overwrite", "force", "dry_run", "revision", "subfolder", "download", "connections")
+_COLUMNS = 4  # roles side by side
 _NUMBERS: dict[str, Callable[[list[ModuleRecord]], str]] = {
     "starts from": lambda group: group[0].rule,
     "matrices": lambda group: str(len(group)),
@@ -238,7 +239,9 @@ def _show(result: Initialization) -> None:
         print_targets(operation.plan.targets)
         out.print(f"Dry run: {size(operation.nbytes)} would be written to {result.folder}.", soft_wrap=True)
         return
-    print_block(_numbers(manifest.modules))
+    roles = sorted({record.role for record in manifest.modules}, key=role_order)
+    for at in range(0, len(roles), _COLUMNS):
+        print_block(_numbers(manifest.modules, roles[at : at + _COLUMNS]))
     print_facts({
         "base": result.folder if manifest.base else operation.checkpoint.location,
         "adapter": result.adapter,
@@ -258,9 +261,8 @@ def _loading(result: Initialization, manifest: Manifest) -> list[str]:
     return [] if manifest.offset or found.call is None else load_lines(found, str(result.adapter))
 
 
-def _numbers(records: Sequence[ModuleRecord]) -> Table:
+def _numbers(records: Sequence[ModuleRecord], roles: Sequence[str]) -> Table:
     """One column a role, one row a number; ranges run over all layers."""
-    roles = sorted({record.role for record in records}, key=lambda role: (role != "q", role))
     made = table("", *map(matrix, roles))
     groups = [[record for record in records if record.role == role] for role in roles]
     for name, tell in _NUMBERS.items():

@@ -40,7 +40,7 @@ def planned_record(operation: Operation, carrier: Carrier, target: Target) -> di
         "base_dtype": operation.base_dtype(carrier),
         "part": target.part,
         "outputs": carrier.sides[0],
-        "rule": operation.method.rules[target.role],
+        "rule": operation.method.rule(target.role).name,
         "rank": operation.settings.rank_of(target.module),
         "alpha": operation.settings.alpha_of(target.module),
         "scaling": operation.scaling(carrier),
