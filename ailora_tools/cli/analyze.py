@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import click
@@ -12,10 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors import NumericalError
-from ..metrics.definitions import BY_KEY
-from ..report.rows import Row, change_metric, of_role, once, read_rows, roles
-from ..report.words import matrix, number, size
+from ..report.words import size
 from .command import Command, option
+from .course import metric_lines
 from .options import (
     device_option,
     matrix_options,
@@ -25,7 +23,7 @@ from .options import (
     reading_options,
     resume_option,
 )
-from .screens import print_block, print_json, show_traffic, table
+from .screens import print_json, show_traffic
 from .terminal import out, progress
 
 _ANALYSIS = "Analysis"
@@ -35,10 +33,6 @@ _EXAMPLES = (
     "analyze path/to/base --against path/to/tuned -o reports/tuned",
 )
 _FINDINGS = 6  # that are shown; the rest stands in the report
-_METRICS = ("effective_rank_share", "outlier_share", "alpha")
-_CHANGE_METRICS = ("relative_change", "delta_above")
-_BARS = "▁▂▃▄▅▆▇█"
-_BARS_WIDTH = 60
 
 
 @click.command(cls=Command, examples=_EXAMPLES)
@@ -99,52 +93,20 @@ def _show(document: Mapping[str, Any], report: Path) -> None:
     out.print(f"{model['family']}, {len(document['matrices'])} matrices, {size(model['bytes_read'])} read")
     out.print()
     _print_findings([finding["text"] for finding in document["findings"]])
-    print_block(_metrics(document))
+    out.print()
+    for line in metric_lines(document, out.width):
+        out.print(line)
+    out.print()
     out.print(Text.assemble("report ", (str(report), "bold")), soft_wrap=True)
 
 
 def _print_findings(texts: Sequence[str]) -> None:
     for text in texts[:_FINDINGS]:
-        line = Table.grid(padding=(0, 1))
-        line.add_row(Text("•", style="cyan"), Text(text, overflow="fold"))
-        out.print(line)
+        if out.is_terminal:
+            line = Table.grid(padding=(0, 1))
+            line.add_row(Text("•", style="cyan"), Text(text, overflow="fold"))
+            out.print(line)
+        else:
+            out.print(Text(f"• {text}"), soft_wrap=True)
     if texts[_FINDINGS:]:
         out.print(f"  {len(texts) - _FINDINGS} more in the report.", style="dim")
-
-
-def _metrics(document: Mapping[str, Any]) -> Table:
-    """One row a metric and role: median and range, copies counted once, and its course over all layers as bars."""
-    made = table("metric", "", "median", "range", "over the layers")
-    for column in (2, 3):
-        made.columns[column].justify = "right"
-    rows = read_rows(document)
-    for key, at in _shown(len(document["against"])):
-        name = BY_KEY[key].label + (f" ({document['against'][at]['name']})" if at is not None else "")
-        for role in roles(rows):
-            of, metric = of_role(rows, role), _metric(key, at)
-            values = [metric(row) for row in of]
-            known = [value for row in once(of, at) if (value := metric(row)) is not None]
-            if known:
-                span = f"{number(min(known))} … {number(max(known))}"
-                bars = Text(_bars(values), style="blue" if role == "q" else "yellow")
-                made.add_row(Text(name), matrix(role), number(median(known)), span, bars)
-    return made
-
-
-def _metric(key: str, at: int | None) -> Callable[[Row], float | None]:
-    return (lambda row: row.metrics[key]) if at is None else change_metric(at, key)
-
-
-def _shown(tuned: int) -> Iterator[tuple[str, int | None]]:
-    """Keys of metrics, those of each fine-tune with its number first."""
-    yield from ((key, at) for at in range(tuned) for key in _CHANGE_METRICS)
-    yield from ((key, None) for key in _METRICS)
-
-
-def _bars(values: Sequence[float | None]) -> str:
-    """Eighths of a block from 0 to the largest value; at most 60, each the mean of its neighbours."""
-    step = -(-len(values) // _BARS_WIDTH)
-    parts = [[value for value in values[low : low + step] if value is not None] for low in range(0, len(values), step)]
-    means = [sum(part) / len(part) if part else None for part in parts]
-    top = max((value for value in means if value is not None), default=0.0) or 1.0
-    return "".join(" " if value is None else _BARS[min(7, int(8 * max(value, 0) / top))] for value in means)

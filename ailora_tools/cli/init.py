@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import click
 from rich.table import Table
+from rich.text import Text
 
 from ..errors import OptionError, listed
 from ..methods import BITFIT, METHODS, RULES, find_method
@@ -38,8 +39,10 @@ from .screens import (
     show_traffic,
     span,
     table,
+    width_of,
 )
 from .terminal import out, progress
+from .verdicts import STEP, VERDICTS
 
 if TYPE_CHECKING:
     from ..output.manifest import Manifest, ModuleRecord
@@ -68,7 +71,7 @@ _NUMBERS: dict[str, Callable[[list[ModuleRecord]], str]] = {
     "gap at the cut": lambda group: decimals(record.gap for record in group),
     "survival in the base": lambda group: decimals(record.survival for record in group),
     "reconstruction error": lambda group: decimals(record.reconstruction_error for record in group),
-    "first step / lr": lambda group: decimals(record.motion for record in group),
+    STEP: lambda group: decimals(record.motion for record in group),
     "dead components": lambda group: str(sum(record.dead for record in group)),
     "rounding": lambda group: ", ".join(sorted({record.rounding for record in group})),
 }
@@ -230,7 +233,7 @@ def _show(result: Initialization) -> None:
         print_targets(operation.plan.targets)
         out.print(f"Dry run: {size(operation.nbytes)} would be written to {result.folder}.", soft_wrap=True)
         return
-    print_block(_numbers(manifest.modules))
+    _show_numbers(manifest.modules)
     print_facts({
         "base": result.folder if manifest.base else operation.checkpoint.location,
         "adapter": result.adapter,
@@ -250,13 +253,34 @@ def _loading(result: Initialization, manifest: Manifest) -> list[str]:
     return [] if manifest.offset or found.call is None else load_lines(found, str(result.adapter))
 
 
-def _numbers(records: Sequence[ModuleRecord]) -> Table:
-    """One column a role, one row a number; ranges run over all layers."""
-    roles = sorted({record.role for record in records}, key=lambda role: (role != "q", role))
-    made = table("", *map(matrix, roles))
-    groups = [[record for record in records if record.role == role] for role in roles]
+def _show_numbers(records: Sequence[ModuleRecord]) -> None:
+    """The table of all roles, or where the terminal is too narrow for it one of each; then what is to be known."""
+    groups = {
+        role: [record for record in records if record.role == role]
+        for role in sorted({record.role for record in records}, key=lambda role: (role != "q", role))
+    }
+    verdicts = {name: judge(records) for name, judge in VERDICTS.items()}
+    whole = _numbers(groups, verdicts)
+    if width_of(whole) <= out.width:
+        print_block(whole)
+    else:
+        for role, group in groups.items():
+            of_role = {name: judge(group) for name, judge in VERDICTS.items()}
+            print_block(_numbers({role: group}, {**of_role, STEP: verdicts[STEP]}))
+    for _, sentence in verdicts.values():
+        if sentence:
+            out.print(Text(sentence, overflow="fold"))
+    if any(sentence for _, sentence in verdicts.values()):
+        out.print()
+
+
+def _numbers(groups: Mapping[str, Sequence[ModuleRecord]], verdicts: Mapping[str, tuple[str, str]]) -> Table:
+    """One column a role, one row a number, with the verdict on it; ranges run over all layers."""
+    made = table("", *map(matrix, groups), "")
     for name, tell in _NUMBERS.items():
-        made.add_row(name, *(tell(group) for group in groups))
+        word, sentence = verdicts.get(name, ("", ""))
+        numbers = [tell(list(group)) for group in groups.values()]
+        made.add_row(name, *numbers, Text(word, "yellow" if sentence else "green"))
     return made
 
 

@@ -55,3 +55,5 @@ def _show(result: Verification) -> None:
     basis = f"compared with the source at {result.source}" if result.source else "from hashes alone: no source at hand"
     verdict = Text("holds", style="bold green") if result.holds else Text("does not hold", style="bold red")
     out.print(Text(f"{result.folder} ") + verdict + Text(f" ({basis})."), soft_wrap=True)
+    if not result.holds:
+        out.print("Restore the folder from a copy, or run init again: the same seed gives the same bytes.")

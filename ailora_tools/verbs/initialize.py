@@ -12,7 +12,7 @@ from ..adapters.peft import ADAPTER_CONFIG
 from ..checkpoint.index import Checkpoint, open_checkpoint
 from ..checkpoint.source import SourceOptions, user_path
 from ..display.shown import shows_progress
-from ..methods import RULES, Method, find_method
+from ..methods import ERROR_TAKEN, RULES, Method, find_method
 from ..output.adapter import AdapterWriter
 from ..output.atomic import Output, building, require_possible
 from ..output.base import BaseWriter, copy_file, left_out, require_readable
@@ -41,9 +41,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..surgery.tensor import Outcome
-
-
-_POOR = 0.01  # of norm(W); rounding a residual to bfloat16 costs 0.0016
 
 
 @dataclass(frozen=True, repr=False)
@@ -296,13 +293,13 @@ def _store_extra(extra: Extra, operation: Operation, adapter: AdapterWriter) -> 
 
 def _warnings(records: Sequence[ModuleRecord]) -> Iterator[str]:
     """What the user must know before training: a step 0 that is not the original's, and what has to stay frozen."""
-    poor = [record for record in records if record.reconstruction_error > _POOR]
+    poor = [record for record in records if record.reconstruction_error > ERROR_TAKEN]
     if poor:
         worst = max(poor, key=lambda record: record.reconstruction_error)
         yield (
             f"step 0 is not the original model: {len(poor)} of {len(records)} matrices differ by more than "
-            f"{_POOR:.0%}, {worst.module} by {worst.reconstruction_error:.1%}; a residual in {worst.base_dtype} cannot "
-            f"hold what {worst.rule} moves: use --base-dtype float32"
+            f"{ERROR_TAKEN:.0%}, {worst.module} by {worst.reconstruction_error:.1%}; a residual in {worst.base_dtype} "
+            f"cannot hold what {worst.rule} moves: use --base-dtype float32"
         )
     if any(RULES[record.rule].frozen_b for record in records):
         yield (
