@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 from .errors import OptionError
 
@@ -153,7 +154,8 @@ def _no_method(name: str) -> OptionError:
     known = f"Methods: {', '.join([*METHODS, BITFIT])}; or a rule for each role: {_EXAMPLE}."
     if name.replace("_", "-") in _DATA_DRIVEN:
         return OptionError(f"{name} starts from activations or gradients, and no data passes through this tool.", known)
-    return OptionError(f"There is no method {name!r}.", known)
+    near = get_close_matches(name, [*METHODS, BITFIT], 1)
+    return OptionError(f"There is no method {name!r}.{f' Did you mean {near[0]}?' if near else ''}", known)
 
 
 def _composition(text: str, roles: Sequence[str] | None) -> tuple[Method, tuple[str, ...]]:

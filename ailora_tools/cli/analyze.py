@@ -15,6 +15,7 @@ from ..report.words import size
 from .command import Command, option
 from .course import metric_lines
 from .options import (
+    MODEL,
     device_option,
     matrix_options,
     message_options,
@@ -36,11 +37,12 @@ _FINDINGS = 6  # that are shown; the rest stands in the report
 
 
 @click.command(cls=Command, examples=_EXAMPLES)
-@click.argument("model", type=str)
+@click.argument("model", type=MODEL)
 @option(
     "--against",
     group=_ANALYSIS,
     metavar="TUNED",
+    type=MODEL,
     multiple=True,
     help="Fine-tuned checkpoint or LoRA of MODEL, whose change is measured; may be given several times.",
 )

@@ -7,6 +7,7 @@ from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.shell_completion import CompletionItem
 from rich.table import Table
 from rich.text import Text
 
@@ -17,6 +18,7 @@ from ..output.names import CARD
 from ..report.words import matrix, size
 from .command import Command, option
 from .options import (
+    MODEL,
     RUN,
     base_dtype_option,
     device_option,
@@ -85,12 +87,16 @@ def _method(ctx: click.Context, param: click.Parameter, value: str) -> str:
         raise click.BadParameter(f"{error.problem} {error.hint}", ctx, param) from None
 
 
+def _complete_method(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    return [CompletionItem(name, help=text) for name, text in _METHODS if name.startswith(incomplete.lower())]
+
+
 def _major(ctx: click.Context, param: click.Parameter, value: str) -> int | None:
     return None if value == "auto" else int(value)
 
 
 @click.command(cls=Command, examples=_EXAMPLES, lists=_LISTS)
-@click.argument("model", type=str, default=".")
+@click.argument("model", type=MODEL, default=".")
 @option(
     "-r", "--rank", group=_ADAPTER, type=int, help="Rank of every adapter.  [default: that of --ranks, without it 8]"
 )
@@ -98,6 +104,7 @@ def _major(ctx: click.Context, param: click.Parameter, value: str) -> int | None
     "--ranks",
     group=_ADAPTER,
     metavar="FILE",
+    type=MODEL,
     help="File with a rank and an alpha for each module: the ranks.json that `analyze` wrote.",
 )
 @option(
@@ -105,6 +112,7 @@ def _major(ctx: click.Context, param: click.Parameter, value: str) -> int | None
     group=_ADAPTER,
     metavar="NAME",
     callback=_method,
+    shell_complete=_complete_method,
     default="ailora",
     show_default=True,
     help="What the adapters start from: one of the methods below, or a rule for each role.",
@@ -204,7 +212,7 @@ def init(model: str, as_json: bool, quiet: bool, **options: Any) -> None:
     complete checkpoint, with the adapter in DIR/ailora_init for PEFT. The source is never changed.
     """
     if options["method"] == BITFIT:
-        _list_biases(model, as_json, quiet, options)
+        _list_biases(model, as_json, options)
         return
     if not given("roles"):
         options["roles"] = None  # those of the method
@@ -216,14 +224,14 @@ def init(model: str, as_json: bool, quiet: bool, **options: Any) -> None:
     show_traffic(result.operation.checkpoint.files.traffic, quiet)
 
 
-def _list_biases(model: str, as_json: bool, quiet: bool, options: dict[str, Any]) -> None:
+def _list_biases(model: str, as_json: bool, options: dict[str, Any]) -> None:
     """BitFit has no adapter, and so none of the options that an adapter has."""
     from ..verbs.bitfit import bitfit
 
     if idle := given(*(name for name in options if name not in (*_BITFIT_OPTIONS, "method"))):
         raise click.UsageError(f"--method bitfit has no adapter, and so no {', '.join(idle)}.")
     found = bitfit(model, **{name: options[name] for name in _BITFIT_OPTIONS})
-    print_json(found.to_json()) if as_json else _show_biases(found, options["dry_run"], quiet)
+    print_json(found.to_json()) if as_json else _show_biases(found, options["dry_run"])
 
 
 def _show(result: Initialization) -> None:
@@ -284,8 +292,7 @@ def _numbers(groups: Mapping[str, Sequence[ModuleRecord]], verdicts: Mapping[str
     return made
 
 
-def _show_biases(found: BiasList, dry_run: bool, quiet: bool) -> None:
+def _show_biases(found: BiasList, dry_run: bool) -> None:
     """How many there are, and where the list is."""
-    if not quiet:
-        where = "nothing written (dry run)" if dry_run else found.folder
-        out.print(f"{len(found.biases)} biases, {found.count:,} of {found.total:,} parameters: {where}", soft_wrap=True)
+    where = "nothing written (dry run)" if dry_run else found.folder
+    out.print(f"{len(found.biases)} biases, {found.count:,} of {found.total:,} parameters: {where}", soft_wrap=True)

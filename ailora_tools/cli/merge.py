@@ -10,6 +10,7 @@ import click
 from .command import Command
 from .options import (
     FOLDER,
+    MODEL,
     OUTPUT,
     base_dtype_option,
     device_option,
@@ -31,7 +32,7 @@ _EXAMPLES = (
 
 
 @click.command(cls=Command, examples=_EXAMPLES)
-@click.argument("base", type=str)
+@click.argument("base", type=MODEL)
 @click.argument("adapter", type=FOLDER)
 @output_option("OUT", "Folder to write.", required=True)
 @overwrite_options("Replace OUT if a checkpoint is in it.")

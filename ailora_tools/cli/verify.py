@@ -11,7 +11,7 @@ from rich.text import Text
 
 from ..errors import VerificationError
 from .command import Command, option
-from .options import FOLDER, READING, message_options, reading_options
+from .options import FOLDER, MODEL, READING, message_options, reading_options
 from .screens import print_json, table
 from .terminal import out, progress
 
@@ -27,6 +27,7 @@ _EXAMPLES = ("verify model-ailora-r8", "verify model-ailora-r8 --source Qwen/Qwe
     "--source",
     group=READING,
     metavar="MODEL",
+    type=MODEL,
     help="The original model, a folder or a Hub id.  [default: the folder that the manifest names]",
 )
 @reading_options("MODEL")
