@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .training.attach import attach as attach
     from .training.biases import train_biases as train_biases
     from .training.decay import decay_to_start as decay_to_start
+    from .training.groups import freeze_a as freeze_a
     from .training.groups import freeze_b as freeze_b
     from .training.groups import lr_groups as lr_groups
     from .training.masks import mask_fused_gradients as mask_fused_gradients
@@ -59,6 +60,7 @@ _HOMES = {
     "decay_to_start": ".training.decay",
     "mask_fused_gradients": ".training.masks",
     "lr_groups": ".training.groups",
+    "freeze_a": ".training.groups",
     "freeze_b": ".training.groups",
     "train_biases": ".training.biases",
     "check_start": ".training.start",

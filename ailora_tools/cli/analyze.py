@@ -12,6 +12,7 @@ from rich.text import Text
 
 from ..errors import NumericalError
 from ..report.words import size
+from ..team.place import read_place
 from .command import Command, option
 from .course import metric_lines
 from .options import (
@@ -23,6 +24,7 @@ from .options import (
     overwrite_options,
     reading_options,
     resume_option,
+    team_options,
 )
 from .screens import print_json, show_traffic
 from .terminal import out, progress
@@ -36,7 +38,7 @@ _EXAMPLES = (
 _FINDINGS = 6  # that are shown; the rest stands in the report
 
 
-@click.command(cls=Command, examples=_EXAMPLES)
+@click.command(cls=Command, together=True, examples=_EXAMPLES)
 @click.argument("model", type=MODEL)
 @option(
     "--against",
@@ -68,6 +70,7 @@ _FINDINGS = 6  # that are shown; the rest stands in the report
 @overwrite_options("Replace DIR if an analysis is in it.")
 @device_option
 @resume_option
+@team_options
 @message_options
 def analyze(model: str, as_json: bool, quiet: bool, **options: Any) -> None:
     """Measure W^Q and W^V of MODEL in every layer, and write a report.
@@ -80,6 +83,8 @@ def analyze(model: str, as_json: bool, quiet: bool, **options: Any) -> None:
 
     with progress(as_json, quiet) as bar:
         result = run(model, progress=bar, **options)
+    if not read_place().leads:
+        return
     print_json(result.to_json()) if as_json else _show(result.document, result.report)
     show_traffic(result.traffic, quiet)
     if result.skipped:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import redirect_stderr, redirect_stdout
 from inspect import cleandoc
 from typing import Any
 
 import click
 
+from ..team.place import read_place
 from .analyze import analyze
 from .command import write_examples
 from .convert import convert
@@ -40,7 +43,10 @@ def _first_sentence(command: click.Command) -> str:
 class _Group(click.Group):
     def main(self, *args: Any, **options: Any) -> Any:
         settle_streams()
-        return super().main(*args, **options)
+        if read_place().leads:
+            return super().main(*args, **options)
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+            return super().main(*args, **options)  # a defect shows its traceback on leaving
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """In the order of work."""

@@ -14,6 +14,7 @@ from typing import TextIO
 import click
 
 from ..display.text import visible
+from ..team.place import read_place
 
 _LOG, _VERBOSE = "ailora_tools.log", "ailora_tools.verbose"
 
@@ -31,8 +32,9 @@ class Log:
 
 
 def open_log(context: click.Context, param: click.Parameter, path: Path | None) -> None:
-    """The callback of the option. An old log is added to, never replaced."""
-    if path is None or context.resilient_parsing:
+    """The callback of the option. An old log is added to, never replaced; of several processes the first one keeps
+    it."""
+    if path is None or context.resilient_parsing or not read_place().leads:
         return
     try:
         file = open(path, "a", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115 - closed with the context

@@ -69,6 +69,17 @@ def lr_groups(model: nn.Module, adapter_dir: str | Path, lr: float) -> list[dict
     ]
 
 
+def freeze_a(model: nn.Module, adapter_dir: str | Path) -> int:
+    """Take A out of training where the method wants it frozen (PiCa, arXiv 2505.20211); how many matrices that are.
+
+    As `freeze_b` in all else.
+
+    >>> freeze_a(model, "start/ailora_init")  # the method is ailora here, which trains A
+    0
+    """
+    return _freeze(model, adapter_dir, "A")
+
+
 def freeze_b(model: nn.Module, adapter_dir: str | Path) -> int:
     """Take B out of training where the method wants it frozen (MiCA, arXiv 2604.01694); how many matrices that are.
 
@@ -79,13 +90,17 @@ def freeze_b(model: nn.Module, adapter_dir: str | Path) -> int:
     >>> freeze_b(model, "start/ailora_init")  # the method is ailora here, which trains B
     0
     """
-    wanted = {record.module for record in manifest_of(adapter_dir).modules if RULES[record.rule].frozen_b}
+    return _freeze(model, adapter_dir, "B")
+
+
+def _freeze(model: nn.Module, adapter_dir: str | Path, factor: str) -> int:
+    wanted = {record.module for record in manifest_of(adapter_dir).modules if RULES[record.rule].frozen == factor}
     require_loaded(model, adapter_dir)
     met = set()
     for layer in lora_layers(model):
         if module := layer.module(wanted):
             met.add(module)
-            for parameter in layer.parameters("lora_B"):
+            for parameter in layer.parameters(f"lora_{factor}"):
                 parameter.requires_grad = False
     return len(met)
 
