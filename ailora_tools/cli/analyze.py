@@ -79,9 +79,9 @@ def analyze(model: str, as_json: bool, quiet: bool, **options: Any) -> None:
     DIR gets report.html, which opens offline, analysis.json and metrics.csv. With --against, the report also tells
     what fine-tuning changed. Exit code 1 if a matrix holds NaN or infinity; the others are reported all the same.
     """
-    from ..verbs.analyze import analyze as run
-
     with progress(as_json, quiet) as bar:
+        from ..verbs.analyze import analyze as run  # within: it may take a second, and something is to be seen
+
         result = run(model, progress=bar, **options)
     if not read_place().leads:
         return

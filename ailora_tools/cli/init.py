@@ -220,9 +220,9 @@ def init(model: str, as_json: bool, quiet: bool, **options: Any) -> None:
         return
     if not given("roles"):
         options["roles"] = None  # those of the method
-    from ..verbs.initialize import initialize
-
     with progress(as_json, quiet) as bar:
+        from ..verbs.initialize import initialize  # within: it may take a second, and something is to be seen
+
         result = initialize(model, progress=bar, **options)
     if not read_place().leads:
         return

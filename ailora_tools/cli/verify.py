@@ -38,9 +38,9 @@ def verify(folder: Path, as_json: bool, quiet: bool, **options: Any) -> None:
     Exit code 3 if they do not. Without the original at hand the hashes of the manifest decide. What is proven is
     integrity, and with the original that both compute what it does; who made the folder is not.
     """
-    from ..verbs.verify import verify as check
-
     with progress(as_json, quiet) as bar:
+        from ..verbs.verify import verify as check  # within: it may take a second, and something is to be seen
+
         result = check(folder, progress=bar, **options)
     print_json(result.to_json()) if as_json else _show(result)
     sys.exit(0 if result.holds else VerificationError.exit_code)
