@@ -142,8 +142,8 @@ def warnings(records: Sequence[ModuleRecord]) -> Iterator[str]:
         worst = max(poor, key=lambda record: record.reconstruction_error)
         yield (
             f"step 0 is not the original model: {len(poor)} of {len(records)} matrices differ by more than "
-            f"{ERROR_TAKEN:.0%}, {worst.module} by {worst.reconstruction_error:.1%}; a residual in {worst.base_dtype} cannot "
-            f"hold what {worst.rule} moves: use --base-dtype float32"
+            f"{ERROR_TAKEN:.0%}, {worst.module} by {worst.reconstruction_error:.1%}; a residual in {worst.base_dtype} "
+            f"cannot hold what {worst.rule} moves: use --base-dtype float32"
         )
     for factor in sorted({RULES[record.rule].frozen for record in records} - {""}):
         yield (
