@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 
 from .errors import OptionError
 
@@ -21,6 +22,8 @@ BITFIT = "bitfit"  # no adapter: `init` lists the biases
 # Share of the surgery that must be in the stored base; below it `--rounding auto` rounds stochastically. Rounding to
 # nearest leaves 0.15 to 0.4 of a minor surgery on a square bfloat16 W^V: the base would stay nearly the original.
 SURVIVAL_WANTED = 0.9
+# norm(W - (W_res + s B A)) / norm(W) up to which step 0 counts as the original; rounding to bfloat16 costs 0.0016.
+ERROR_TAKEN = 0.01
 
 _DATA_DRIVEN = ("eva", "corda", "lora-ga", "lora-null", "lora-one")
 _EXAMPLE = "q=principal,v=minor"
@@ -208,7 +211,8 @@ def _no_method(name: str) -> OptionError:
     known = f"Methods: {', '.join([*METHODS, BITFIT])}; or a rule for each role: {_EXAMPLE}."
     if name.replace("_", "-") in _DATA_DRIVEN:
         return OptionError(f"{name} starts from activations or gradients, and no data passes through this tool.", known)
-    return OptionError(f"There is no method {name!r}.", known)
+    near = get_close_matches(name, [*METHODS, BITFIT], 1)
+    return OptionError(f"There is no method {name!r}.{f' Did you mean {near[0]}?' if near else ''}", known)
 
 
 def _composition(text: str, roles: Sequence[str] | None) -> tuple[Method, tuple[str, ...]]:

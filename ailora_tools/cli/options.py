@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 from click.core import ParameterSource
+from click.shell_completion import CompletionItem
 
 from ..checkpoint.header import BASE_DTYPES, FACTOR_DTYPES
 from ..methods import ALL_LINEAR, ROLES, is_role
@@ -29,7 +30,16 @@ class _Folder(click.Path):
         return super().convert(value, param, ctx)
 
 
-FOLDER = _Folder(path_type=Path)
+class _Model(click.ParamType):
+    """A path, or a name on the Hub: any text. Shells complete it as a path."""
+
+    name = "text"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return [CompletionItem(incomplete, type="file")]
+
+
+FOLDER, MODEL = _Folder(path_type=Path), _Model()
 Decorator = Callable[[Function], Function]
 
 
@@ -40,8 +50,13 @@ def given(*names: str) -> list[str]:
     return [written[name] for name in names if context.get_parameter_source(name) is not ParameterSource.DEFAULT]
 
 
+def _role(text: str) -> str:
+    """Neither blanks nor capitals matter in the names of roles."""
+    return text.strip().lower() if text.strip().lower() in ROLES else text.strip()
+
+
 def _roles(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str, ...]:
-    roles = tuple(value.split(","))
+    roles = tuple(map(_role, value.split(",")))
     possible = roles == (ALL_LINEAR,) or all(map(is_role, roles))
     if len(set(roles)) < len(roles) or not possible:
         raise click.BadParameter(

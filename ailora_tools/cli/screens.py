@@ -58,8 +58,13 @@ def table(*headings: str) -> Table:
     """An empty table without lines, in the style of all screens."""
     made = Table(box=None, header_style="dim", padding=(0, 2, 0, 0), pad_edge=False)
     for heading in headings:
-        made.add_column(heading)
+        made.add_column(heading, overflow="fold")
     return made
+
+
+def width_of(block: Table) -> int:
+    """Columns that it takes if nothing in it is folded."""
+    return out.measure(block, options=out.options.update(width=10_000)).maximum
 
 
 def print_block(block: Table) -> None:

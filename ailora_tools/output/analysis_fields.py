@@ -164,10 +164,12 @@ class Tuned(Record, kw_only=True):
 
 
 class Finding(Record, kw_only=True):
-    """One sentence and its numbers."""
+    """One sentence and its numbers; it starts with the headline. Files of earlier versions name no kind."""
 
     id: str
     text: str
+    kind: Literal["result", "none", "advice", "warning"] = "result"
+    headline: str = ""
     numbers: Annotated[dict[str, float], Meta(min_length=1)]
     against: Natural = 0
 

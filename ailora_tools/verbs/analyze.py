@@ -34,7 +34,17 @@ from ..team.sharing import share
 from ..team.team import Job, find_team
 from .analyze_matrices import call_for_plan, help_analyze, measuring
 from .announce import announce
-from .processes import Library, Matrix, agree_on_kind, call_for_work, device_of, is_published, processes, publishing
+from .processes import (
+    Library,
+    Matrix,
+    agree_on_kind,
+    call_for_work,
+    credit,
+    device_of,
+    is_published,
+    processes,
+    publishing,
+)
 from .result import Result
 
 
@@ -183,9 +193,11 @@ def _measure(
     spool = call_for_work(job, agree_on_kind(work, device, mixed), work, shared_folder)
     measured = measuring(decided, device, progress.notice)
     for matrix, part in share(job, "matrices", [Matrix(carrier) for carrier in waiting], measured, spool, progress):
-        rows.update(part.meta)
-        work.record({"records": part.meta})
-        for at, label in enumerate(part.meta):
+        records = part.meta["records"]
+        credit(decided.checkpoint.files.traffic, part)
+        rows.update(records)
+        work.record({"records": records})
+        for at, label in enumerate(records):
             progress.advance(label, 0 if at else matrix.nbytes)
     return rows
 

@@ -135,6 +135,13 @@ def test_an_analysis_and_its_report_take_every_role(tmp_path: Path) -> None:
     assert {record.module: record.rank for record in made.modules} == ranks
 
 
+def test_a_report_has_a_mark_for_any_role(tmp_path: Path) -> None:
+    done = analyze(saved("deepseek-v3, latent", tmp_path), roles=("all-linear",), rank=2, output=tmp_path / "report")
+    page, own = done.report.read_text(), {"q_a_proj", "kv_a_proj_with_mqa"}
+    assert own < {row["role"] for row in done.document["matrices"]}
+    assert all(f"spectra-{role}" in page for role in own)
+
+
 def test_residualize_takes_what_init_took(tmp_path: Path) -> None:
     made = initialize(saved("llama", tmp_path), 2, method="pissa", roles=EVERY, output=tmp_path / "out")
     model = build("llama")
