@@ -157,7 +157,8 @@
       $(".facts", panel).append(line);
     }
     $(".metrics", panel).replaceChildren(metrics(layer, own, of));
-    page.keep({ anchor: `layer-${layer}${role ? `-${role}` : ""}${own && stacks.length > 1 ? `-${own}` : ""}` });
+    const several = own && stacks.length > 1;
+    page.keep({ anchor: `layer-${layer}${role || several ? `-${role || "all"}` : ""}${several ? `-${own}` : ""}` });
     if (!panel.open) panel.showModal();
     figures(layer, own, of);
   }
@@ -292,8 +293,8 @@
     fineTunes();
     page.tables?.();
     if (state.layers) light(state.layers);
-    const found = /^layer-(\d+)(?:-([a-z_]+))?(?:-(.+))?$/.exec(state.anchor);
-    if (found && page.data.rows) open(Number(found[1]), found[2], found[3]);
+    const found = /^layer-(\d+)(?:-(\w+))?(?:-(.+))?$/.exec(state.anchor);
+    if (found && page.data.rows) open(Number(found[1]), found[2] === "all" ? "" : found[2], found[3]);
     else page.follow(state.anchor);
   };
 })();
