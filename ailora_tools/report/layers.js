@@ -165,7 +165,7 @@
   function made() {
     const box = document.createElement("dialog");
     box.id = "layer-page";
-    box.innerHTML = `<header><h2></h2><select aria-label="Stack"></select><button type="button" data-step="-1">‹ before</button>
+    box.innerHTML = `<header><h2 tabindex="-1" autofocus></h2><select aria-label="Stack"></select><button type="button" data-step="-1">‹ before</button>
       <button type="button" data-step="1">after ›</button><button type="button" data-row>In the table</button><button type="button" data-close>Close</button></header>
       <div class="inside"><dl class="facts"></dl><div class="grid own"></div><div class="metrics scroll" tabindex="0"></div></div>`;
     document.body.append(box);
