@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+from rich.text import Text
 
 from .command import Command
 from .options import FOLDER, message_options, output_option
 from .screens import print_json
+from .terminal import out
 
 _EXAMPLES = ("report reports/model/analysis.json", "report reports/small reports/large", "report reports")
 
@@ -27,5 +29,5 @@ def report(analysis: tuple[Path, ...], output: Path | None, as_json: bool, quiet
     written = render_report(analysis, output)
     if as_json:
         print_json({"report": str(written)})
-    elif not quiet:
-        click.echo(written)
+    else:
+        out.print(Text(str(written)), soft_wrap=True)

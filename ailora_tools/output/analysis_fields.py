@@ -13,7 +13,7 @@ from ..checkpoint.gate import Amount, Meta, Record, record, require_plain
 from ..checkpoint.header import quoted
 from ..metrics.definitions import DEFINITIONS
 
-Role = Literal["q", "k", "v", "o"]
+Role = Annotated[str, Meta(pattern=r"^(?:[qkvo]|[A-Za-z_][A-Za-z0-9_]+)$")]
 Natural = Annotated[int, Meta(ge=0)]
 Positive = Annotated[int, Meta(ge=1)]
 Shape = Annotated[list[Positive], Meta(min_length=2, max_length=2)]
