@@ -1,6 +1,6 @@
 """A picture of a report, by Playwright and an installed Chromium.
 
-python examples/screenshot.py reports/minilm/report.html minilm.png [--dark] [--height 1500 | --whole]
+python examples/screenshot.py reports/minilm/report.html minilm.png [--dark] [--phone] [--whole] [--hash layer-3-v]
 """
 
 from __future__ import annotations
@@ -11,19 +11,27 @@ from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
+SIZES = {False: (1440, 900), True: (390, 844)}  # desktop, phone
 
-def picture(report: Path, target: Path, height: int = 1500, dark: bool = False, whole: bool = False) -> bool:
-    """Draw all figures and take the upper `height` pixels, or the whole page, at a width of 1200; False if there is no
-    Chromium."""
+
+def picture(
+    report: Path, target: Path, *, phone: bool = False, dark: bool = False, whole: bool = False, hash: str = ""
+) -> bool:
+    """Draw all figures and take the first screen, or the whole page; False if there is no Chromium. `hash`: what stands
+    in the address after "#", such as a section or a layer."""
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
         return False
+    width, height = SIZES[phone]
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1200, "height": height}, color_scheme="dark" if dark else "light")
-        page.goto(report.absolute().as_uri())
+        page = browser.new_page(
+            viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light", has_touch=phone,
+            is_mobile=phone, reduced_motion="reduce",
+        )  # fmt: skip
+        page.goto(f"{report.absolute().as_uri()}#{hash}")
         page.evaluate("drawAll()")
-        page.wait_for_timeout(500)
+        page.wait_for_timeout(800)
         page.screenshot(path=target, full_page=whole)
         browser.close()
     return True
@@ -34,10 +42,11 @@ def main() -> None:
     parser.add_argument("report", type=Path)
     parser.add_argument("picture", type=Path)
     parser.add_argument("--dark", action="store_true")
-    parser.add_argument("--height", type=int, default=1500)
+    parser.add_argument("--phone", action="store_true")
     parser.add_argument("--whole", action="store_true")
+    parser.add_argument("--hash", default="")
     asked = parser.parse_args()
-    if not picture(asked.report, asked.picture, asked.height, asked.dark, asked.whole):
+    if not picture(**{"target" if name == "picture" else name: value for name, value in vars(asked).items()}):
         parser.error("no Chromium is installed")
 
 

@@ -111,8 +111,10 @@ def _powers(low: float, high: float, most: int) -> list[tuple[float, str]]:
 
 
 def log_ticks(values: Iterable[float]) -> dict[str, Any]:
-    """plotly's settings of a log axis that shows these values: numbers also where it spans less than two decades."""
+    """plotly's settings of a log axis that shows these values: within two decades numbers of its own choice would be
+    missing, or single digits in small type."""
     known = [math.log10(value) for value in values if value and value > 0]
-    short = not known or max(known) - min(known) < _SHORT
-    # plotly puts the digits 2 and 5 in small type at "D2"; exponents of so short an axis would be unreadable there.
-    return {"type": "log", "dtick": "D2" if short else 1, "exponentformat": "none" if short else "power"}
+    if not known or max(known) - min(known) >= _SHORT:
+        return {"type": "log", "dtick": 1, "exponentformat": "power"}
+    ticks = _powers(min(known) - 0.1, max(known) + 0.1, 8)
+    return {"type": "log", "tickvals": [value for value, _ in ticks], "ticktext": [text for _, text in ticks]}

@@ -35,7 +35,7 @@ def place_of(role: str) -> int:
 
 def colour(role: str) -> str:
     """The colour of a role in every figure."""
-    return _COLOURS.get(role) or _MORE[place_of(role) - len(Q_AND_V_FIRST)]
+    return _COLOURS.get(role) or _MORE[place_of(role) % len(_MORE)]
 
 
 def line_name(role: str, stack: str = "") -> str:
@@ -120,7 +120,7 @@ def series(
         "type": "scatter", "mode": "lines+markers" if len(x) < 60 else "lines", "x": list(x),
         "y": [None if value is None else short(value) for value in values], "name": name,
         "line": {"color": colour(role), "width": 2, "dash": _DASHES[stack % len(_DASHES)]},
-        "marker": {"symbol": _SYMBOLS[place_of(role)], "size": 7, "color": colour(role)},
+        "marker": {"symbol": _SYMBOLS[place_of(role) % len(_SYMBOLS)], "size": 7, "color": colour(role)},
         "hovertemplate": unit + " %{x}<br>%{y:.4g}<extra>" + name + "</extra>",
     }  # fmt: skip
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from html import escape
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 from ..metrics.motion import lr_scales
@@ -20,6 +20,7 @@ from .rows import PARTS, Row, change_metric, of_role, once, pairs, roles
 from .words import matrix, number, percent, typeset
 
 Document = Mapping[str, Any]
+Middle = Callable[[Sequence[float]], float]
 _HEIGHT = 250
 _SECOND = ("kind:", "moved")
 _ANSWERS = ("premise:relative_change", "difference:effective_rank_share", "kind:", "energy:", "moved")
@@ -57,7 +58,7 @@ def _besides(findings: Sequence[Mapping[str, Any]]) -> str:
 def _compared(rows: Sequence[Row]) -> list[str]:
     """The two roles of the method where they are there, else the first two."""
     there = roles(rows)
-    return [role for role in PARTS if role in there] or there[:2]
+    return list(PARTS) if set(PARTS) <= set(there) else there[:2]
 
 
 def _strip(parts: Parts, rows: Sequence[Row], document: Document) -> str:
@@ -103,13 +104,15 @@ def _box(label: str, values: str, meaning: str) -> str:
     return f'<div><span class="label">{typeset(label)}</span>{told}</div>'
 
 
-def _each(rows: Sequence[Row], value: Callable[[Row], float | None], write: Callable[[float], str]) -> str:
-    """Median of each compared role, in its colour, as HTML."""
+def _each(
+    rows: Sequence[Row], value: Callable[[Row], float | None], write: Callable[[float], str], middle: Middle = median
+) -> str:
+    """Median, or mean, of each compared role, in its colour, as HTML."""
     parts = []
     for role in _compared(rows):
         known = [found for row in once(of_role(rows, role)) if (found := value(row)) is not None]
         if known:
-            told = typeset(f"{matrix(role)} {write(median(known))}")
+            told = typeset(f"{matrix(role)} {write(middle(known))}")
             parts.append(f'<b class="role {escape(role)}">{told}</b>')
     return " ".join(parts) or "–"
 
@@ -150,8 +153,9 @@ def _changed_numbers(rows: Sequence[Row], document: Document) -> Iterator[str]:
 
     both = pairs(rows, metric("relative_change"))
     more = sum(q > v for q, v in both.values())
-    meaning = f"‖ΔW‖ / ‖W‖; Q moved more in {more} of {len(both)} {rows[0].unit}s" if both else "‖ΔW‖ / ‖W‖"
-    yield _box("How far it moved", _each(rows, metric("relative_change"), percent), meaning)
+    meaning = f"‖ΔW‖ / ‖W‖, means; Q moved more in {more} of {len(both)} {rows[0].unit}s" if both else "‖ΔW‖ / ‖W‖"
+    moved = _each(rows, metric("relative_change"), percent, mean)  # as the finding on it has it
+    yield _box("How far it moved", moved, meaning)
     side = number(median(min(row.shape) for row in rows))
     above = _each(rows, metric("delta_above"), number)
     yield _box("Directions above noise", above, f"of {side} in the change; noise of its size has 0")

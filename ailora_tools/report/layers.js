@@ -157,14 +157,15 @@
       $(".facts", panel).append(line);
     }
     $(".metrics", panel).replaceChildren(metrics(layer, own, of));
-    page.keep({ anchor: `layer-${layer}${role ? `-${role}` : ""}${own && stacks.length > 1 ? `-${own}` : ""}` });
+    const several = own && stacks.length > 1;
+    page.keep({ anchor: `layer-${layer}${role || several ? `-${role || "all"}` : ""}${several ? `-${own}` : ""}` });
     if (!panel.open) panel.showModal();
     figures(layer, own, of);
   }
   function made() {
     const box = document.createElement("dialog");
     box.id = "layer-page";
-    box.innerHTML = `<header><h2></h2><select aria-label="Stack"></select><button type="button" data-step="-1">‹ before</button>
+    box.innerHTML = `<header><h2 tabindex="-1" autofocus></h2><select aria-label="Stack"></select><button type="button" data-step="-1">‹ before</button>
       <button type="button" data-step="1">after ›</button><button type="button" data-row>In the table</button><button type="button" data-close>Close</button></header>
       <div class="inside"><dl class="facts"></dl><div class="grid own"></div><div class="metrics scroll" tabindex="0"></div></div>`;
     document.body.append(box);
@@ -184,7 +185,7 @@
   function metrics(layer, stack, of) {
     const table = document.createElement("table");
     const head = table.createTHead().insertRow();
-    head.innerHTML = `<th scope="col">metric</th>${of.map((row) => `<th scope="col">${row.name}</th><th scope="col">place</th>`).join("")}`;
+    head.innerHTML = `<th scope="col">metric</th>${of.map((row) => `<th scope="col">${row.name}</th><th scope="col" title="among the layers, from the largest">place</th>`).join("")}`;
     const body = table.createTBody();
     const names = Object.keys(page.data.overviews).filter((name) => name === `change-${state.tuned || 0}` || name === "weights");
     const done = new Set();
@@ -214,8 +215,9 @@
   }
   async function figures(layer, stack, of) {
     const holder = $(".own", panel);
-    holder.replaceChildren();
     await page.ready;
+    holder.replaceChildren();
+    const wanted = [];
     const groups = [["spectra-", "Singular values, with the noise edge of each"], [`delta-`, "Singular values of the change over their noise edge"]];
     for (const [start, title] of groups) {
       const bases = Object.entries(page.data.figures).filter(([name]) => name.startsWith(start));
@@ -225,9 +227,9 @@
       if (!traces.length) continue;
       const layout = page.themed(bases[0][1].layout);
       Object.assign(layout, { showlegend: true, height: 340, legend: { orientation: "h", y: 1.02, yanchor: "bottom" } });
-      layout.yaxis = { ...layout.yaxis, title: { text: start === "delta-" ? "singular value of ΔW / edge" : "singular value" }, range: undefined, autorange: true };
+      layout.yaxis = { ...layout.yaxis, title: { text: start === "delta-" ? "singular value of ΔW / edge" : "singular value", font: { size: 13 } }, range: undefined, autorange: true };
       if (start === "spectra-") layout.shapes = of.map((row) => ({ type: "line", xref: "paper", x0: 0, x1: 1, y0: row.edge, y1: row.edge, line: { dash: "dash", width: 1.5, color: row.colour } }));
-      await add(holder, title, traces, layout);
+      wanted.push([title, traces, layout]);
     }
     const heads = Object.entries(page.data.figures).filter(([name]) => name.startsWith("heads-") && name.includes("effective_rank"));
     const bars = heads.flatMap(([name, figure]) => {
@@ -238,17 +240,19 @@
       return row && mine && at >= 0 ? [{ type: "bar", x: figure.data[0].x, y: figure.data[0].z[at], name: row.name, marker: { color: row.colour } }] : [];
     });
     if (bars.length) {
-      const layout = page.themed({ height: 340, margin: { l: 60, r: 16, t: 40, b: 48 }, xaxis: { title: { text: "head" }, dtick: 1 }, yaxis: { title: { text: "effective rank" } }, barmode: "group", legend: { orientation: "h", y: 1.02, yanchor: "bottom" }, showlegend: true });
-      await add(holder, "Effective rank of its heads", bars, layout);
+      const layout = page.themed({ height: 340, margin: { l: 60, r: 16, t: 40, b: 48 }, xaxis: { title: { text: "head" } }, yaxis: { title: { text: "effective rank" } }, barmode: "group", legend: { orientation: "h", y: 1.02, yanchor: "bottom" }, showlegend: true });
+      wanted.push(["Effective rank of its heads", bars, layout]);
     }
+    // All cards stand before any is drawn: each takes its width from the others beside it.
+    holder.append(...wanted.map(([title]) => card(title)));
+    wanted.forEach(([, data, layout], at) => Plotly.newPlot($$(".live-own", holder)[at], data, layout, { responsive: true, displayModeBar: false, displaylogo: false }));
   }
-  async function add(holder, title, data, layout) {
-    const card = document.createElement("figure");
-    card.className = "card";
-    card.innerHTML = `<figcaption><h3></h3></figcaption><div class="live-own" style="height:340px"></div>`;
-    $("h3", card).textContent = title;
-    holder.append(card);
-    await Plotly.newPlot($(".live-own", card), data, layout, { responsive: true, displayModeBar: false, displaylogo: false });
+  function card(title) {
+    const made = document.createElement("figure");
+    made.className = "card";
+    made.innerHTML = `<figcaption><h3></h3></figcaption><div class="live-own" style="height:340px"></div>`;
+    $("h3", made).textContent = title;
+    return made;
   }
   page.open = open;
 
@@ -289,8 +293,8 @@
     fineTunes();
     page.tables?.();
     if (state.layers) light(state.layers);
-    const found = /^layer-(\d+)(?:-([a-z_]+))?(?:-(.+))?$/.exec(state.anchor);
-    if (found && page.data.rows) open(Number(found[1]), found[2], found[3]);
+    const found = /^layer-(\d+)(?:-(\w+))?(?:-(.+))?$/.exec(state.anchor);
+    if (found && page.data.rows) open(Number(found[1]), found[2] === "all" ? "" : found[2], found[3]);
     else page.follow(state.anchor);
   };
 })();

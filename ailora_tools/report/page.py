@@ -17,7 +17,7 @@ from .frame import Frame, framed
 from .motions import by_rank, motion_texts
 from .rows import PARTS, Row, copies, of_role, once, read_rows, roles
 from .stacks import counted
-from .words import matrix, number, percent, size, spread, typeset
+from .words import matrix, number, percent, size, typeset
 
 
 def render(document: Mapping[str, Any]) -> str:
@@ -141,5 +141,6 @@ def _texts(rows: Sequence[Row], at: int, rank: int) -> dict[str, str]:
     survival = [row.cuts.bottom_survival[at] for row in of_role(once(rows), "v")]
     if survival:
         texts["survival"] = number(median(survival))
-        texts["survival-range"] = f"of it survives nearest rounding to bfloat16 ({spread(survival)})"
+        ends = f"{number(min(survival))} to {number(max(survival))}"
+        texts["survival-range"] = f"of it survives nearest rounding to bfloat16; {ends} over the layers"
     return texts

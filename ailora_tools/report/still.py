@@ -30,6 +30,8 @@ _CIVIDIS = (
 _LEVELS = 48  # shades of a map
 _DASHES = {"dash": "6 4", "dot": "1.5 3", "dashdot": "7 3 1.5 3", "longdash": "11 4", "longdashdot": "11 3 1.5 3"}
 
+_LEGEND_BELOW = 74  # pixels for up to about five lines
+
 Trace = Mapping[str, Any]
 
 
@@ -43,12 +45,18 @@ def still(figure: Mapping[str, Any]) -> str:
     margin = layout["margin"]
     colours = next((bar for trace in traces if (bar := _colours(trace))), "")
     right = 74 if colours else margin["r"]
-    sizes = f"inset:{margin['t']}px {right}px {margin['b']}px {margin['l']}px"
+    below = _LEGEND_BELOW if _is_below(layout) else 0
+    sizes = f"inset:{margin['t']}px {right}px {margin['b'] + below}px {margin['l']}px"
     return (
         f'<div class="still" aria-hidden="true">{_legend(traces, layout)}<div class="plot" style="{sizes}">'
         f'<svg viewBox="0 0 {_SIDE} {_SIDE}" preserveAspectRatio="none">{_grid(x, y, layout)}{marks}{shapes}</svg>'
         f"{_ticks(x, y, layout)}{_texts(traces, layout, x, y)}{_titles(layout)}{colours}</div></div>"
     )
+
+
+def _is_below(layout: Mapping[str, Any]) -> bool:
+    """Whether the legend stands under the drawing."""
+    return bool(layout.get("showlegend")) and layout.get("legend", {}).get("y", 1) < 0
 
 
 def _heights(traces: Sequence[Trace]) -> Iterator[Any]:
@@ -228,7 +236,7 @@ def _legend(traces: Sequence[Trace], layout: Mapping[str, Any]) -> str:
                 f'<span><svg width="26" height="10"><path d="M1 5h24" stroke="{colour}" stroke-width="{width}" '
                 f'stroke-dasharray="{dash}"/></svg>{trace["name"]}</span>'
             )
-    return f'<div class="legend">{found}</div>'
+    return f'<div class="legend{" below" if _is_below(layout) else ""}">{found}</div>'
 
 
 def _colours(trace: Trace) -> str:

@@ -66,5 +66,5 @@ def typeset(text: str) -> str:
 
 def raised(html: str) -> str:
     """Superscripts and subscripts of the formulas in HTML: W^Q, W^gate, ‖W‖_F."""
-    html = re.sub(r"W\^([QKVO]\b|[a-z][a-z_]*\b)", r"W<sup>\1</sup>", html)
+    html = re.sub(r"W\^([QKVO]\b|[a-z_]\w+)", r"W<sup>\1</sup>", html)
     return html.replace("‖_F", "‖<sub>F</sub>")

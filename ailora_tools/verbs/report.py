@@ -91,7 +91,7 @@ def _rendered(sources: Sequence[Path], target: Path) -> str:
         if len(sources) > 1:
             return render_comparison([read_analysis(source) for source in sources])
         if listed := _lists(sources[0]):
-            return render_listing(sources[0].name or str(sources[0]), [_listed(path, target) for path in listed])
+            return render_listing(sources[0].absolute().name, [_listed(path, target) for path in listed])
         return render(read_analysis(sources[0]))
     except (ArithmeticError, ValueError) as error:  # each number can be, but not what is computed from them
         named = ", ".join(map(str, sources))

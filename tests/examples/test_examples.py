@@ -58,5 +58,5 @@ def test_a_picture_of_a_report(tmp_path: Path) -> None:
     if shutil.which("chromium") is None:
         pytest.skip("no Chromium on this machine")
     analyze(minilm(tmp_path / "minilm"), layers="0", output=tmp_path / "report")
-    run("examples/screenshot.py", tmp_path / "report" / "report.html", tmp_path / "page.png", "--height", "600")
+    run("examples/screenshot.py", tmp_path / "report" / "report.html", tmp_path / "page.png", "--phone")
     assert (tmp_path / "page.png").read_bytes().startswith(b"\x89PNG")

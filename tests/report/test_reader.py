@@ -12,6 +12,7 @@ import pytest
 from kit.browser import SIZES, Page
 
 from ailora_tools.report.packed import unpacked
+from ailora_tools.report.page import render
 
 BOTTOM = "(css) => Math.max(...[...document.querySelectorAll(css)].map((one) => one.getBoundingClientRect().bottom))"
 
@@ -240,3 +241,17 @@ def test_one_layer_is_not_put_to_a_sign_test(reports: dict[str, Path]) -> None:
     document = json.loads((reports["one layer"].parent / "analysis.json").read_text())
     texts = " ".join(finding["text"] for finding in document["findings"])
     assert "nothing to test" in texts and "sign test" not in texts and "1 of 1" not in texts
+
+
+def test_other_roles_than_those_of_attention_are_drawn(reports: dict[str, Path]) -> None:
+    """The document of a model whose W^V is called fc1: what is in it decides, no list of roles."""
+    document = json.loads((reports["minilm"].parent / "analysis.json").read_text())
+    for row in document["matrices"]:
+        if row["role"] == "v":
+            row |= {"role": "fc1", "label": row["label"].replace("v", "fc1")}
+    page = render(document)
+    figures = unpacked(page)["figures"]
+    assert {"spectra-q", "spectra-fc1", "elements-fc1"} <= set(figures) and "spectra-v" not in figures
+    assert "W<sup>fc1</sup>" in page
+    lines = [trace for trace in figures["first"]["data"] if trace["line"]["color"] != "#888"]
+    assert [trace["name"] for trace in lines] == ["W<sup>Q</sup>", "W<sup>fc1</sup>"]
