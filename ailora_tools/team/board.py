@@ -131,8 +131,8 @@ def connect(place: Place) -> Shared:
 
     try:
         store = TCPStore(
-            place.host, place.port, place.size, is_master=place.leads and not place.hosted, timeout=_HOSTED if place.hosted else _PATIENCE,
-            wait_for_workers=False, multi_tenant=True,
+            place.host, place.port, place.size, is_master=place.leads and not place.hosted,
+            timeout=_HOSTED if place.hosted else _PATIENCE, wait_for_workers=False, multi_tenant=True,
         )  # fmt: skip
     except (RuntimeError, ValueError) as error:
         raise TeamError(
