@@ -4,8 +4,8 @@
 
 A checkpoint of Llama-3.2-1B's shape (as in init_vs_peft.py) with its base, and ten 3072 x 3072 matrices of noise, the
 dearest kind, without one. CPU seconds of a process count loading torch; wall time says something only where as many
-cores are free as there are processes. The second table is no measurement: it spreads what the ten matrices cost, in
-proportion to n^3, over the matrices of larger models, taken by the next free process, dearest first.
+cores are free as there are processes. The second table is no measurement of a whole model: it spreads what one matrix
+of each kind took, on one thread, over all of them, each taken by the next free process, dearest first.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ from safetensors.torch import save_file
 
 SIDE, MATRICES = 3072, 10
 START = 1.5  # CPU seconds until torch is loaded
-MODELS = {"Llama-3-70B": (80, 8192, 1024), "Llama-3.1-405B": (126, 16384, 1024)}  # layers, hidden size, rows of W^V
+# Layers; CPU seconds of W^Q (singular values i^-0.3, noise) and of W^V, measured on files of these shapes with real
+# data in two layers: 8192 x 8192 and 1024 x 8192, 16384 x 16384 and 1024 x 16384.
+MODELS = {"Llama-3-70B": (80, (2.8, 10.6), 0.7), "Llama-3.1-405B": (126, (13.1, 45.9), 1.0)}
 PROCESSES = (1, 8, 64)
 
 
@@ -77,7 +79,7 @@ def models(scratch: Path, layers: int) -> Iterator[tuple[str, Path, list[str]]]:
 
 
 def measured(scratch: Path, python: Sequence[str], source: Path, extra: Sequence[str]) -> dict[str, Any]:
-    """CPU seconds of each process, peak memory of the largest, and wall seconds of the whole."""
+    """CPU seconds of each process, and wall seconds of the whole."""
     told, out = scratch / "told", scratch / "out"
     shutil.rmtree(out, ignore_errors=True)
     shutil.rmtree(told, ignore_errors=True)
@@ -88,7 +90,7 @@ def measured(scratch: Path, python: Sequence[str], source: Path, extra: Sequence
     subprocess.run([*python, __file__, "--process", *call], check=True, env=environment, stdout=subprocess.DEVNULL)
     wall = time.monotonic() - began
     found = [json.loads(path.read_text()) for path in sorted(told.iterdir())]
-    return {"cpu": [cpu for cpu, _ in found], "peak_gb": max(peak for _, peak in found), "wall": round(wall, 1)}
+    return {"cpu": found, "wall": round(wall, 1)}
 
 
 def process(call: list[str]) -> None:
@@ -98,8 +100,7 @@ def process(call: list[str]) -> None:
         runpy.run_module("ailora_tools", run_name="__main__")
     finally:
         used = resource.getrusage(resource.RUSAGE_SELF)
-        costs = [round(used.ru_utime + used.ru_stime, 2), round(used.ru_maxrss * 1024 / 1e9, 2)]
-        Path(os.environ["TOLD"], os.environ.get("RANK", "0")).write_text(json.dumps(costs))
+        Path(os.environ["TOLD"], os.environ.get("RANK", "0")).write_text(str(round(used.ru_utime + used.ru_stime, 2)))
 
 
 def weights(folder: Path) -> dict[str, bytes]:
@@ -117,26 +118,23 @@ def spread(costs: Sequence[float], processes: int) -> float:
 
 
 def table(report: dict[str, Any]) -> str:
-    """What was measured, and what follows from it for larger models."""
-    ranks, runs = report["ranks"], report["runs"]
+    """What was measured, and what follows from single matrices for larger models."""
     lines = [
-        f"| | CPU s, one process | CPU s, each of {ranks} | same bytes | wall s | peak GB |",
-        "|---|--:|--:|---|--:|--:|",
+        f"| `init` | CPU s, one process | CPU s, each of {report['ranks']} | same bytes | wall s |",
+        "|---|--:|--:|---|--:|",
     ]
-    for name, run in runs.items():
-        each = " + ".join(f"{cpu:.1f}" for cpu in run["many"]["cpu"])
-        wall, peak = (f"{run['one'][key]} → {run['many'][key]}" for key in ("wall", "peak_gb"))
-        lines.append(
-            f"| {name} | {run['one']['cpu'][0]:.1f} | {each} | {'yes' if run['same'] else 'NO'} | {wall} | {peak} |"
+    for name, run in report["runs"].items():
+        each, wall = (
+            " + ".join(f"{cpu:.1f}" for cpu in run["many"]["cpu"]),
+            f"{run['one']['wall']} → {run['many']['wall']}",
         )
-    ten = runs[f"{MATRICES} matrices {SIDE} x {SIDE}, no base"]["one"]["cpu"][0]
-    unit = max(ten - START, 0.0) / MATRICES / SIDE**3
-    lines += ["", "Extrapolated, not measured: minutes of one CPU thread a process, matrices of noise.", ""]
-    lines += [f"| `init --no-base` | {' | '.join(map(str, PROCESSES))} |", f"|---|{'--:|' * len(PROCESSES)}"]
-    for name, (layers, hidden, rows) in MODELS.items():
-        costs = [unit * hidden**3, unit * rows**2 * hidden] * layers
-        cells = (f"{spread(costs, processes) / 60:.1f}" for processes in PROCESSES)
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+        lines.append(f"| {name} | {run['one']['cpu'][0]:.1f} | {each} | {'yes' if run['same'] else 'NO'} | {wall} |")
+    lines += ["", "Extrapolated from single matrices, not measured: minutes, one CPU thread a process.", ""]
+    lines += [f"| `init --no-base` | {' | '.join(f'{count} at work' for count in PROCESSES)} |"]
+    lines += [f"|---|{'--:|' * len(PROCESSES)}"]
+    for name, (layers, dear, cheap) in MODELS.items():
+        ends = [[spread([cost, cheap] * layers, count) / 60 for cost in dear] for count in PROCESSES]
+        lines.append(f"| {name} | {' | '.join(f'{low:.1f} to {high:.1f}' for low, high in ends)} |")
     return "\n".join(lines)
 
 
