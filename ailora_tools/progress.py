@@ -9,12 +9,12 @@ from typing import Protocol
 class Progress(Protocol):
     """Called from the thread that runs the verb."""
 
-    def start(self, stage: str, total: int, done: int) -> None:
-        """A stage of `total` steps begins, `done` of them already behind it."""
+    def start(self, stage: str, total: int, done: int, in_bytes: bool = False) -> None:
+        """A stage of `total` steps, or bytes, begins, `done` of them already behind it."""
         ...
 
-    def advance(self, label: str) -> None:
-        """One step of the stage is done."""
+    def advance(self, label: str, steps: int = 1) -> None:
+        """Steps of the stage are done."""
         ...
 
     def reading(self, arrived: Callable[[], int], nbytes: int, total: int) -> None:
@@ -29,10 +29,10 @@ class Progress(Protocol):
 class Silent:
     """Says nothing."""
 
-    def start(self, stage: str, total: int, done: int) -> None:
+    def start(self, stage: str, total: int, done: int, in_bytes: bool = False) -> None:
         pass
 
-    def advance(self, label: str) -> None:
+    def advance(self, label: str, steps: int = 1) -> None:
         pass
 
     def reading(self, arrived: Callable[[], int], nbytes: int, total: int) -> None:

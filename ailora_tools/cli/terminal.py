@@ -88,14 +88,35 @@ def _seconds(seconds: float) -> str:
 def progress(as_json: bool, quiet: bool) -> Iterator[_Progress]:
     """A bar on stderr while a verb runs, and its notices: no bar with --json or where stderr is not a terminal, neither
     with --quiet."""
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
     meter = _Meter()
-    columns = (TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-               meter.column(), TextColumn("[dim]{task.fields[label]}"))  # fmt: skip
+    columns = (TextColumn("{task.description:<12}"), BarColumn(), _column(_how_far), TimeRemainingColumn(),
+               _column(lambda _: meter.text(), "cyan"), TextColumn("[dim]{task.fields[label]}"))  # fmt: skip
     with Bar(*columns, console=err, transient=True, disable=as_json or quiet or not err.is_terminal) as bar:
         yield _Progress(bar, not quiet, meter)
+
+
+def _column(text: Callable[[Task], str], style: str = "") -> ProgressColumn:
+    """A column of the bar that says what `text` makes of its task."""
+    from rich.progress import ProgressColumn
+
+    class Column(ProgressColumn):
+        max_refresh = 0.1
+
+        def render(self, task: Task) -> Text:
+            return Text(text(task), style=style)
+
+    return Column()
+
+
+def _how_far(task: Task) -> str:
+    """Steps, or bytes, of all there are."""
+    done, total = int(task.completed), int(task.total or 0)
+    if task.fields["in_bytes"]:
+        return f"{size(done)} of {size(total)}"
+    return f"{done:>{len(str(total))}}/{total}"
 
 
 class _Meter:
@@ -105,19 +126,6 @@ class _Meter:
         self.arrived: Callable[[], int] | None = None
         self.total = 0
         self._looks: deque[tuple[float, int]] = deque(maxlen=50)
-
-    def column(self) -> ProgressColumn:
-        from rich.progress import ProgressColumn
-
-        meter = self
-
-        class Column(ProgressColumn):
-            max_refresh = 0.1
-
-            def render(self, task: Task) -> Text:
-                return Text(meter.text(), style="cyan")
-
-        return Column()
 
     def text(self) -> str:
         """Nothing as long as nothing is read from the network."""
@@ -136,14 +144,14 @@ class _Progress:
         self._bar, self._told, self._meter = bar, told, meter
         self._task: TaskID | None = None
 
-    def start(self, stage: str, total: int, done: int) -> None:
+    def start(self, stage: str, total: int, done: int, in_bytes: bool = False) -> None:
         if self._task is not None:
             self._bar.remove_task(self._task)
-        self._task = self._bar.add_task(stage, total=total, completed=done, label="")
+        self._task = self._bar.add_task(stage, total=total, completed=done, label="", in_bytes=in_bytes)
 
-    def advance(self, label: str) -> None:
+    def advance(self, label: str, steps: int = 1) -> None:
         if self._task is not None:
-            self._bar.update(self._task, advance=1, label=escape(label))
+            self._bar.update(self._task, advance=steps, label=escape(label))
 
     def reading(self, arrived: Callable[[], int], nbytes: int, total: int) -> None:
         self._meter.arrived, self._meter.total = arrived, nbytes

@@ -23,10 +23,12 @@ from ..proof.built import check_built
 from ..proof.companions import check_companions, check_shards
 from ..proof.extras import check_extras
 from ..proof.folder import Check, check_adapter_tensors, check_files, check_neighbours, check_offset
-from ..proof.matrices import check_matrices, look_at
+from ..proof.matrices import check_matrices
+from ..proof.one_pass import Passed
 from ..proof.plan import check_plan, derive
 from ..proof.subject import Subject
 from ..proof.untouched import check_untouched
+from ..proof.walk import walked
 from .announce import announce
 
 
@@ -72,38 +74,37 @@ def verify(
     original, strange = _find_source(manifest, source, options, progress)
     operation, refusal = (None, "") if original is None else derive(manifest, original, folder)
     subject = Subject(folder, manifest, original, operation, refusal)
-    progress.start("Checking", 2 + len(manifest.modules), 0)
     if original is not None:
         parts = [(shard, header.file_size) for shard, header in original.headers.items()]
         announce(original.files, parts, original.nbytes, progress)
-    checks = [*strange, *_folder_checks(subject, progress)]
     with ieee():
-        found = look_at(subject, progress)
-        checks += check_matrices(subject, found)
-        if manifest.extras:
-            checks.append(check_extras(subject))
+        passed = walked(subject, progress)
+    files = {item.name: one for item, one in passed.items() if item.is_file}
+    looks = {look.module: look for one in passed.values() for look in one.looks}
+    found = [looks[module] for module in subject.modules]
+    checks = [*strange, *_folder_checks(subject, files), *check_matrices(subject, found)]
+    if manifest.extras:
+        checks.append(check_extras(subject))
     if original is not None and manifest.base:
-        checks.append(check_untouched(subject, original, found))
+        checks.append(check_untouched(subject, original, files, found))
     checks.append(check_built(subject, ask=all(check.holds for check in checks)))
     return Verification(folder, original.location if original else None, tuple(checks), manifest)
 
 
-def _folder_checks(subject: Subject, progress: Progress) -> Iterator[Check]:
+def _folder_checks(subject: Subject, files: Mapping[str, Passed]) -> Iterator[Check]:
     """What needs no matrix."""
-    yield check_files(subject)
+    yield check_files(subject, {name: one.fault for name, one in files.items()})
     yield check_neighbours(subject)
     if subject.source is not None:
         yield check_companions(subject, subject.source)
     if subject.manifest.base:
         yield check_shards(subject)
-    progress.advance("files")
     if subject.source is not None:
         yield check_plan(subject)
     yield check_adapter_config(subject)
     yield check_adapter_tensors(subject)
     if subject.manifest.offset:
         yield check_offset(subject)
-    progress.advance("adapter")
 
 
 def _find_source(

@@ -1,0 +1,72 @@
+"""Work that is pulled: each of a few threads takes the next item when it is free; and how many there should be."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import CancelledError, Future
+from itertools import islice
+from queue import SimpleQueue
+from typing import Any, TypeVar
+
+from .ahead import threads
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Tell = Callable[[str, int], None]
+
+_DISK = 8  # readers of one disk: more do not make it faster, and some disks slower
+
+
+def disk_workers(items: int) -> int:
+    """How many files to copy, hash or compare at a time: SHA-256 takes 2 GB/s of a core, several cores keep up with a
+    fast disk. Processes that torchrun started on one machine share its cores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(_DISK, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), items))
+
+
+def pulled(
+    items: Iterable[Item],
+    work: Callable[[Item, Tell], Result],
+    workers: int,
+    heard: Callable[[str, int], None],
+    *prepare: Any,
+) -> Iterator[tuple[Item, Result]]:
+    """Yield (item, work(item, tell)) as each is done, which need not be their order.
+
+    What the work tells is `heard` in the caller's thread. The first error ends it all: then, and where the caller goes
+    no further, `tell` raises in the other threads. `prepare`: a function to call in each thread first, its arguments.
+    """
+    waiting, one_at_a_time, ended = iter(items), threading.Lock(), threading.Event()
+    news: SimpleQueue[Future[None] | tuple[Item, Result] | tuple[None, str, int]] = SimpleQueue()
+
+    def tell(label: str, count: int) -> None:
+        if ended.is_set():
+            raise CancelledError
+        news.put((None, label, count))
+
+    def take() -> list[Item]:
+        with one_at_a_time:
+            return list(islice(waiting, 1))
+
+    def run() -> None:
+        while not ended.is_set() and (taken := take()):
+            news.put((taken[0], work(taken[0], tell)))
+
+    with threads(workers, "work", *prepare) as pool:
+        try:
+            for _ in range(workers):
+                pool.submit(run).add_done_callback(news.put)
+            running = workers
+            while running:
+                match news.get():
+                    case Future() as done:
+                        running -= 1
+                        done.result()
+                    case (None, label, count):
+                        heard(label, count)
+                    case (item, result):
+                        yield item, result
+        finally:
+            ended.set()
