@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import CancelledError, Future
 from itertools import islice
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
+from ..team.place import read_place
 from .ahead import threads
 
 Item = TypeVar("Item")
@@ -19,20 +20,20 @@ Tell = Callable[[str, int], None]
 _DISK = 8  # readers of one disk: more do not make it faster, and some disks slower
 
 
-def disk_workers(items: int) -> int:
+def disk_workers() -> int:
     """How many files to copy, hash or compare at a time: SHA-256 takes 2 GB/s of a core, several cores keep up with a
     fast disk. Processes that torchrun started on one machine share its cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(_DISK, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), items))
+    return max(1, min(_DISK, cores // read_place().beside))
 
 
 def pulled(
     items: Iterable[Item],
     work: Callable[[Item, Tell], Result],
     workers: int,
-    heard: Callable[[str, int], None],
+    heard: Tell,
     *prepare: Any,
-) -> Iterator[tuple[Item, Result]]:
+) -> Generator[tuple[Item, Result]]:
     """Yield (item, work(item, tell)) as each is done, which need not be their order.
 
     What the work tells is `heard` in the caller's thread. The first error ends it all: then, and where the caller goes

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,6 +54,25 @@ class ModuleLook:
     def module(self) -> str:
         """Its path."""
         return self.projections[0].record.module
+
+    def to_json(self) -> dict[str, Any]:
+        """Without the records, which the manifest has."""
+        found = [
+            {**vars(look), "record": None, "numbers": None if look.numbers is None else vars(look.numbers)}
+            for look in self.projections
+        ]
+        return {**vars(self), "projections": found, "module": self.module}
+
+
+def module_look(subject: Subject, told: Mapping[str, Any]) -> ModuleLook:
+    """What `ModuleLook.to_json` told."""
+    fields = dict(told)
+    pairs = zip(subject.modules[fields.pop("module")], fields.pop("projections"), strict=True)
+    looks = []
+    for record, look in pairs:
+        numbers = None if look["numbers"] is None else Comparison(**look["numbers"])
+        looks.append(Look(**{**look, "record": record, "numbers": numbers}))
+    return ModuleLook(projections=tuple(looks), **fields)
 
 
 def look_at(subject: Subject, reading: Reading) -> ModuleLook:

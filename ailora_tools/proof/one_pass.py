@@ -22,7 +22,7 @@ from ..checkpoint.stream import load_matrix, matrix_bytes
 from ..errors import CheckpointError
 from ..output.spans import blocks
 from .folder import file_fault
-from .look import ModuleLook, look_at
+from .look import ModuleLook, look_at, module_look
 from .subject import Subject
 
 
@@ -35,6 +35,16 @@ class Passed:
     compared: int = 0
     changed: tuple[str, ...] = ()
     looks: tuple[ModuleLook, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Without the records, which the manifest has."""
+        return {**vars(self), "looks": [look.to_json() for look in self.looks]}
+
+
+def passed(subject: Subject, told: Mapping[str, Any]) -> Passed:
+    """What `Passed.to_json` told."""
+    looks = tuple(module_look(subject, look) for look in told["looks"])
+    return Passed(told["fault"], told["compared"], tuple(told["changed"]), looks)
 
 
 class _UnreadableError(Exception):

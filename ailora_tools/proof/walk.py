@@ -6,13 +6,16 @@ The latter are those of the source where nothing of the base was written, or whe
 from __future__ import annotations
 
 import threading
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
 import torch
 
+from ..checkpoint.arithmetic import ieee
 from ..checkpoint.pulled import Tell, disk_workers, pulled
 from ..errors import CheckpointError
-from ..progress import Progress
+from ..team.part import Part
+from ..team.sharing import Work
 from .look import look_at
 from .one_pass import OnePass, Passed
 from .subject import Subject
@@ -23,11 +26,20 @@ _FAR = 2  # files at a time where the source is on the Hub, whose connections th
 
 @dataclass(frozen=True)
 class Item:
-    """A file, or the module of a matrix that is in none; of either about `nbytes` are read."""
+    """A file, or the module of a matrix that is in none; of either about `nbytes` are read, which is what it costs."""
 
-    name: str
+    label: str
     nbytes: int
     is_file: bool
+
+    @property
+    def name(self) -> str:
+        """One that a file and a module do not share."""
+        return f"{'file' if self.is_file else 'module'} {self.label}"
+
+    @property
+    def cost(self) -> float:
+        return float(self.nbytes)
 
 
 def items(subject: Subject) -> list[Item]:
@@ -40,24 +52,27 @@ def items(subject: Subject) -> list[Item]:
     return sorted(found, key=lambda item: -item.nbytes)
 
 
-def walked(subject: Subject, progress: Progress) -> dict[Item, Passed]:
-    """Do all items. CheckpointError where the source cannot be read."""
-    every = items(subject)
+def walking(subject: Subject, heard: Tell) -> Work[Item]:
+    """Items in, what was found of each out, as `Passed.to_json` has it; the bytes of it that were read are `heard`.
+    CheckpointError where the source cannot be read."""
     far = subject.source is not None and subject.source.files.traffic is not None
-    workers = min(disk_workers(len(every)), _FAR if far else len(every))
+    workers = min(disk_workers(), _FAR) if far else disk_workers()
     share = max(1, torch.get_num_threads() // workers)
     room = threading.BoundedSemaphore(_places(subject))
-    progress.start("Checking", sum(item.nbytes for item in every), 0, in_bytes=True)
 
-    def work(item: Item, tell: Tell) -> Passed:
+    def one(item: Item, tell: Tell) -> Part:
         if item.is_file:
-            return OnePass(subject, item.name, tell, room).run()
+            return Part(OnePass(subject, item.label, tell, room).run().to_json())
         with room:
-            look = look_at(subject, subject.read(subject.modules[item.name], None))
-        tell(item.name, item.nbytes)
-        return Passed(looks=(look,))
+            look = look_at(subject, subject.read(subject.modules[item.label], None))
+        tell(item.label, item.nbytes)
+        return Part(Passed(looks=(look,)).to_json())
 
-    return dict(pulled(every, work, workers, progress.advance, torch.set_num_threads, (share,)))
+    def work(wanted: Iterator[Item]) -> Generator[tuple[Item, Part]]:
+        with ieee():
+            yield from pulled(wanted, one, workers, heard, torch.set_num_threads, (share,))
+
+    return work
 
 
 def _size(subject: Subject, name: str) -> int:
