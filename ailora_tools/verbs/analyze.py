@@ -32,7 +32,17 @@ from ..team.sharing import share
 from ..team.team import Job, find_team
 from .analyze_matrices import call_for_plan, help_analyze, measuring
 from .announce import announce
-from .processes import Library, Matrix, agree_on_kind, call_for_work, device_of, is_published, processes, publishing
+from .processes import (
+    Library,
+    Matrix,
+    agree_on_kind,
+    call_for_work,
+    credit,
+    device_of,
+    is_published,
+    processes,
+    publishing,
+)
 
 
 @dataclass(frozen=True)
@@ -142,9 +152,11 @@ def _measure(
     spool = call_for_work(job, agree_on_kind(work, device, mixed), work, shared_folder)
     measured = measuring(decided, device, progress.notice)
     for _, part in share(job, "matrices", [Matrix(carrier) for carrier in waiting], measured, spool, progress):
-        rows.update(part.meta)
-        work.record({"records": part.meta})
-        for label in part.meta:
+        records = part.meta["records"]
+        credit(decided.checkpoint.files.traffic, part)
+        rows.update(records)
+        work.record({"records": records})
+        for label in records:
             progress.advance(label)
     return rows
 

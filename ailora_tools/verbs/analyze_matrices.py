@@ -20,7 +20,7 @@ from ..targets.selection import Selection
 from ..team.part import Part
 from ..team.sharing import Work, serve
 from ..team.team import Job
-from .processes import Library, Matrix, device_of, kind_of, require_alike, require_same, spool_of
+from .processes import Library, Matrix, device_of, kind_of, require_alike, require_same, spending, spool_of
 
 if TYPE_CHECKING:
     import torch
@@ -46,10 +46,12 @@ def measuring(
         return {target.label: _measured(job, target, gather(W, target.part)) for target in matrix.carrier.targets}
 
     def work(matrices: Iterator[Matrix]) -> Generator[tuple[Matrix, Part]]:
+        spent = spending(files.traffic)
         at_once = 2 if max(min(target.shape) for target in job.plan.targets) <= _LARGE_SIDE else 1
         with ieee():
             for matrix, records in stream(files, matrices, work_on, device, notice, at_once):
-                yield matrix, Part({label: {**record, **noted} for label, record in records.items()})
+                noted_records = {label: {**record, **noted} for label, record in records.items()}
+                yield matrix, Part({"records": noted_records, "spent": spent()})
 
     return work
 

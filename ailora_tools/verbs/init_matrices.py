@@ -17,7 +17,7 @@ from ..targets.projections import Carrier
 from ..team.part import Part
 from ..team.sharing import Work, serve
 from ..team.team import Job
-from .processes import Library, Matrix, device_of, kind_of, require_alike, require_same, spool_of
+from .processes import Library, Matrix, device_of, kind_of, require_alike, require_same, spending, spool_of
 
 if TYPE_CHECKING:
     import torch
@@ -41,17 +41,18 @@ def computing(
         return operate_on(matrix.carrier, dequantise(stored, matrix.carrier.quantised, files), operation)
 
     def work(matrices: Iterator[Matrix]) -> Generator[tuple[Matrix, Part]]:
+        spent = spending(files.traffic)
         with ieee():
             for matrix, outcome in stream(files, matrices, operate, device, notice):
-                yield matrix, _packed(outcome, kind)
+                yield matrix, _packed(outcome, kind, spent())
 
     return work
 
 
-def _packed(outcome: Outcome, kind: str | None) -> Part:
+def _packed(outcome: Outcome, kind: str | None, spent: list[int]) -> Part:
     """The residual last: where it cannot travel, the first process forms it from the factors."""
     records = [asdict(replace(record, computed_on=kind)) for record in outcome.records]
-    meta = {"records": records, "tensor_sha256": outcome.residual_sha256}
+    meta = {"records": records, "tensor_sha256": outcome.residual_sha256, "spent": spent}
     residual = [] if outcome.residual is None else [outcome.residual]
     return Part(meta, [*outcome.factors, *residual], spare=len(residual))
 

@@ -36,7 +36,17 @@ from ..team.sharing import share
 from ..team.team import Job, find_team
 from .announce import announce
 from .init_matrices import call_for_plan, computing, help_init, unpacked
-from .processes import Library, Matrix, agree_on_kind, call_for_work, device_of, is_published, processes, publishing
+from .processes import (
+    Library,
+    Matrix,
+    agree_on_kind,
+    call_for_work,
+    credit,
+    device_of,
+    is_published,
+    processes,
+    publishing,
+)
 
 _POOR = 0.01  # of norm(W); rounding a residual to bfloat16 costs 0.0016
 
@@ -233,6 +243,7 @@ class _Run:
             spool = call_for_work(self.job, kind, work, self.shared_folder)
             computed = computing(operation, device, progress.notice)
             for matrix, part in share(self.job, "matrices", waiting, computed, spool, progress):
+                credit(files.traffic, part)
                 folder.store(*unpacked(matrix.carrier, part, operation, device))
                 progress.advance(matrix.carrier.label)
                 check.look()
