@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .command import Command
+from ..checkpoint.header import FACTOR_DTYPES
+from .command import Command, option
 from .options import (
     FOLDER,
     OUTPUT,
@@ -36,6 +37,12 @@ _EXAMPLES = (
 @output_option("OUT", "Folder to write.", required=True)
 @overwrite_options("Replace OUT if a checkpoint is in it.")
 @base_dtype_option(OUTPUT, "the changed tensors are stored")
+@option(
+    "--dtype",
+    group=OUTPUT,
+    type=click.Choice(list(FACTOR_DTYPES)),
+    help="Number type in which the matrices of a quantised BASE are stored.  [default: that of its config.json]",
+)
 @reading_options("BASE")
 @device_option
 @message_options
@@ -43,7 +50,7 @@ def merge(base: str, adapter: Path, as_json: bool, quiet: bool, **options: Any) 
     """Add an adapter to its base and write a whole checkpoint.
 
     BASE is the model that ADAPTER was trained on: the folder that `init` wrote, or an original for a plain LoRA.
-    It is read and written shard by shard.
+    It is read and written shard by shard. Of a quantised BASE every matrix becomes the numbers that it stands for.
     """
     from ..verbs.merge import merge as run
 
@@ -58,5 +65,6 @@ def _show(result: Merge) -> None:
     print_facts({
         "model": result.folder,
         "changed": f"{len(result.modules)} tensors, stored as {', '.join(result.dtypes)}",
+        **({"out of few bits": f"{len(result.restored)} matrices"} if result.restored else {}),
         "most": f"{most.tensor}: {most.change:.2e} of its norm",
     })  # fmt: skip

@@ -1,6 +1,7 @@
 """`merge`: a base and an adapter become one checkpoint, shard by shard; other tensors are copied as bytes.
 
 W' = W + s B A in float32 and, for DoRA, W' = m * (W + s B A) / norm of its rows (arXiv 2402.09353, equation 5).
+Of a base in few bits every matrix is written as the numbers that it stands for.
 """
 
 from __future__ import annotations
@@ -12,14 +13,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from ..adapters.complete import require_complete
+from ..adapters.few_bits import Source, about_few_bits, all_places, kept_companions, sources_of
 from ..adapters.folder import Adapter, open_adapter
 from ..adapters.peft import ADAPTER_FILES
-from ..adapters.places import Place, Places, find_places
+from ..adapters.places import Places, find_places
+from ..checkpoint.files import Files
 from ..checkpoint.gate import stated_path
-from ..checkpoint.header import BASE_DTYPES
+from ..checkpoint.header import BASE_DTYPES, FACTOR_DTYPES
 from ..checkpoint.index import CONFIG, Checkpoint, open_checkpoint
 from ..checkpoint.source import SourceOptions
 from ..errors import AiloraError, OptionError, TargetError, listed
+from ..matrices.restore import restore
 from ..output.atomic import Output, making
 from ..output.base import BaseWriter, companions, copy_file, left_out, require_readable
 from ..output.layout import lay_out, restate_index, widened
@@ -51,11 +55,12 @@ class Merged:
 
 @dataclass(frozen=True)
 class Merge:
-    """Where the merged checkpoint lies, and what was changed by how much."""
+    """Where the merged checkpoint lies, what was changed by how much, and what was in few bits before."""
 
     folder: Path
     modules: tuple[Merged, ...]
     dtypes: tuple[str, ...]
+    restored: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """What `--json` prints."""
@@ -63,6 +68,7 @@ class Merge:
             "folder": str(self.folder),
             "dtypes": list(self.dtypes),
             "modules": [asdict(module) for module in self.modules],
+            "restored": list(self.restored),
         }
 
 
@@ -72,6 +78,7 @@ def merge(
     output: str | Path,
     *,
     base_dtype: str = "keep",
+    dtype: str | None = None,
     device: str = "auto",
     overwrite: bool = False,
     force: bool = False,
@@ -81,25 +88,32 @@ def merge(
     """Write the checkpoint `base` with `adapter` added in, as PEFT's `merge_and_unload` would, but without the model.
 
     `base` is the checkpoint that the adapter was trained on: the residual base that `initialize` wrote, or an original
-    for a plain LoRA. `base_dtype` "float32" widens the changed tensors. Inputs are never changed.
+    for a plain LoRA. `base_dtype` "float32" widens the changed tensors. A base in few bits becomes the plain model that
+    it stands for: each of its matrices in the dtype that config.json states, or in `dtype` (float32, bfloat16,
+    float16), and nothing of the quantisation is left. Inputs are never changed.
 
     Raises CheckpointError, TargetError where the two do not belong together, OptionError, NumericalError, OutputError.
     """
-    if base_dtype not in BASE_DTYPES:
-        raise OptionError(f"base dtype {base_dtype!r}: it must be {' or '.join(BASE_DTYPES)}.")
+    if base_dtype not in BASE_DTYPES or dtype not in (None, *FACTOR_DTYPES):
+        known = f"{' or '.join(BASE_DTYPES)}, and {', '.join(FACTOR_DTYPES)}"
+        raise OptionError(f"base dtype {base_dtype!r}, dtype {dtype!r}: they must be {known}.")
     progress = progress or Silent()
-    checkpoint, held = open_checkpoint(base, **source), open_adapter(adapter)
+    stored, held = open_checkpoint(base, **source), open_adapter(adapter)
+    restored = restore(stored, dtype)
+    checkpoint = restored.plain
     folder = output_folder(output, "", [checkpoint.origin, held.files.origin], progress)
     _require_right_base(checkpoint, held)
     found = find_places(checkpoint, held)
-    places = found.places
-    added = {place.name: place.stored for place in places if place.added}
-    layouts = lay_out(checkpoint, (place.stored for place in places if not place.added), base_dtype, added)
+    places = all_places(restored, found.places)
+    apart = {place.name: place.stored for place in places if place.added}
+    changed = (place.stored for place in places if not place.added)
+    layouts = lay_out(stored, changed, base_dtype, apart | restored.added, restored.dropped)
     dtypes = {place.name: widened(place.stored.dtype, base_dtype) for place in places}
     complete = require_complete(checkpoint, held, found, _start(checkpoint))
-    for text in (*checkpoint.told, *left_out(checkpoint), *complete, *held.notices, *_about_ties(found)):
+    about = (*about_few_bits(restored, dtypes), *_about_ties(found))
+    for text in (*checkpoint.told, *left_out(checkpoint), *complete, *held.notices, *about):
         progress.notice(text)
-    copied = [(name, checkpoint.files.size(name)) for name in companions(checkpoint)]
+    copied = [(name, checkpoint.files.size(name)) for name in kept_companions(restored, companions(checkpoint))]
     require_readable(checkpoint, (name for name, _ in copied))
     parts = [*copied, *((shard, header.file_size) for shard, header in checkpoint.headers.items())]
     announce(checkpoint.files, parts, sum(size for _, size in parts), progress)
@@ -108,13 +122,15 @@ def merge(
     out = Output(folder, "merge", overwrite=overwrite, force=force, nbytes=nbytes)
     with making(out, sources.require_unchanged) as tree:
         with BaseWriter(checkpoint.files, layouts, tree, {}) as writer:
-            merging = partial(_merged, held, base_dtype=base_dtype)
-            written = list(_write(checkpoint, places, merging, writer, device, progress))
+            merging = partial(_merged, held, checkpoint.files, base_dtype=base_dtype)
+            written = list(_write(checkpoint, sources_of(restored, places), merging, writer, device, progress))
         for name, _ in copied:
             copy_file(checkpoint.files, name, tree / name)
-        restate_index(tree, checkpoint, dtypes, added)
-        _restate_config(tree, checkpoint, found, [done.tensor for done, wide in written if wide], progress)
-        result = Merge(folder, tuple(done for done, _ in written), tuple(sorted(set(dtypes.values()))))
+        restate_index(tree, checkpoint, dtypes, apart)
+        _restate_config(tree, stored, checkpoint, found, [done.tensor for done, wide in written if wide], progress)
+        touched = {place.name for place in found.places}
+        modules = tuple(done for done, _ in written if done.tensor in touched)
+        result = Merge(folder, modules, tuple(sorted(set(dtypes.values()))), tuple(restored.matrices))
         made_from = {"base": checkpoint.origin.to_json(), "adapter": held.location}
         write_result(tree, {"verb": "merge", **made_from, **result.to_json()})
     return result
@@ -157,15 +173,16 @@ def _about_ties(found: Places) -> list[str]:
 
 
 def _restate_config(
-    tree: Path, checkpoint: Checkpoint, found: Places, wide: Sequence[str], progress: Progress
+    tree: Path, stored: Checkpoint, checkpoint: Checkpoint, found: Places, wide: Sequence[str], progress: Progress
 ) -> None:  # fmt: skip
-    """config.json anew where the merged model is another than it says: nothing is tied, or the dtype that loaders take
-    from it would make infinity of the tensors `wide`."""
+    """config.json anew where the merged model is another than that of the base as `stored` says: nothing is in few bits
+    (as in `checkpoint`), nothing is tied, or the dtype that loaders take from it would make infinity of the tensors
+    `wide`."""
     config = untied(checkpoint.config) if found.untied else dict(checkpoint.config)
     if wide:
         config = _in_float32(config)
         progress.notice(f"float16 does not hold {listed(wide)}: config.json says float32 now")
-    if config != checkpoint.config and CONFIG in checkpoint.files.names():
+    if config != stored.config and CONFIG in stored.files.names():
         write_json(tree / CONFIG, config)
 
 
@@ -188,7 +205,7 @@ def _start(checkpoint: Checkpoint) -> Adapter | None:
 
 
 def _write(
-    checkpoint: Checkpoint, places: Sequence[Place], merging: Callable[[Place, Tensor], tuple[Tensor, float, bool]],
+    checkpoint: Checkpoint, found: Sequence[Source], merging: Callable[[Source, Tensor], tuple[Tensor, float, bool]],
     writer: BaseWriter, device: str, progress: Progress,
 ) -> Iterator[tuple[Merged, bool]]:  # fmt: skip
     """Shards are being copied in the background: put each merged tensor into its place, then wait for the rest. With
@@ -196,9 +213,10 @@ def _write(
     from ..checkpoint.arithmetic import ieee
     from ..checkpoint.stream import find_device, matrix_bytes, stream
 
-    progress.start("Merging", len(places), 0)
+    progress.start("Merging", len(found), 0)
     with ieee():
-        for place, (W, change, wide) in stream(checkpoint.files, places, merging, find_device(device), progress.notice):
+        for source, (W, change, wide) in stream(checkpoint.files, found, merging, find_device(device), progress.notice):
+            place = source.place
             writer.write(place.stored.file, place.name, matrix_bytes(W))
             progress.advance(place.name)
             yield Merged(place.name, change), wide
@@ -208,14 +226,16 @@ def _write(
         progress.advance(shard)
 
 
-def _merged(adapter: Adapter, place: Place, old: Tensor, base_dtype: str) -> tuple[Tensor, float, bool]:
+def _merged(adapter: Adapter, files: Files, source: Source, raw: Tensor, base_dtype: str) -> tuple[Tensor, float, bool]:
     """The new tensor as it is stored, on the CPU, how far it is from the old one, and whether float16, if the old one
     is that, does not hold it."""
     from ..adapters.apply import changed
     from ..checkpoint.stream import DTYPES
     from ..linalg.finite import stored
     from ..linalg.scale import norm, peak
+    from ..matrices.dequantise import dequantise
 
+    place, old = source.place, dequantise(raw, source.quantised, files)
     wide = old.double() if place.stored.dtype == "F64" else old.float()
     new = changed(wide, adapter, place)
     result = stored(new, DTYPES[widened(place.stored.dtype, base_dtype)], place.name, _WIDER)
