@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..checkpoint.header import FACTOR_DTYPES
+from ..team.place import read_place
 from .command import Command, option
 from .options import (
     FOLDER,
@@ -31,7 +32,7 @@ _EXAMPLES = (
 )
 
 
-@click.command(cls=Command, examples=_EXAMPLES)
+@click.command(cls=Command, together=True, examples=_EXAMPLES)
 @click.argument("base", type=str)
 @click.argument("adapter", type=FOLDER)
 @output_option("OUT", "Folder to write.", required=True)
@@ -56,6 +57,8 @@ def merge(base: str, adapter: Path, as_json: bool, quiet: bool, **options: Any) 
 
     with progress(as_json, quiet) as bar:
         result = run(base, adapter, progress=bar, **options)
+    if not read_place().leads:
+        return
     print_json(result.to_json()) if as_json else _show(result)
 
 

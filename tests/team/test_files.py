@@ -1,18 +1,17 @@
-"""`verify` over two and three processes of a real torchrun says what one process says, whatever is wrong."""
+"""`verify` and `merge` over two and three processes of a real torchrun: what one process says and writes."""
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from kit.checkpoints import llama_tensors, tree, write_checkpoint
 from kit.families import build
-from kit.gang import Gang, run
+from kit.gang import run
 from kit.hub_server import HubServer, Repo
+from safetensors.torch import load_file, save_file
 
 from ailora_tools import initialize
 from ailora_tools.cli import main as command
@@ -29,6 +28,14 @@ CALLS = {
     "a shard is cut": ["verify", "cut"],
     "the original's shards": ["verify", "swapped"],
     "it holds": ["verify", "out"],
+}
+MERGED = {
+    "the start": ["merge", "out", "out/ailora_init"],
+    "wider": ["merge", "out", "out/ailora_init", "--base-dtype", "float32"],
+    "with DoRA": ["merge", "gpt2", "gpt2/ailora_init"],
+    "the Hub": ["merge", "org/base", "plain"],
+    "the wrong base": ["merge", "base", "out/ailora_init"],
+    "no finite adapter": ["merge", "base", "infinite"],
 }
 
 
@@ -54,6 +61,12 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     first.write_bytes(first.read_bytes()[:-10])
     for path in (here / "base").glob("*.safetensors"):
         shutil.copy(path, here / "swapped" / path.name)
+    initialize(here / "base", 2, method="lora", output=here / "lora")
+    for name in ("plain", "infinite"):
+        shutil.copytree(here / "lora" / "ailora_init", here / name)
+        path = here / name / "adapter_model.safetensors"
+        value = 0.01 if name == "plain" else float("inf")
+        save_file({key: held + value * (held == 0) for key, held in load_file(path).items()}, path, {"format": "pt"})
     (here / "tuned").rename(here / "moved")
     write_checkpoint(here / "tuned", {name: value + 1 for name, value in tensors.items()}, shards=3, **SIZES)
     return here
@@ -61,43 +74,45 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass(frozen=True)
 class Said:
-    """What was printed and the exit code of each call, and the bytes that all of them read of the Hub."""
+    """What was printed and the exit code of each call, what was written, and the bytes that were read of the Hub."""
 
-    printed: list[str]
+    printed: str
     codes: list[int]
+    written: dict[str, bytes]
     sent: int
 
 
-def alone(capsys: pytest.CaptureFixture[str], hub_server: HubServer) -> Said:
-    before, printed, codes = hub_server.sent, [], []
-    for call in CALLS.values():
+def calls(out: Path) -> list[list[str]]:
+    """Those of `merge` first: what ends torchrun with an error is at the end of neither."""
+    merged = [[*call, "-o", str(out / name)] for name, call in MERGED.items()]
+    return [[*call, "--json", "--quiet"] for call in (*merged, *CALLS.values())]
+
+
+def alone(out: Path, capsys: pytest.CaptureFixture[str], hub_server: HubServer) -> Said:
+    before, printed, codes = hub_server.sent, "", []
+    for call in calls(out):
         with pytest.raises(SystemExit) as ended:
-            command([*call, "--json", "--quiet"])
-        printed.append(capsys.readouterr().out)
+            command(call)
+        printed += capsys.readouterr().out
         codes.append(int(ended.value.code or 0))
-    return Said(printed, codes, hub_server.sent - before)
+    return Said(printed, codes, tree(out), hub_server.sent - before)
 
 
-@pytest.fixture(params=[2, 3], ids="{} processes".format)
-def gang(
-    request: pytest.FixtureRequest, folders: Path, tmp_path: Path, hub_server: HubServer,
+@pytest.mark.parametrize("ranks", [2, 3], ids="{} processes".format)
+def test_several_processes_say_and_write_what_one_does(
+    ranks: int, folders: Path, tmp_path: Path, hub_server: HubServer,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-) -> Iterator[tuple[Gang, Said, int]]:  # fmt: skip
+) -> None:  # fmt: skip
     hub_server.reset()
     hub_server.repos = {"org/base": Repo(tree(folders / "base"))}
     monkeypatch.chdir(folders)
-    wanted = alone(capsys, hub_server)
+    wanted, out = alone(tmp_path / "out", capsys, hub_server), tmp_path / "out"
+    shutil.rmtree(out)
     before = hub_server.sent
-    found = run(tmp_path / "gang", request.param, [[*call, "--json", "--quiet"] for call in CALLS.values()])
-    yield found, wanted, hub_server.sent - before
-    hub_server.reset()
-
-
-def test_several_processes_say_what_one_says(gang: tuple[Gang, Said, int]) -> None:
-    found, wanted, sent = gang
-    assert found.out == "".join(wanted.printed) and "Traceback" not in found.err
-    assert list(found.codes[0]) == wanted.codes
-    assert set(wanted.codes) == {0, 1, 3} and all(set(codes) <= {0, 1} for rank, codes in found.codes.items() if rank)
-    assert 0 < sent <= wanted.sent
-    holds = [json.loads(text)["holds"] for text in wanted.printed if text]
-    assert holds == [True, True, True, True, False, False, False, False, True]
+    found = run(tmp_path / "gang", ranks, calls(out))
+    assert found.out == wanted.printed and "Traceback" not in found.err
+    assert list(found.codes[0]) == wanted.codes and set(wanted.codes) == {0, 1, 3}
+    assert all(set(codes) <= {0, 1} for rank, codes in found.codes.items() if rank)
+    assert tree(out) == wanted.written
+    assert 0 < hub_server.sent - before <= wanted.sent
+    assert wanted.codes == [0, 0, 0, 0, 1, 1, 1, 0, 0, 0, 0, 3, 3, 3, 3, 0]
