@@ -23,12 +23,17 @@ class Standing:
 class Progress(Protocol):
     """Called from the thread that runs the verb."""
 
-    def start(self, stage: str, total: int, done: int, in_bytes: bool = False) -> None:
-        """A stage of `total` steps, or bytes, begins, `done` of them already behind it."""
+    def start(self, stage: str, total: int, done: int) -> None:
+        """A stage of `total` steps begins, `done` of them already behind it."""
         ...
 
-    def advance(self, label: str, steps: int = 1) -> None:
-        """Steps of the stage are done."""
+    def advance(self, label: str, nbytes: int = 0) -> None:
+        """One step of the stage is done; `nbytes` were read or written for it, if that is known."""
+        ...
+
+    def bytewise(self, read: Callable[[], int], nbytes: int) -> None:
+        """The steps of the stage are large: `read` tells, at any time and in any thread, how many of its `nbytes` are
+        done."""
         ...
 
     def reading(self, arrived: Callable[[], int], nbytes: int, total: int) -> None:
@@ -47,10 +52,13 @@ class Progress(Protocol):
 class Silent:
     """Says nothing."""
 
-    def start(self, stage: str, total: int, done: int, in_bytes: bool = False) -> None:
+    def start(self, stage: str, total: int, done: int) -> None:
         pass
 
-    def advance(self, label: str, steps: int = 1) -> None:
+    def advance(self, label: str, nbytes: int = 0) -> None:
+        pass
+
+    def bytewise(self, read: Callable[[], int], nbytes: int) -> None:
         pass
 
     def reading(self, arrived: Callable[[], int], nbytes: int, total: int) -> None:
@@ -61,3 +69,8 @@ class Silent:
 
     def notice(self, text: str) -> None:
         pass
+
+
+def heard(progress: Progress | bool | None) -> Progress:
+    """The listener of a verb: silence unless one was given. For True, `display.shown` has put one there before."""
+    return Silent() if progress is None or isinstance(progress, bool) else progress

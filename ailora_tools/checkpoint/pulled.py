@@ -15,7 +15,7 @@ from .ahead import threads
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-Tell = Callable[[str, int], None]
+Tell = Callable[[int], None]
 
 _DISK = 8  # readers of one disk: more do not make it faster, and some disks slower
 
@@ -40,12 +40,12 @@ def pulled(
     no further, `tell` raises in the other threads. `prepare`: a function to call in each thread first, its arguments.
     """
     waiting, one_at_a_time, ended = iter(items), threading.Lock(), threading.Event()
-    news: SimpleQueue[Future[None] | tuple[Item, Result] | tuple[None, str, int]] = SimpleQueue()
+    news: SimpleQueue[Future[None] | int | tuple[Item, Result]] = SimpleQueue()
 
-    def tell(label: str, count: int) -> None:
+    def tell(count: int) -> None:
         if ended.is_set():
             raise CancelledError
-        news.put((None, label, count))
+        news.put(count)
 
     def take() -> list[Item]:
         with one_at_a_time:
@@ -65,8 +65,8 @@ def pulled(
                     case Future() as done:
                         running -= 1
                         done.result()
-                    case (None, label, count):
-                        heard(label, count)
+                    case int(count):
+                        heard(count)
                     case (item, result):
                         yield item, result
         finally:

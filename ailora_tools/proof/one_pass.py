@@ -156,7 +156,7 @@ class OnePass:
 
     def _read(self, data: bytearray | memoryview) -> None:
         self._digest.update(data)
-        self._tell(self._name, len(data))
+        self._tell(len(data))
 
 
 def _alike(here: StoredTensor, there: StoredTensor) -> bool:

@@ -42,6 +42,16 @@ class Item:
         return float(self.nbytes)
 
 
+@dataclass
+class Count:
+    """Bytes that were read so far."""
+
+    nbytes: int = 0
+
+    def add(self, nbytes: int) -> None:
+        self.nbytes += nbytes
+
+
 def items(subject: Subject) -> list[Item]:
     """All there is to read, the largest first: of several at a time none then starts alone at the end."""
     names = subject.manifest.files.keys() | subject.base_headers.keys()
@@ -65,7 +75,7 @@ def walking(subject: Subject, heard: Tell) -> Work[Item]:
             return Part(OnePass(subject, item.label, tell, room).run().to_json())
         with room:
             look = look_at(subject, subject.read(subject.modules[item.label], None))
-        tell(item.label, item.nbytes)
+        tell(item.nbytes)
         return Part(Passed(looks=(look,)).to_json())
 
     def work(wanted: Iterator[Item]) -> Generator[tuple[Item, Part]]:

@@ -22,6 +22,7 @@ from ..checkpoint.header import BASE_DTYPES, FACTOR_DTYPES, StoredTensor
 from ..checkpoint.index import CONFIG, Checkpoint, read_checkpoint
 from ..checkpoint.source import SourceOptions
 from ..checkpoint.transfer import Traffic
+from ..display.shown import shows_progress
 from ..errors import AiloraError, OptionError, TargetError, listed
 from ..matrices.restore import Restored, restore
 from ..output.atomic import Output, building
@@ -34,22 +35,15 @@ from ..output.result import write_result
 from ..output.sources import Sources
 from ..output.spans import write_json
 from ..output.work import WorkFolder
-from ..progress import Progress, Silent
+from ..progress import Progress, heard
 from ..targets.ties import untied
 from ..team.part import Part
 from ..team.sharing import share
 from ..team.team import Job, find_team
 from .announce import announce
 from .merge_matrices import Merging, help_merge, merging, sizes
-from .processes import (
-    Library,
-    call_for_work,
-    credit,
-    device_of,
-    is_published,
-    kind_of,
-    publishing,
-)
+from .processes import Library, call_for_work, credit, device_of, is_published, kind_of, publishing
+from .result import Result
 
 
 @dataclass(frozen=True)
@@ -60,14 +54,20 @@ class Merged:
     change: float
 
 
-@dataclass(frozen=True)
-class Merge:
+@dataclass(frozen=True, repr=False)
+class Merge(Result):
     """Where the merged checkpoint lies, what was changed by how much, and what was in few bits before."""
 
     folder: Path
     modules: tuple[Merged, ...]
     dtypes: tuple[str, ...]
     restored: tuple[str, ...] = ()
+
+    _columns = ("tensor", "change")
+
+    def told(self) -> str:
+        """How many tensors changed, and where the model is."""
+        return f"of {len(self.modules)} tensors, {self.folder}"
 
     def to_json(self) -> dict[str, Any]:
         """What `--json` prints."""
@@ -79,6 +79,7 @@ class Merge:
         }
 
 
+@shows_progress
 def merge(
     base: str | Path,
     adapter: str | Path,
@@ -89,7 +90,7 @@ def merge(
     device: str = "auto",
     overwrite: bool = False,
     force: bool = False,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     **source: Unpack[SourceOptions],
 ) -> Merge:
     """Write the checkpoint `base` with `adapter` added in, as PEFT's `merge_and_unload` would, but without the model.
@@ -103,11 +104,15 @@ def merge(
     nothing of the result.
 
     Raises CheckpointError, TargetError where the two do not belong together, OptionError, NumericalError, OutputError.
+
+    >>> made = merge("start", "start/ailora_init", "merged")
+    >>> len(made.modules), made.dtypes
+    (4, ('F32',))
     """
     if base_dtype not in BASE_DTYPES or dtype not in (None, *FACTOR_DTYPES):
         known = f"{' or '.join(BASE_DTYPES)}, and {', '.join(FACTOR_DTYPES)}"
         raise OptionError(f"base dtype {base_dtype!r}, dtype {dtype!r}: they must be {known}.")
-    progress = progress or Silent()
+    progress = heard(progress)
     with find_team().job("merge") as job:
         if not job.leads:
             help_merge(job, base, adapter, dtype, base_dtype, device, source)
@@ -284,7 +289,7 @@ def _write(
         credit(traffic, part)
         writer.write(item.source.place.stored.file, item.name, memoryview(part.blobs[0]))
         written[item.name] = part.meta
-        progress.advance(item.name)
+        progress.advance(item.name, item.nbytes)
     progress.start("Copying", len(writer.shards), 0)
     for shard in writer.shards:
         writer.sha256(shard)  # waits until it is complete and on disk

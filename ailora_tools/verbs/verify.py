@@ -14,10 +14,11 @@ from typing import Any, Unpack
 
 from ..checkpoint.index import Checkpoint, read_checkpoint
 from ..checkpoint.source import SourceOptions, user_path
+from ..display.shown import shows_progress
 from ..errors import CheckpointError, TeamError
 from ..output.manifest import Manifest, fingerprint, read_manifest
 from ..output.spans import sha256
-from ..progress import Progress, Silent
+from ..progress import Progress, heard
 from ..proof.adapter_config import check_adapter_config
 from ..proof.built import check_built
 from ..proof.companions import check_companions, check_shards
@@ -28,16 +29,19 @@ from ..proof.one_pass import Passed, passed
 from ..proof.plan import check_plan, derive
 from ..proof.subject import Subject
 from ..proof.untouched import check_untouched
-from ..proof.walk import Item, items, walking
+from ..proof.walk import Count, Item, items, walking
 from ..team.sharing import serve, share
 from ..team.team import Job, find_team
 from .announce import announce
 from .processes import Library, require_same
+from .result import Result
 
 
-@dataclass(frozen=True)
-class Verification:
+@dataclass(frozen=True, repr=False)
+class Verification(Result):
     """The checks in order; `source` is the checkpoint compared with, None if the hashes alone were used."""
+
+    _held, _columns = "checks", ("name", "holds", "detail")
 
     folder: Path
     source: str | None
@@ -47,6 +51,12 @@ class Verification:
     @property
     def holds(self) -> bool:
         return all(check.holds for check in self.checks)
+
+    def told(self) -> str:
+        """Whether it holds, and what does not."""
+        broken = [check.name for check in self.checks if not check.holds]
+        verdict = f"does not hold ({', '.join(broken)})" if broken else "holds"
+        return f"of {self.folder}: {verdict}, compared with {self.source or 'hashes alone'}"
 
     def to_json(self) -> dict[str, Any]:
         """What `--json` prints."""
@@ -58,11 +68,12 @@ class Verification:
         }
 
 
+@shows_progress
 def verify(
     folder: str | Path,
     *,
     source: str | Path | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     **options: Unpack[SourceOptions],
 ) -> Verification:
     """Check a folder that `initialize` wrote against its manifest and, if it can be found, its source.
@@ -72,8 +83,12 @@ def verify(
     that is changed or not there; every other fault is a check that does not hold.
 
     Under torchrun all processes call this and share the files; the first one alone has the checks.
+
+    >>> found = verify("start")
+    >>> found.holds, [check.name for check in found.checks if not check.holds]
+    (True, [])
     """
-    progress = progress or Silent()
+    progress = heard(progress)
     folder = user_path(folder, "DIR")
     manifest = read_manifest(folder)
     with find_team().job("verify") as job:
@@ -99,12 +114,15 @@ def _walked(job: Job, library: Library, subject: Subject, progress: Progress) ->
     if source is not None:
         told["source"] = {"opened": library.tell(), "from": source.location, "shards": fingerprint(source)}
     job.call(told)
-    progress.start("Checking", sum(item.nbytes for item in every), 0, in_bytes=True)
+    progress.start("Checking", len(every), 0)
+    read = Count()
+    progress.bytewise(lambda: read.nbytes, sum(item.nbytes for item in every))
     found = {}
-    for item, part in share(job, "files", every, walking(subject, progress.advance), None, progress):
+    for item, part in share(job, "files", every, walking(subject, read.add), None, progress):
         found[item] = passed(subject, part.meta)
-        if part.rank:  # of its own this process has heard already
-            progress.advance(item.label, item.nbytes)
+        if part.rank:  # of its own items this process has counted the blocks
+            read.add(item.nbytes)
+        progress.advance(item.label, item.nbytes)
     return found
 
 
@@ -118,7 +136,7 @@ def _help(job: Job, folder: Path, manifest: Manifest, options: SourceOptions) ->
             original = read_checkpoint(Library(job, source["opened"]).open(source["from"], **options))
             require_same(job, original, source["shards"])
         subject = Subject(folder, manifest, original)
-        serve(job, "files", items(subject), walking(subject, lambda label, nbytes: None))
+        serve(job, "files", items(subject), walking(subject, lambda nbytes: None))
 
 
 def _checks(subject: Subject, found: Mapping[Item, Passed], strange: Sequence[Check]) -> Iterator[Check]:

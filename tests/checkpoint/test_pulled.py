@@ -19,18 +19,18 @@ def counted(count: int, taken: list[int]) -> Iterator[int]:
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
 def test_every_item_is_done_once_and_what_it_tells_is_heard_here(workers: int) -> None:
-    heard: list[tuple[str, int, threading.Thread]] = []
+    heard: list[tuple[int, threading.Thread]] = []
 
     def work(number: int, tell: Tell) -> int:
-        tell(f"item {number}", number)
+        tell(number)
         return number * number
 
-    def hear(label: str, count: int) -> None:
-        heard.append((label, count, threading.current_thread()))
+    def hear(count: int) -> None:
+        heard.append((count, threading.current_thread()))
 
     assert dict(pulled(iter(range(20)), work, workers, hear)) == {number: number**2 for number in range(20)}
-    assert sorted(count for _, count, _ in heard) == list(range(20))
-    assert {thread for *_, thread in heard} == {threading.current_thread()}
+    assert sorted(count for count, _ in heard) == list(range(20))
+    assert {thread for _, thread in heard} == {threading.current_thread()}
 
 
 def test_an_item_is_taken_when_a_thread_is_free_for_it() -> None:
@@ -60,7 +60,7 @@ def test_an_error_ends_the_others_and_is_raised() -> None:
         held.wait(SAFETY)
         while True:  # until `tell` says that it is over
             told.append(number)
-            tell("on", 1)
+            tell(1)
 
     with pytest.raises(ValueError, match="three"):
         list(pulled([3, 1, 2, 4, 5], work, 2, lambda *_: None))

@@ -35,15 +35,14 @@ class Bytes(Silent):
     """How far it is said to be."""
 
     total: int = 0
-    done: int = 0
-    in_bytes: bool = False
-    steps: list[int] = field(default_factory=list)
+    read: Callable[[], int] = int
+    steps: list[tuple[str, int, int]] = field(default_factory=list)
 
-    def start(self, stage: str, total: int, done: int, in_bytes: bool = False) -> None:
-        self.total, self.in_bytes = total, in_bytes
+    def bytewise(self, read: Callable[[], int], nbytes: int) -> None:
+        self.read, self.total = read, nbytes
 
-    def advance(self, label: str, steps: int = 1) -> None:
-        self.steps.append(steps)
+    def advance(self, label: str, nbytes: int = 0) -> None:
+        self.steps.append((label, nbytes, self.read()))
 
 
 def test_every_byte_of_every_shard_is_read_once(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,9 +72,9 @@ def test_progress_is_counted_in_bytes(written: Path) -> None:
     said = Bytes()
     verify(written / "out", progress=said)
     everything = sum(path.stat().st_size for path in (written / "out").rglob("*") if path.is_file())
-    assert said.in_bytes and sum(said.steps) == said.total
+    assert said.read() == said.total == sum(nbytes for _, nbytes, _ in said.steps)
     assert said.total == everything - (written / "out" / "ailora.json").stat().st_size
-    assert max(said.steps) <= 4 << 20 and len(said.steps) > 10
+    assert all(read >= nbytes for _, nbytes, read in said.steps)
 
 
 def test_a_file_that_cannot_be_read_to_its_end_is_told_and_the_rest_is_looked_at(
