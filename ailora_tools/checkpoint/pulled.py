@@ -21,8 +21,9 @@ _DISK = 8  # readers of one disk: more do not make it faster, and some disks slo
 
 
 def disk_workers() -> int:
-    """How many files to copy, hash or compare at a time: SHA-256 takes 2 GB/s of a core, several cores keep up with a
-    fast disk. Processes that torchrun started on one machine share its cores."""
+    """How many files to copy, hash or compare at a time: a core hashes 2 GB/s, and several keep up with a fast disk.
+    Processes that torchrun started on one machine share its cores."""
+    # hashlib, reads and torch let go of Python's lock; comparing two blocks holds it for a twentieth of their hash.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(_DISK, cores // read_place().beside))
 
