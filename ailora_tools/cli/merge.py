@@ -12,6 +12,7 @@ from ..team.place import read_place
 from .command import Command, option
 from .options import (
     FOLDER,
+    MODEL,
     OUTPUT,
     base_dtype_option,
     device_option,
@@ -33,7 +34,7 @@ _EXAMPLES = (
 
 
 @click.command(cls=Command, together=True, examples=_EXAMPLES)
-@click.argument("base", type=str)
+@click.argument("base", type=MODEL)
 @click.argument("adapter", type=FOLDER)
 @output_option("OUT", "Folder to write.", required=True)
 @overwrite_options("Replace OUT if a checkpoint is in it.")
@@ -53,9 +54,9 @@ def merge(base: str, adapter: Path, as_json: bool, quiet: bool, **options: Any) 
     BASE is the model that ADAPTER was trained on: the folder that `init` wrote, or an original for a plain LoRA.
     It is read and written shard by shard. Of a quantised BASE every matrix becomes the numbers that it stands for.
     """
-    from ..verbs.merge import merge as run
-
     with progress(as_json, quiet) as bar:
+        from ..verbs.merge import merge as run  # within: it may take a second, and something is to be seen
+
         result = run(base, adapter, progress=bar, **options)
     if not read_place().leads:
         return
