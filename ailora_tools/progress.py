@@ -31,6 +31,11 @@ class Progress(Protocol):
         """One step of the stage is done; `nbytes` were read or written for it, if that is known."""
         ...
 
+    def bytewise(self, read: Callable[[], int], nbytes: int) -> None:
+        """The steps of the stage are large: `read` tells, at any time and in any thread, how many of its `nbytes` are
+        done."""
+        ...
+
     def reading(self, arrived: Callable[[], int], nbytes: int, total: int) -> None:
         """`nbytes` of a source of `total` bytes will come over the network; `arrived` counts them."""
         ...
@@ -51,6 +56,9 @@ class Silent:
         pass
 
     def advance(self, label: str, nbytes: int = 0) -> None:
+        pass
+
+    def bytewise(self, read: Callable[[], int], nbytes: int) -> None:
         pass
 
     def reading(self, arrived: Callable[[], int], nbytes: int, total: int) -> None:

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .command import Command
+from ..checkpoint.header import FACTOR_DTYPES
+from ..team.place import read_place
+from .command import Command, option
 from .options import (
     FOLDER,
     MODEL,
@@ -31,12 +33,18 @@ _EXAMPLES = (
 )
 
 
-@click.command(cls=Command, examples=_EXAMPLES)
+@click.command(cls=Command, together=True, examples=_EXAMPLES)
 @click.argument("base", type=MODEL)
 @click.argument("adapter", type=FOLDER)
 @output_option("OUT", "Folder to write.", required=True)
 @overwrite_options("Replace OUT if a checkpoint is in it.")
 @base_dtype_option(OUTPUT, "the changed tensors are stored")
+@option(
+    "--dtype",
+    group=OUTPUT,
+    type=click.Choice(list(FACTOR_DTYPES)),
+    help="Number type in which the matrices of a quantised BASE are stored.  [default: that of its config.json]",
+)
 @reading_options("BASE")
 @device_option
 @message_options
@@ -44,12 +52,14 @@ def merge(base: str, adapter: Path, as_json: bool, quiet: bool, **options: Any) 
     """Add an adapter to its base and write a whole checkpoint.
 
     BASE is the model that ADAPTER was trained on: the folder that `init` wrote, or an original for a plain LoRA.
-    It is read and written shard by shard.
+    It is read and written shard by shard. Of a quantised BASE every matrix becomes the numbers that it stands for.
     """
     with progress(as_json, quiet) as bar:
         from ..verbs.merge import merge as run  # within: it may take a second, and something is to be seen
 
         result = run(base, adapter, progress=bar, **options)
+    if not read_place().leads:
+        return
     print_json(result.to_json()) if as_json else _show(result)
 
 
@@ -59,5 +69,6 @@ def _show(result: Merge) -> None:
     print_facts({
         "model": result.folder,
         "changed": f"{len(result.modules)} tensors, stored as {', '.join(result.dtypes)}",
+        **({"out of few bits": f"{len(result.restored)} matrices"} if result.restored else {}),
         "most": f"{most.tensor}: {most.change:.2e} of its norm",
     })  # fmt: skip

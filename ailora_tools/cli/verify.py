@@ -10,6 +10,8 @@ import click
 from rich.text import Text
 
 from ..errors import VerificationError
+from ..team.place import read_place
+from ..team.team import farewell
 from .command import Command, option
 from .options import FOLDER, MODEL, READING, message_options, reading_options
 from .screens import print_json, table
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 _EXAMPLES = ("verify model-ailora-r8", "verify model-ailora-r8 --source Qwen/Qwen2.5-0.5B")
 
 
-@click.command(cls=Command, examples=_EXAMPLES)
+@click.command(cls=Command, together=True, examples=_EXAMPLES)
 @click.argument("folder", metavar="DIR", type=FOLDER)
 @option(
     "--source",
@@ -42,8 +44,12 @@ def verify(folder: Path, as_json: bool, quiet: bool, **options: Any) -> None:
         from ..verbs.verify import verify as check  # within: it may take a second, and something is to be seen
 
         result = check(folder, progress=bar, **options)
+    if not read_place().leads:
+        return
     print_json(result.to_json()) if as_json else _show(result)
-    sys.exit(0 if result.holds else VerificationError.exit_code)
+    if not result.holds:
+        farewell(VerificationError(f"{folder} does not hold."))  # being started anew would not help
+        sys.exit(VerificationError.exit_code)
 
 
 def _show(result: Verification) -> None:

@@ -79,9 +79,8 @@ class _Line:
         room = options.max_width - len(stage) - len(told) - 3
         width = min(_WIDEST, room)
         rest = label if room - width > len(label) else ""
-        bar = ProgressBar(
-            total=pace.total, completed=pace.done if now is None else now.done, width=width, pulse=pace.total is None
-        )
+        total, done = pace.part if now is None or pace.bytewise else (pace.total, now.done)
+        bar = ProgressBar(total=total, completed=done, width=width, pulse=pace.total is None)
         line = Table.grid(padding=(0, 1), pad_edge=False)
         for _ in range(4 if rest else 3):
             line.add_column(no_wrap=True, overflow="crop")
@@ -125,6 +124,11 @@ class Bar:
         """One step of it is done."""
         self.label = visible(label)
         self.pace.step(nbytes)
+
+    def bytewise(self, read: Callable[[], int], nbytes: int) -> None:
+        """The bar goes by bytes, unless it shows those of the network."""
+        if self._arrived is None:
+            self.pace = Pace(self.pace.total, self.pace.done, read, nbytes, bytewise=True)
 
     def reading(self, arrived: Callable[[], int], nbytes: int, total: int) -> None:
         """Bytes will come over the network."""

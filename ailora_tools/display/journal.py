@@ -30,6 +30,9 @@ class Journal:
         of = f", {size(nbytes)}" if nbytes else ""
         self._write(f"{self._stage} {self._done}/{self._total}: {visible(label)} after {now - then:.2f} s{of}")
 
+    def bytewise(self, read: Callable[[], int], nbytes: int) -> None:
+        """Every step has its line, however large it is."""
+
     def reading(self, arrived: Callable[[], int], nbytes: int, total: int) -> None:
         """How much will come over the network."""
         self._write(f"reading {size(nbytes)} of {size(total)} over the network")
@@ -59,6 +62,11 @@ class Several:
         """To each."""
         for listener in self._listeners:
             listener.advance(label, nbytes)
+
+    def bytewise(self, read: Callable[[], int], nbytes: int) -> None:
+        """To each."""
+        for listener in self._listeners:
+            listener.bytewise(read, nbytes)
 
     def reading(self, arrived: Callable[[], int], nbytes: int, total: int) -> None:
         """To each."""

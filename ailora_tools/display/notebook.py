@@ -41,6 +41,9 @@ class Strip:
             self._bar.set_postfix_str(visible(label), refresh=False)
             self._bar.update(1)
 
+    def bytewise(self, read: Callable[[], int], nbytes: int) -> None:
+        """tqdm counts the steps."""
+
     def reading(self, arrived: Callable[[], int], nbytes: int, total: int) -> None:
         """Said once: tqdm counts the steps."""
         self.notice(f"reading {size(nbytes)} of {size(total)} over the network: {durations(nbytes)}")

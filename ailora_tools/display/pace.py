@@ -11,10 +11,12 @@ _LOOKS = 50  # at ten a second: a rate over the last five seconds
 
 class Pace:
     """Steps of a stage, `done` of them before it began here; and bytes, counted as they come over the network
-    (`arrived`) or with each finished step."""
+    (`arrived`) or with each finished step. bytewise: how far it is is told by `arrived`, of whatever these are."""
 
-    def __init__(self, total: int | None, done: int, arrived: Callable[[], int] | None, expected: int) -> None:
-        self.total, self.done = total, done
+    def __init__(
+        self, total: int | None, done: int, arrived: Callable[[], int] | None, expected: int, bytewise: bool = False
+    ) -> None:
+        self.total, self.done, self.bytewise = total, done, bytewise
         self._began, self._before = monotonic(), done
         self._arrived, self._expected = arrived, expected
         self._local = 0
@@ -53,7 +55,14 @@ class Pace:
         known = [seconds for seconds in (self._by_steps(), self._by_bytes()) if seconds is not None]
         return max(known, default=None)
 
+    @property
+    def part(self) -> tuple[int | None, int]:
+        """How much there is, and how much of it is done."""
+        return (self.expected, self.nbytes) if self.bytewise else (self.total, self.done)
+
     def _by_steps(self) -> float | None:
+        if self.bytewise:
+            return None
         made = self.done - self._before
         return None if self.total is None or not made else (self.total - self.done) * self.elapsed / made
 

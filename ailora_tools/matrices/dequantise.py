@@ -31,6 +31,7 @@ Pieces = Mapping[str, Tensor]
 _FP8_BLOCK = (128, 128)  # of DeepSeek-V3
 _MX_BLOCK = (1, 32)  # of OCP MX
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
+_STEP = 1 << 20  # entries at a time
 
 
 def dequantise(stored: Tensor, quantised: Quantised | None, files: Files) -> Tensor:
@@ -136,10 +137,21 @@ def _bnb_4bit(pieces: Pieces, quantised: Quantised) -> Tensor:
         coded = pieces["nested_code"].float()[absmax.long()]
         nested = _stretch(pieces["nested_absmax"].float(), int(settings["nested_blocksize"]), coded.numel())
         absmax = coded * nested + float(settings["nested_offset"])
-    packed = pieces["main"].reshape(-1)
-    q = torch.stack([packed >> 4, packed & 15], dim=1).reshape(-1)[: quantised.shape[0] * quantised.shape[1]]
-    values = pieces["code"].float()[q.long()]
-    return (values * _stretch(absmax.float(), int(settings["blocksize"]), len(values))).view(quantised.shape)
+    values = _looked_up(pieces["main"].reshape(-1), pieces["code"].float(), quantised.shape[0] * quantised.shape[1])
+    factors = _stretch(absmax.float(), int(settings["blocksize"]), len(values))
+    return values.mul_(factors).view(quantised.shape)
+
+
+def _looked_up(packed: Tensor, code: Tensor, count: int) -> Tensor:
+    """The first `count` entries, float32, step by step: their places in `code` take twice as much memory as they do."""
+    if 2 * len(packed) < count:
+        raise ValueError(f"{len(packed)} bytes hold no {count} entries")
+    values = torch.empty(2 * len(packed), dtype=torch.float32, device=packed.device)
+    for start in range(0, len(packed), _STEP):
+        part = packed[start : start + _STEP]
+        q = torch.stack([part >> 4, part & 15], dim=1).reshape(-1)
+        values[2 * start : 2 * start + len(q)] = code[q.long()]
+    return values[:count]
 
 
 def _stretch(factors: Tensor, block: int, length: int) -> Tensor:
@@ -154,7 +166,7 @@ def _bnb_int8(pieces: Pieces, quantised: Quantised) -> Tensor:
 
 
 def _int8(pieces: Pieces, quantised: Quantised) -> Tensor:
-    return _grouped(pieces["main"].float(), pieces["scale"], pieces.get("zeros"), None)
+    return _grouped(pieces["main"], pieces["scale"], pieces.get("zeros"), None)
 
 
 def _gptq(pieces: Pieces, quantised: Quantised) -> Tensor:
@@ -167,7 +179,7 @@ def _gptq(pieces: Pieces, quantised: Quantised) -> Tensor:
     groups = torch.arange(inputs, device=q.device) // (size if size > 0 else inputs)
     if "groups" not in pieces and len(pieces["scale"]) != groups[-1] + 1:
         raise ValueError(f"{inputs} inputs in groups of {size} have {len(pieces['scale'])} scales")
-    return _grouped(q.float(), pieces["scale"].T, zeros, pieces.get("groups", groups))
+    return _grouped(q, pieces["scale"].T, zeros, pieces.get("groups", groups))
 
 
 def _awq(pieces: Pieces, quantised: Quantised) -> Tensor:
@@ -178,7 +190,7 @@ def _awq(pieces: Pieces, quantised: Quantised) -> Tensor:
         packed.view(len(packed), -1, 8)[:, :, place].reshape(len(packed), -1).T
         for packed in (_unpack(pieces["main"], 4), _unpack(pieces["zeros"], 4))
     )
-    return _grouped(q.float(), pieces["scale"].T, zeros, None)
+    return _grouped(q, pieces["scale"].T, zeros, None)
 
 
 def _packed(pieces: Pieces, quantised: Quantised) -> Tensor:
@@ -190,7 +202,7 @@ def _packed(pieces: Pieces, quantised: Quantised) -> Tensor:
     zeros = pieces.get("zeros")
     if zeros is not None:
         zeros = _unpack(zeros.T, bits).T[:rows] - shift  # packed along the outputs
-    return _grouped(q.float(), pieces["scale"], zeros, pieces.get("groups"))
+    return _grouped(q, pieces["scale"], zeros, pieces.get("groups"))
 
 
 def _bits(quantised: Quantised, usual: int = 0) -> int:
@@ -201,10 +213,17 @@ def _bits(quantised: Quantised, usual: int = 0) -> int:
 
 
 def _unpack(words: Tensor, bits: int) -> Tensor:
-    """(m, n) int32 -> (m, n * 32 / bits) entries, the lowest bits first."""
+    """(m, n) int32 -> (m, n * 32 / bits) entries, the lowest bits first; in int16, which has room to subtract."""
     shifts = torch.arange(0, 32, bits, device=words.device, dtype=torch.int32)
-    entries: Tensor = (words[:, :, None] >> shifts) & (2**bits - 1)
-    return entries.reshape(len(words), -1)
+    entries = torch.empty(*words.shape, len(shifts), device=words.device, dtype=torch.int16)
+    for rows in _row_blocks(entries.flatten(1)):
+        entries[rows] = (words[rows, :, None] >> shifts) & (2**bits - 1)
+    return entries.flatten(1)
+
+
+def _row_blocks(W: Tensor) -> list[slice]:
+    step = max(1, _STEP // max(1, W.shape[1]))
+    return [slice(top, top + step) for top in range(0, len(W), step)]
 
 
 def _grouped(q: Tensor, scale: Tensor, zeros: Tensor | None, groups: Tensor | None) -> Tensor:
@@ -215,9 +234,13 @@ def _grouped(q: Tensor, scale: Tensor, zeros: Tensor | None, groups: Tensor | No
             raise ValueError(f"{q.shape[1]} inputs do not divide into {scale.shape[1]} groups")
         groups = torch.arange(scale.shape[1], device=q.device).repeat_interleave(q.shape[1] // scale.shape[1])
     groups = groups.long()
-    if zeros is not None:
-        q = q - zeros.float().reshape(scale.shape)[:, groups]
-    return q * scale[:, groups]
+    zeros = None if zeros is None else zeros.float().reshape(scale.shape).expand(len(q), -1)
+    scale = scale.expand(len(q), -1)  # one for the whole tensor, too
+    W = torch.empty(q.shape, dtype=torch.float32, device=q.device)
+    for rows in _row_blocks(W):
+        whole = q[rows].float() if zeros is None else q[rows].float() - zeros[rows][:, groups]
+        W[rows] = whole * scale[rows][:, groups]
+    return W
 
 
 _RULES: dict[str, Callable[[Pieces, Quantised], Tensor]] = {

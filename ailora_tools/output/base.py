@@ -17,14 +17,17 @@ from ..adapters.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from ..checkpoint.ahead import read_ahead
 from ..checkpoint.files import Files
 from ..checkpoint.index import Checkpoint
+from ..checkpoint.pulled import disk_workers
 from ..checkpoint.shards import INDEX_NAME, OTHER_WEIGHTS
 from ..errors import CheckpointError, listed
+from .following import Following
 from .layout import Copy, ShardLayout
 from .names import CARD, LR_GROUPS, MANIFEST, RESULT
 from .platform import copy_range, share_extents
-from .spans import blocks, create, read_span, renew, sha256_file, sync_file, write_span
+from .spans import blocks, create, read_span, renew, sync_file, write_span
 
 _STEP = 16 << 20
+_COPIES = 4  # shards at a time, with two steps of each in memory where the system cannot copy by itself
 _SYNC_EVERY = 256 << 20  # bytes between two marks from which an interrupted copy can go on
 _NO_WEIGHTS = ("spk_dict.pt",)  # voices, without which Qwen2.5-Omni does not open
 _OWN_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, MANIFEST, RESULT, LR_GROUPS, CARD)
@@ -73,27 +76,31 @@ def _is_companion(checkpoint: Checkpoint, name: str) -> bool:
 
 
 class BaseWriter:
-    """Writes the shards of the residual base into `tree`, copying in the background.
+    """Writes the shards of the residual base into `tree`, copying and hashing several of them in the background.
 
     `copied` tells for each shard how many of its bytes to copy are on disk from an earlier run. Entering the context
-    makes the files and starts the copies; leaving it stops the background work.
+    makes the files and starts the copies; leaving it stops the background work. hashed: whether hashes are wanted.
     """
 
-    def __init__(self, files: Files, layouts: Mapping[str, ShardLayout], tree: Path, copied: Mapping[str, int]) -> None:
+    def __init__(
+        self, files: Files, layouts: Mapping[str, ShardLayout], tree: Path, copied: Mapping[str, int], *,
+        hashed: bool = True,
+    ) -> None:  # fmt: skip
         self._files, self._layouts, self._tree = files, layouts, tree
         self._copied = dict(copied)
-        self._missing = {shard: set(layout.spans) for shard, layout in layouts.items()}
         self._copies: dict[str, Future[None]] = {}
-        self._hashes: dict[str, Future[str]] = {}
         self._stop = threading.Event()
-        self._copier, self._hasher = ThreadPoolExecutor(1, "copy"), ThreadPoolExecutor(1, "hash")
+        far = files.traffic is not None  # one copy keeps all connections busy
+        self._copier = ThreadPoolExecutor(1 if far else min(_COPIES, disk_workers()), "copy")
+        self._hasher = ThreadPoolExecutor(disk_workers(), "hash")
+        self._shards = {
+            shard: Following(tree / shard, layout, self._hasher, self._stop.is_set, hashed)
+            for shard, layout in layouts.items()
+        }
 
     def __enter__(self) -> BaseWriter:
         self._copied = {shard: self._prepare(shard, self._copied.get(shard, 0)) for shard in self._layouts}
         self._copies = {shard: self._copier.submit(self._copy, shard) for shard in self._layouts}
-        for shard, missing in self._missing.items():
-            if not missing:
-                self._finish(shard)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -104,17 +111,15 @@ class BaseWriter:
 
     def write(self, shard: str, tensor: str, data: memoryview) -> None:
         """The new bytes of one touched tensor."""
-        copy = self._copies[shard]
-        if copy.done():
-            copy.result()  # a full disk stops the run at the next matrix, not at the end
+        for copy in self._copies.values():
+            if copy.done():
+                copy.result()  # a full disk stops the run at the next matrix, not at the end
         write_span(self._tree / shard, self._layouts[shard].spans[tensor][0], data)
         self.skip(shard, tensor)
 
     def skip(self, shard: str, tensor: str) -> None:
         """The bytes of this tensor are in place (from an earlier run)."""
-        self._missing[shard].discard(tensor)
-        if not self._missing[shard]:
-            self._finish(shard)
+        self._shards[shard].tell(tensor=tensor)
 
     @property
     def shards(self) -> list[str]:
@@ -133,11 +138,11 @@ class BaseWriter:
     def sha256(self, shard: str) -> str:
         """Wait until the shard is complete and on disk; its SHA-256."""
         self._copies[shard].result()
-        return self._hashes[shard].result()
+        return self._shards[shard].sealed.result()
 
     def is_sealed(self, shard: str, seconds: float) -> bool:
         """Whether the shard is complete, on disk and hashed, after waiting at most so long for it."""
-        parts: list[Future[Any]] = [self._copies[shard], self._hashes[shard]]
+        parts: list[Future[Any]] = [self._copies[shard], self._shards[shard].sealed]
         return not wait(parts, seconds).not_done
 
     def _prepare(self, shard: str, copied: int) -> int:
@@ -148,25 +153,25 @@ class BaseWriter:
         return layout.copied_bytes if not layout.header and _clone(self._files, shard, path) else 0
 
     def _copy(self, shard: str) -> None:
-        path, done = self._tree / shard, self._copied[shard]
+        try:
+            self._copy_all(self._tree / shard, shard)
+        except BaseException as error:
+            self._shards[shard].fail(error)
+            raise
+
+    def _copy_all(self, path: Path, shard: str) -> None:
+        done = self._copied[shard]
+        self._shards[shard].tell(copied=done)
         for step in copy_spans(self._files, shard, rest_of(self._layouts[shard].copies, done), path):
             if self._stop.is_set():
                 return
             done += step
+            self._shards[shard].tell(copied=done)
             if done - self._copied[shard] >= _SYNC_EVERY:
                 sync_file(path)
                 self._copied[shard] = done
         sync_file(path)
         self._copied[shard] = done
-
-    def _finish(self, shard: str) -> None:
-        if shard not in self._hashes:
-            self._hashes[shard] = self._hasher.submit(self._seal, shard)
-
-    def _seal(self, shard: str) -> str:
-        self._copies[shard].result()
-        sync_file(self._tree / shard)
-        return sha256_file(self._tree / shard)
 
 
 def copy_file(files: Files, name: str, path: Path) -> None:

@@ -44,11 +44,13 @@ def keep_layout(source: Header, touched: Container[str]) -> ShardLayout:
 
 
 def recast_layout(
-    source: Header, dtypes: Mapping[str, str], added: Mapping[str, tuple[int, ...]] = MappingProxyType({})
-) -> ShardLayout:
-    """Tensors named in `dtypes` change to that dtype, and those of the shapes `added`, which have one there, are new: a
-    new header, and other tensors' bytes at new offsets."""
-    new = [(name, dtypes.get(name, info.dtype), info.shape) for name, info in source.tensors.items()]
+    source: Header, dtypes: Mapping[str, str], added: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
+    dropped: Container[str] = (),
+) -> ShardLayout:  # fmt: skip
+    """Tensors named in `dtypes` change to that dtype, those of the shapes `added`, which have one there, are new, those
+    `dropped` vanish, if only before a new one of that name: a new header, and other tensors' bytes at new offsets."""
+    held = [(name, info) for name, info in source.tensors.items() if name not in dropped]
+    new = [(name, dtypes.get(name, info.dtype), info.shape) for name, info in held]
     new += [(name, dtypes[name], shape) for name, shape in added.items()]
     new.sort(key=lambda entry: -DTYPE_BITS[entry[1]])  # wide types first keep every tensor aligned
     raw, header = build_header(new, source.metadata, source.file)
@@ -71,9 +73,11 @@ def lay_out(
     changed: Iterable[StoredTensor],
     base_dtype: str,
     added: Mapping[str, StoredTensor] = MappingProxyType({}),
+    dropped: frozenset[str] = frozenset(),
 ) -> dict[str, ShardLayout]:
     """The layout of every shard of a checkpoint in which the tensors `changed` are written anew; a tensor of `added`
-    gets the shape of the one that it maps to, a place in its shard, and its dtype as if that were changed."""
+    gets the shape of the one that it maps to, a place in its shard, and its dtype as if that were changed. Those
+    `dropped` vanish."""
     dtypes: dict[str, dict[str, str]] = {shard: {} for shard in checkpoint.headers}
     shapes: dict[str, dict[str, tuple[int, ...]]] = {shard: {} for shard in checkpoint.headers}
     for name, stored in [*((stored.name, stored) for stored in changed), *added.items()]:
@@ -81,8 +85,8 @@ def lay_out(
         shapes[stored.file] |= {name: stored.shape} if name in added else {}
     return {
         shard: keep_layout(header, dtypes[shard])
-        if base_dtype == "keep" and not shapes[shard]
-        else recast_layout(header, dtypes[shard], shapes[shard])
+        if base_dtype == "keep" and not shapes[shard] and dropped.isdisjoint(header.tensors)
+        else recast_layout(header, dtypes[shard], shapes[shard], dropped)
         for shard, header in checkpoint.headers.items()
     }
 

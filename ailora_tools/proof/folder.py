@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..adapters.folder import read_config
 from ..adapters.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MAGNITUDE_DTYPE, PREFIX, magnitude_name, tensor_names
@@ -17,7 +16,7 @@ from ..errors import AiloraError, CheckpointError, listed
 from ..output.adapter import negated
 from ..output.manifest import Manifest
 from ..output.names import ADAPTER_FOLDER, CARD, LR_GROUPS, MANIFEST, OFFSET_FOLDER
-from ..output.spans import file_text, read_span, sha256_file
+from ..output.spans import file_text, read_span
 from .subject import Subject
 
 # What transformers, PEFT, diffusers, vLLM, llama.cpp and their like open by its name or ending.
@@ -35,29 +34,28 @@ class Check:
     detail: str
 
 
-def check_files(subject: Subject) -> Check:
-    """Every file of the manifest is there, of the right size, and hashes as it did when written."""
-    faults, total = [], 0
-    for name, expected in subject.manifest.files.items():
-        faults += [f"{name} {fault}"] if (fault := _file_fault(subject.folder, name, expected)) else []
-        total += expected["size"]
-    detail = f"{len(subject.manifest.files)} files, {total / 1e9:.2f} GB: sizes and SHA-256 as written"
-    return Check("files", not faults, listed(faults, 5) or detail)
+def check_files(subject: Subject, faults: Mapping[str, str]) -> Check:
+    """Every file of the manifest is there, of the right size, and hashes as it did when written; else `faults` has what
+    is wrong with it, "" for nothing."""
+    files = subject.manifest.files
+    wrong = [f"{name} {faults[name]}" for name in files if faults[name]]
+    total = sum(expected["size"] for expected in files.values())
+    detail = f"{len(files)} files, {total / 1e9:.2f} GB: sizes and SHA-256 as written"
+    return Check("files", not wrong, listed(wrong, 5) or detail)
 
 
-def _file_fault(folder: Path, name: str, expected: Mapping[str, Any]) -> str:
-    """What is wrong with one file, "" if nothing."""
+def file_fault(folder: Path, name: str, expected: int) -> str:
+    """What is wrong with one file of the manifest before it is read, "" if nothing; `expected`: its bytes."""
     path = folder / name
     if _led_away(folder.resolve(), name):
         return "is a link, or lies outside: what it leads to may change"
     if not path.is_file():
         return "is missing"
     try:
-        if (size := path.stat().st_size) != expected["size"]:
-            return f"has {size:,} bytes, expected {expected['size']:,}"
-        return "" if sha256_file(path) == expected["sha256"] else "was changed"
+        size = path.stat().st_size
     except OSError as error:
         return f"cannot be read: {error.strerror}"
+    return "" if size == expected else f"has {size:,} bytes, expected {expected:,}"
 
 
 def _led_away(root: Path, name: str) -> bool:

@@ -1,4 +1,4 @@
-"""What is under proof: a folder of `init` and, if it is at hand, its source; every touched tensor is read once."""
+"""What is under proof: a folder of `init` and, if it is at hand, its source."""
 
 from __future__ import annotations
 
@@ -84,6 +84,19 @@ class Subject:
         return groups
 
     @cached_property
+    def touched(self) -> Mapping[tuple[str, str], tuple[tuple[ModuleRecord, ...], ...]]:
+        """The records of the modules by where their tensor lies, (file, tensor)."""
+        found: dict[tuple[str, str], tuple[tuple[ModuleRecord, ...], ...]] = {}
+        for records in self.modules.values():
+            place = records[0].file, records[0].tensor
+            found[place] = (*found.get(place, ()), records)
+        return found
+
+    @cached_property
+    def touched_names(self) -> frozenset[str]:
+        return frozenset(record.tensor for record in self.manifest.modules)
+
+    @cached_property
     def shards(self) -> frozenset[str]:
         """The files that make the base: those of the source, of the records, and all that the manifest lists."""
         if not self.manifest.base:
@@ -102,10 +115,10 @@ class Subject:
     def adapter_header(self) -> Header | None:
         return _headers(self.adapter_files, {ADAPTER_WEIGHTS}).get(ADAPTER_WEIGHTS)
 
-    def read(self, records: tuple[ModuleRecord, ...]) -> Reading:
-        """Everything about one module, into memory."""
+    def read(self, records: tuple[ModuleRecord, ...], base: Tensor | None) -> Reading:
+        """Everything about one module, into memory; `base`: its tensor in the base, None where that cannot be read."""
         record = records[0]
-        source, base = self._source(record), self._base(record) if self.manifest.base else None
+        source = self._source(record)
         A, B = (self._factor(name) for name in tensor_names(record.module))
         magnitude = self._factor(magnitude_name(record.module)) if self.manifest.settings["dora"] else None
         return Reading(records, source, base if self.manifest.base else source, A, B, magnitude)
@@ -115,9 +128,6 @@ class Subject:
             return None
         stored = load_matrix(self.source.files, self.source.tensors[record.tensor])
         return dequantise(stored, find_quantised(self.source, record.tensor), self.source.files)
-
-    def _base(self, record: ModuleRecord) -> Tensor | None:
-        return _load(self.files, self.base_headers.get(record.file), record.tensor)
 
     def _factor(self, name: str) -> Tensor | None:
         return _load(self.adapter_files, self.adapter_header, name)

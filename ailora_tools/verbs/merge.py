@@ -1,46 +1,49 @@
 """`merge`: a base and an adapter become one checkpoint, shard by shard; other tensors are copied as bytes.
 
 W' = W + s B A in float32 and, for DoRA, W' = m * (W + s B A) / norm of its rows (arXiv 2402.09353, equation 5).
+Of a base in few bits every matrix is written as the numbers that it stands for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import Any, Unpack
 
 from ..adapters.complete import require_complete
+from ..adapters.few_bits import about_few_bits, all_places, kept_companions, sources_of
 from ..adapters.folder import Adapter, open_adapter
 from ..adapters.peft import ADAPTER_FILES
 from ..adapters.places import Place, Places, find_places
 from ..checkpoint.gate import stated_path
-from ..checkpoint.header import BASE_DTYPES
-from ..checkpoint.index import CONFIG, Checkpoint, open_checkpoint
+from ..checkpoint.header import BASE_DTYPES, FACTOR_DTYPES, StoredTensor
+from ..checkpoint.index import CONFIG, Checkpoint, read_checkpoint
 from ..checkpoint.source import SourceOptions
+from ..checkpoint.transfer import Traffic
 from ..display.shown import shows_progress
 from ..errors import AiloraError, OptionError, TargetError, listed
-from ..output.atomic import Output, making
+from ..matrices.restore import Restored, restore
+from ..output.atomic import Output, building
 from ..output.base import BaseWriter, companions, copy_file, left_out, require_readable
-from ..output.layout import lay_out, restate_index, widened
-from ..output.manifest import Manifest, read_manifest
-from ..output.names import ADAPTER_FOLDER, MANIFEST
+from ..output.layout import ShardLayout, lay_out, restate_index, widened
+from ..output.manifest import Manifest, fingerprint, read_manifest
+from ..output.names import ADAPTER_FOLDER, MANIFEST, RESULT
 from ..output.place import output_folder
 from ..output.result import write_result
 from ..output.sources import Sources
 from ..output.spans import write_json
+from ..output.work import WorkFolder
 from ..progress import Progress, heard
 from ..targets.ties import untied
+from ..team.part import Part
+from ..team.sharing import share
+from ..team.team import Job, find_team
 from .announce import announce
+from .merge_matrices import Merging, help_merge, merging, sizes
+from .processes import Library, call_for_work, credit, device_of, is_published, kind_of, publishing
 from .result import Result
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-
-_LARGEST_F16 = 65504.0
-_WIDER = "Write it in a wider type: --base-dtype float32. If that does not hold it either, its training diverged."
 
 
 @dataclass(frozen=True)
@@ -53,11 +56,12 @@ class Merged:
 
 @dataclass(frozen=True, repr=False)
 class Merge(Result):
-    """Where the merged checkpoint lies, and what was changed by how much."""
+    """Where the merged checkpoint lies, what was changed by how much, and what was in few bits before."""
 
     folder: Path
     modules: tuple[Merged, ...]
     dtypes: tuple[str, ...]
+    restored: tuple[str, ...] = ()
 
     _columns = ("tensor", "change")
 
@@ -71,6 +75,7 @@ class Merge(Result):
             "folder": str(self.folder),
             "dtypes": list(self.dtypes),
             "modules": [asdict(module) for module in self.modules],
+            "restored": list(self.restored),
         }
 
 
@@ -81,6 +86,7 @@ def merge(
     output: str | Path,
     *,
     base_dtype: str = "keep",
+    dtype: str | None = None,
     device: str = "auto",
     overwrite: bool = False,
     force: bool = False,
@@ -90,7 +96,12 @@ def merge(
     """Write the checkpoint `base` with `adapter` added in, as PEFT's `merge_and_unload` would, but without the model.
 
     `base` is the checkpoint that the adapter was trained on: the residual base that `initialize` wrote, or an original
-    for a plain LoRA. `base_dtype` "float32" widens the changed tensors. Inputs are never changed.
+    for a plain LoRA. `base_dtype` "float32" widens the changed tensors. A base in few bits becomes the plain model that
+    it stands for: each of its matrices in the dtype that config.json states, or in `dtype` (float32, bfloat16,
+    float16), and nothing of the quantisation is left. Inputs are never changed.
+
+    Under torchrun all processes call this and share the changed tensors; the first one alone writes, and the others get
+    nothing of the result.
 
     Raises CheckpointError, TargetError where the two do not belong together, OptionError, NumericalError, OutputError.
 
@@ -98,38 +109,105 @@ def merge(
     >>> len(made.modules), made.dtypes
     (4, ('F32',))
     """
-    if base_dtype not in BASE_DTYPES:
-        raise OptionError(f"base dtype {base_dtype!r}: it must be {' or '.join(BASE_DTYPES)}.")
+    if base_dtype not in BASE_DTYPES or dtype not in (None, *FACTOR_DTYPES):
+        known = f"{' or '.join(BASE_DTYPES)}, and {', '.join(FACTOR_DTYPES)}"
+        raise OptionError(f"base dtype {base_dtype!r}, dtype {dtype!r}: they must be {known}.")
     progress = heard(progress)
-    checkpoint, held = open_checkpoint(base, **source), open_adapter(adapter)
-    folder = output_folder(output, "", [checkpoint.origin, held.files.origin], progress)
+    with find_team().job("merge") as job:
+        if not job.leads:
+            help_merge(job, base, adapter, dtype, base_dtype, device, source)
+            return Merge(Path(), (), ())
+        library = Library(job)
+        stored, held = read_checkpoint(library.open(base, **source)), open_adapter(adapter)
+        folder = output_folder(output, "", [stored.origin, held.files.origin], progress)
+        plan = _plan(stored, held, base_dtype, dtype)
+        _tell(plan, progress)
+        job.call({"sources": library.tell(), "shards": fingerprint(stored), "adapter": sizes(held)})
+        if is_published(job, folder):
+            return _published(folder)
+        nbytes = sum(layout.size for layout in plan.layouts.values()) + sum(size for _, size in plan.copied)
+        out = Output(folder, "merge", overwrite=overwrite, force=force, nbytes=nbytes)
+        sources = Sources((stored.files, [name for name, _ in plan.parts]), (held.files, ADAPTER_FILES))
+        with building(out, publishing(job, folder, sources.require_unchanged)) as work:
+            return _make(job, plan, folder, work, device, progress)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is written where: `stored` is the base as it is, `restored` without few bits; `added` the parameters that
+    shared a tensor, with that tensor; `copied` the other files and their bytes."""
+
+    stored: Checkpoint
+    held: Adapter
+    base_dtype: str
+    restored: Restored
+    found: Places
+    places: Sequence[Place]
+    added: Mapping[str, StoredTensor]
+    layouts: Mapping[str, ShardLayout]
+    copied: Sequence[tuple[str, int]]
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        return self.restored.plain
+
+    @property
+    def dtypes(self) -> dict[str, str]:
+        """Of every parameter that is written anew."""
+        return {place.name: widened(place.stored.dtype, self.base_dtype) for place in self.places}
+
+    @property
+    def parts(self) -> list[tuple[str, int]]:
+        """Every file that is read, and its bytes."""
+        return [*self.copied, *((shard, header.file_size) for shard, header in self.checkpoint.headers.items())]
+
+
+def _plan(stored: Checkpoint, held: Adapter, base_dtype: str, dtype: str | None) -> _Plan:
+    restored = restore(stored, dtype)
+    checkpoint = restored.plain
     _require_right_base(checkpoint, held)
     found = find_places(checkpoint, held)
-    places = found.places
+    places = all_places(restored, found.places)
     added = {place.name: place.stored for place in places if place.added}
-    layouts = lay_out(checkpoint, (place.stored for place in places if not place.added), base_dtype, added)
-    dtypes = {place.name: widened(place.stored.dtype, base_dtype) for place in places}
-    complete = require_complete(checkpoint, held, found, _start(checkpoint))
-    for text in (*checkpoint.told, *left_out(checkpoint), *complete, *held.notices, *_about_ties(found)):
+    changed = (place.stored for place in places if not place.added)
+    layouts = lay_out(stored, changed, base_dtype, added | restored.added, restored.dropped)
+    copied = [(name, checkpoint.files.size(name)) for name in kept_companions(restored, companions(checkpoint))]
+    return _Plan(stored, held, base_dtype, restored, found, places, added, layouts, copied)
+
+
+def _tell(plan: _Plan, progress: Progress) -> None:
+    """What the user should know before anything is written; what cannot be merged."""
+    checkpoint, held = plan.checkpoint, plan.held
+    complete = require_complete(checkpoint, held, plan.found, _start(checkpoint))
+    about = (*about_few_bits(plan.restored, plan.dtypes), *_about_ties(plan.found))
+    for text in (*checkpoint.told, *left_out(checkpoint), *complete, *held.notices, *about):
         progress.notice(text)
-    copied = [(name, checkpoint.files.size(name)) for name in companions(checkpoint)]
-    require_readable(checkpoint, (name for name, _ in copied))
-    parts = [*copied, *((shard, header.file_size) for shard, header in checkpoint.headers.items())]
-    announce(checkpoint.files, parts, sum(size for _, size in parts), progress)
-    nbytes = sum(layout.size for layout in layouts.values()) + sum(size for _, size in copied)
-    sources = Sources((checkpoint.files, [name for name, _ in parts]), (held.files, ADAPTER_FILES))
-    out = Output(folder, "merge", overwrite=overwrite, force=force, nbytes=nbytes)
-    with making(out, sources.require_unchanged) as tree:
-        with BaseWriter(checkpoint.files, layouts, tree, {}) as writer:
-            merging = partial(_merged, held, base_dtype=base_dtype)
-            written = list(_write(checkpoint, places, merging, writer, device, progress))
-        for name, _ in copied:
-            copy_file(checkpoint.files, name, tree / name)
-        restate_index(tree, checkpoint, dtypes, added)
-        _restate_config(tree, checkpoint, found, [done.tensor for done, wide in written if wide], progress)
-        result = Merge(folder, tuple(done for done, _ in written), tuple(sorted(set(dtypes.values()))))
-        made_from = {"base": checkpoint.origin.to_json(), "adapter": held.location}
-        write_result(tree, {"verb": "merge", **made_from, **result.to_json()})
+    require_readable(checkpoint, (name for name, _ in plan.copied))
+    announce(checkpoint.files, plan.parts, sum(size for _, size in plan.parts), progress)
+
+
+def _make(job: Job, plan: _Plan, folder: Path, work: WorkFolder, device: str, progress: Progress) -> Merge:
+    """Merge one tensor after the other while the shards are copied; then the files beside them."""
+    files, tree = plan.checkpoint.files, work.tree
+    items = [Merging(one) for one in sources_of(plan.restored, plan.places)]
+    with BaseWriter(files, plan.layouts, tree, {}, hashed=False) as writer:
+        place = device_of(device, job)
+        spool = call_for_work(job, kind_of(place), work, shared_folder=True)
+        progress.start("Merging", len(items), 0)
+        merged = share(
+            job, "tensors", items, merging(files, plan.held, plan.base_dtype, place, progress.notice), spool, progress
+        )
+        written = _write(merged, files.traffic, writer, progress)
+    for name, _ in plan.copied:
+        copy_file(files, name, tree / name)
+    restate_index(tree, plan.checkpoint, plan.dtypes, plan.added)
+    wide = [item.name for item in items if written[item.name]["wide"]]
+    _restate_config(tree, plan.stored, plan.checkpoint, plan.found, wide, progress)
+    touched = {one.name for one in plan.found.places}
+    modules = tuple(Merged(item.name, written[item.name]["change"]) for item in items if item.name in touched)
+    result = Merge(folder, modules, tuple(sorted(set(plan.dtypes.values()))), tuple(plan.restored.matrices))
+    made_from = {"base": plan.checkpoint.origin.to_json(), "adapter": plan.held.location}
+    write_result(tree, {"verb": "merge", **made_from, **result.to_json()})
     return result
 
 
@@ -170,15 +248,16 @@ def _about_ties(found: Places) -> list[str]:
 
 
 def _restate_config(
-    tree: Path, checkpoint: Checkpoint, found: Places, wide: Sequence[str], progress: Progress
+    tree: Path, stored: Checkpoint, checkpoint: Checkpoint, found: Places, wide: Sequence[str], progress: Progress
 ) -> None:  # fmt: skip
-    """config.json anew where the merged model is another than it says: nothing is tied, or the dtype that loaders take
-    from it would make infinity of the tensors `wide`."""
+    """config.json anew where the merged model is another than that of the base as `stored` says: nothing is in few bits
+    (as in `checkpoint`), nothing is tied, or the dtype that loaders take from it would make infinity of the tensors
+    `wide`."""
     config = untied(checkpoint.config) if found.untied else dict(checkpoint.config)
     if wide:
         config = _in_float32(config)
         progress.notice(f"float16 does not hold {listed(wide)}: config.json says float32 now")
-    if config != checkpoint.config and CONFIG in checkpoint.files.names():
+    if config != stored.config and CONFIG in stored.files.names():
         write_json(tree / CONFIG, config)
 
 
@@ -201,37 +280,25 @@ def _start(checkpoint: Checkpoint) -> Adapter | None:
 
 
 def _write(
-    checkpoint: Checkpoint, places: Sequence[Place], merging: Callable[[Place, Tensor], tuple[Tensor, float, bool]],
-    writer: BaseWriter, device: str, progress: Progress,
-) -> Iterator[tuple[Merged, bool]]:  # fmt: skip
-    """Shards are being copied in the background: put each merged tensor into its place, then wait for the rest. With
-    each, whether it is one that the float16 of the base would not hold."""
-    from ..checkpoint.arithmetic import ieee
-    from ..checkpoint.stream import find_device, matrix_bytes, stream
-
-    progress.start("Merging", len(places), 0)
-    with ieee():
-        for place, (W, change, wide) in stream(checkpoint.files, places, merging, find_device(device), progress.notice):
-            writer.write(place.stored.file, place.name, matrix_bytes(W))
-            progress.advance(place.name, place.stored.nbytes)
-            yield Merged(place.name, change), wide
+    results: Iterable[tuple[Merging, Part]], traffic: Traffic | None, writer: BaseWriter, progress: Progress
+) -> dict[str, Any]:
+    """Shards are being copied in the background: put each merged tensor into its place, then wait for the rest. What is
+    told of each, by name."""
+    written = {}
+    for item, part in results:
+        credit(traffic, part)
+        writer.write(item.source.place.stored.file, item.name, memoryview(part.blobs[0]))
+        written[item.name] = part.meta
+        progress.advance(item.name, item.nbytes)
     progress.start("Copying", len(writer.shards), 0)
     for shard in writer.shards:
         writer.sha256(shard)  # waits until it is complete and on disk
         progress.advance(shard)
+    return written
 
 
-def _merged(adapter: Adapter, place: Place, old: Tensor, base_dtype: str) -> tuple[Tensor, float, bool]:
-    """The new tensor as it is stored, on the CPU, how far it is from the old one, and whether float16, if the old one
-    is that, does not hold it."""
-    from ..adapters.apply import changed
-    from ..checkpoint.stream import DTYPES
-    from ..linalg.finite import stored
-    from ..linalg.scale import norm, peak
-
-    wide = old.double() if place.stored.dtype == "F64" else old.float()
-    new = changed(wide, adapter, place)
-    result = stored(new, DTYPES[widened(place.stored.dtype, base_dtype)], place.name, _WIDER)
-    size = norm(wide)
-    beyond = place.stored.dtype == "F16" and peak(result) > _LARGEST_F16
-    return result.cpu().contiguous(), norm(result.to(wide) - wide) / size if size else 0.0, beyond
+def _published(folder: Path) -> Merge:
+    """What was written before the processes were started anew."""
+    told = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+    modules = tuple(Merged(**module) for module in told["modules"])
+    return Merge(folder, modules, tuple(told["dtypes"]), tuple(told["restored"]))

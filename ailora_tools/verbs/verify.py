@@ -7,28 +7,33 @@ integrity and not who made the folder. The result says which of the two was done
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Unpack
 
-from ..checkpoint.arithmetic import ieee
-from ..checkpoint.index import Checkpoint, open_checkpoint
+from ..checkpoint.index import Checkpoint, read_checkpoint
 from ..checkpoint.source import SourceOptions, user_path
 from ..display.shown import shows_progress
-from ..errors import CheckpointError
+from ..errors import CheckpointError, TeamError
 from ..output.manifest import Manifest, fingerprint, read_manifest
+from ..output.spans import sha256
 from ..progress import Progress, heard
 from ..proof.adapter_config import check_adapter_config
 from ..proof.built import check_built
 from ..proof.companions import check_companions, check_shards
 from ..proof.extras import check_extras
 from ..proof.folder import Check, check_adapter_tensors, check_files, check_neighbours, check_offset
-from ..proof.matrices import check_matrices, look_at
+from ..proof.matrices import check_matrices
+from ..proof.one_pass import Passed, passed
 from ..proof.plan import check_plan, derive
 from ..proof.subject import Subject
 from ..proof.untouched import check_untouched
+from ..proof.walk import Count, Item, items, walking
+from ..team.sharing import serve, share
+from ..team.team import Job, find_team
 from .announce import announce
+from .processes import Library, require_same
 from .result import Result
 
 
@@ -77,6 +82,8 @@ def verify(
     again if it is given. It is an error if one is given and cannot be opened. Raises VerificationError for a manifest
     that is changed or not there; every other fault is a check that does not hold.
 
+    Under torchrun all processes call this and share the files; the first one alone has the checks.
+
     >>> found = verify("start")
     >>> found.holds, [check.name for check in found.checks if not check.holds]
     (True, [])
@@ -84,45 +91,87 @@ def verify(
     progress = heard(progress)
     folder = user_path(folder, "DIR")
     manifest = read_manifest(folder)
-    original, strange = _find_source(manifest, source, options, progress)
-    operation, refusal = (None, "") if original is None else derive(manifest, original, folder)
-    subject = Subject(folder, manifest, original, operation, refusal)
-    progress.start("Checking", 2 + len(manifest.modules), 0)
-    if original is not None:
-        parts = [(shard, header.file_size) for shard, header in original.headers.items()]
-        announce(original.files, parts, original.nbytes, progress)
-    checks = [*strange, *_folder_checks(subject, progress)]
-    with ieee():
-        found = look_at(subject, progress)
-        checks += check_matrices(subject, found)
-        if manifest.extras:
-            checks.append(check_extras(subject))
-    if original is not None and manifest.base:
-        checks.append(check_untouched(subject, original, found))
-    checks.append(check_built(subject, ask=all(check.holds for check in checks)))
-    return Verification(folder, original.location if original else None, tuple(checks), manifest)
+    with find_team().job("verify") as job:
+        if not job.leads:
+            _help(job, folder, manifest, options)
+            return Verification(folder, None, (), manifest)
+        library = Library(job)
+        original, strange = _find_source(manifest, source, library, options, progress)
+        operation, refusal = (None, "") if original is None else derive(manifest, original, folder)
+        subject = Subject(folder, manifest, original, operation, refusal)
+        if original is not None:
+            parts = [(shard, header.file_size) for shard, header in original.headers.items()]
+            announce(original.files, parts, original.nbytes, progress)
+        found = _walked(job, library, subject, progress)
+    checks = tuple(_checks(subject, found, strange))
+    return Verification(folder, original.location if original else None, checks, manifest)
 
 
-def _folder_checks(subject: Subject, progress: Progress) -> Iterator[Check]:
+def _walked(job: Job, library: Library, subject: Subject, progress: Progress) -> dict[Item, Passed]:
+    """What all processes found, by item."""
+    every, source = items(subject), subject.source
+    told: dict[str, Any] = {"manifest": sha256(subject.manifest.to_json().encode()), "source": None}
+    if source is not None:
+        told["source"] = {"opened": library.tell(), "from": source.location, "shards": fingerprint(source)}
+    job.call(told)
+    progress.start("Checking", len(every), 0)
+    read = Count()
+    progress.bytewise(lambda: read.nbytes, sum(item.nbytes for item in every))
+    found = {}
+    for item, part in share(job, "files", every, walking(subject, read.add), None, progress):
+        found[item] = passed(subject, part.meta)
+        if part.rank:  # of its own items this process has counted the blocks
+            read.add(item.nbytes)
+        progress.advance(item.label, item.nbytes)
+    return found
+
+
+def _help(job: Job, folder: Path, manifest: Manifest, options: SourceOptions) -> None:
+    """The part of all processes but the first."""
+    for told in job.calls():
+        if told["manifest"] != sha256(manifest.to_json().encode()):
+            raise TeamError(f"{job.me}: {folder} is not what it is in the first process.", "Give all the same folder.")
+        original, source = None, told["source"]
+        if source is not None:
+            original = read_checkpoint(Library(job, source["opened"]).open(source["from"], **options))
+            require_same(job, original, source["shards"])
+        subject = Subject(folder, manifest, original)
+        serve(job, "files", items(subject), walking(subject, lambda nbytes: None))
+
+
+def _checks(subject: Subject, found: Mapping[Item, Passed], strange: Sequence[Check]) -> Iterator[Check]:
+    """In the order in which they are shown."""
+    source, manifest = subject.source, subject.manifest
+    files = {item.label: one for item, one in found.items() if item.is_file}
+    by_module = {look.module: look for one in found.values() for look in one.looks}
+    looks = [by_module[module] for module in subject.modules]
+    checks = [*strange, *_folder_checks(subject, files), *check_matrices(subject, looks)]
+    if manifest.extras:
+        checks.append(check_extras(subject))
+    if source is not None and manifest.base:
+        checks.append(check_untouched(subject, source, files, looks))
+    yield from checks
+    yield check_built(subject, ask=all(check.holds for check in checks))
+
+
+def _folder_checks(subject: Subject, files: Mapping[str, Passed]) -> Iterator[Check]:
     """What needs no matrix."""
-    yield check_files(subject)
+    yield check_files(subject, {name: one.fault for name, one in files.items()})
     yield check_neighbours(subject)
     if subject.source is not None:
         yield check_companions(subject, subject.source)
     if subject.manifest.base:
         yield check_shards(subject)
-    progress.advance("files")
     if subject.source is not None:
         yield check_plan(subject)
     yield check_adapter_config(subject)
     yield check_adapter_tensors(subject)
     if subject.manifest.offset:
         yield check_offset(subject)
-    progress.advance("adapter")
 
 
 def _find_source(
-    manifest: Manifest, given: str | Path | None, options: SourceOptions, progress: Progress
+    manifest: Manifest, given: str | Path | None, library: Library, options: SourceOptions, progress: Progress
 ) -> tuple[Checkpoint | None, list[Check]]:
     """The source, if it is the one the manifest describes; a failed check if another was given by hand."""
     location = given if given is not None else manifest.source["location"]
@@ -132,7 +181,7 @@ def _find_source(
     if given is None and not _is_here(location):
         return None, []
     try:
-        checkpoint = open_checkpoint(location, **options)
+        checkpoint = read_checkpoint(library.open(location, **options))
     except CheckpointError:
         if given is not None:
             raise

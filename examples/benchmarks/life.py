@@ -1,11 +1,12 @@
-"""`ailora-tools convert` and `merge` against PEFT's ways and `cp -r`, each as a whole process.
+"""`ailora-tools convert`, `merge` and `verify` against PEFT's ways and `cp -r`, each as a whole process.
 
     python examples/benchmarks/life.py [--layers 16] [--runs 3]
 
 On a checkpoint of Llama-3.2-1B's shape (as in init_vs_peft.py): the trained adapter is the start with 1 % noise. PEFT
 converts with `save_pretrained(..., path_initial_model_for_weight_conversion=...)`, for which it loads the model, and
 merges with `merge_and_unload` and `save_pretrained`. Then `convert` alone on an adapter of Llama-2-7B's shape (32
-layers, W^Q and W^V 4096 x 4096, rank 16), for which no base exists here and none is needed.
+layers, W^Q and W^V 4096 x 4096, rank 16), for which no base exists here and none is needed. `verify` compares the start
+with its source, and a start without a base for one layer of Llama-3-70B's shape (8192 x 8192 and 1024 x 8192).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from machine import describe, write_report
 from safetensors.torch import load_file, save_file
 
 RANK, WIDE, MANY = 16, 4096, 32
+WIDEST = {"q_proj": (8192, 8192), "v_proj": (1024, 8192)}  # of a layer of Llama-3-70B
 OURS = [sys.executable, "-m", "ailora_tools"]
 
 
@@ -59,13 +61,15 @@ def compare(scratch: Path, layers: int, runs: int) -> dict[str, Any]:
         "cp -r": ["cp", "-r", str(start), str(out)],
         "PEFT merge_and_unload": [*here, "merge", str(start), str(trained), str(out)],
         "ailora-tools merge": [*OURS, "merge", str(start), str(trained), "-o", str(out), "--quiet"],
+        "ailora-tools verify": [*OURS, "verify", str(start), "--quiet"],
+        "ailora-tools verify, no base, 70B shape": [*OURS, "verify", str(widest_start(scratch)), "--quiet"],
     }  # fmt: skip
     figures: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
     for _ in range(runs):
         for name, command in commands.items():
             figures[name].append(measure(command))
             print(f"{name}: {figures[name][-1][0]:.1f} s, {figures[name][-1][1]:.0f} MB", file=sys.stderr)
-            shutil.rmtree(out)
+            shutil.rmtree(out, ignore_errors=True)
     rows = [
         {
             "name": name,
@@ -105,6 +109,23 @@ def large_start(scratch: Path) -> Path:
     start = scratch / "wide-start"
     run(["init", str(folder), "--rank", str(RANK), "--method", "pissa", "--no-base", "-o", str(start), "--quiet"])
     shutil.rmtree(folder)
+    return start
+
+
+def widest_start(scratch: Path) -> Path:
+    """One layer of Llama-3-70B's shape and what `init --no-base` makes of it, both left where they are."""
+    folder, generator = scratch / "widest", torch.Generator().manual_seed(3)
+    folder.mkdir()
+    tensors = {
+        f"model.layers.0.self_attn.{name}.weight": torch.empty(shape, dtype=torch.bfloat16).normal_(
+            0, 0.02, generator=generator
+        )
+        for name, shape in WIDEST.items()
+    }
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    write_json(folder / "config.json", {"model_type": "llama", "architectures": ["LlamaForCausalLM"]})
+    start = scratch / "widest-start"
+    run(["init", str(folder), "--rank", str(RANK), "--method", "pissa", "--no-base", "-o", str(start), "--quiet"])
     return start
 
 

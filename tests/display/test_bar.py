@@ -79,6 +79,22 @@ def test_time_left_is_known_before_the_first_step_from_bytes(pass_time: Callable
     assert all(part in text for part in ("0/60", "1:30 left", "30 MB of 300 MB", "3 MB/s"))
 
 
+@pytest.mark.parametrize("network", [False, True])
+def test_a_large_step_moves_the_bar_by_bytes(network: bool, pass_time: Callable[[float], None]) -> None:
+    read, bar = [0], Bar(told=False)
+    if network:
+        bar.reading(lambda: 0, 500_000_000, 500_000_000)
+    bar.start("Checking", 3, 0)
+    bar.bytewise(lambda: read[0], 900_000_000)
+    drawn(bar, 120)
+    pass_time(10)
+    read[0] = 300_000_000
+    text = drawn(bar, 120)
+    told = ("0/3", "0:20 left", "300 MB of 900 MB", "30 MB/s", "━" * 10)
+    assert all(part in text for part in told) != network and (bar.pace.part == (3, 0)) == network
+    assert network or bar.pace.part == (900_000_000, 300_000_000)
+
+
 def test_the_slower_of_steps_and_bytes_says_how_long(pass_time: Callable[[float], None]) -> None:
     assert "1:30 left" in drawn(far(pass_time, 30), 120)  # by steps alone it would be 0:10
     assert "9:50 left" in drawn(far(pass_time, 1), 120)
