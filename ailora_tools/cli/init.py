@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors import OptionError, listed
-from ..methods import BITFIT, METHODS, RULES, find_method
+from ..methods import BITFIT, METHODS, RULES, find_method, role_order
 from ..output.loading import load_lines
 from ..output.names import CARD
 from ..report.words import matrix, size
@@ -270,24 +270,30 @@ def _loading(result: Initialization, manifest: Manifest) -> list[str]:
 
 
 def _show_numbers(records: Sequence[ModuleRecord]) -> None:
-    """The table of all roles, or where the terminal is too narrow for it one of each; then what is to be known."""
-    groups = {
-        role: [record for record in records if record.role == role]
-        for role in sorted({record.role for record in records}, key=lambda role: (role != "q", role))
-    }
+    """The table of all roles, or as many tables as the terminal is too narrow for one; then what is to be known."""
+    roles = sorted({record.role for record in records}, key=role_order)
     verdicts = {name: judge(records) for name, judge in VERDICTS.items()}
-    whole = _numbers(groups, verdicts)
-    if width_of(whole) <= out.width:
-        print_block(whole)
-    else:
-        for role, group in groups.items():
-            of_role = {name: judge(group) for name, judge in VERDICTS.items()}
-            print_block(_numbers({role: group}, {**of_role, STEP: verdicts[STEP]}))
+    for count in range(len(roles), 0, -1):
+        parts = [roles[at : at + count] for at in range(0, len(roles), count)]
+        tables = [_numbers_of(records, part, verdicts) for part in parts]
+        if count == 1 or max(map(width_of, tables)) <= out.width:
+            break
+    for made in tables:
+        print_block(made)
     for _, sentence in verdicts.values():
         if sentence:
             out.print(Text(sentence, overflow="fold"))
     if any(sentence for _, sentence in verdicts.values()):
         out.print()
+
+
+def _numbers_of(
+    records: Sequence[ModuleRecord], roles: Sequence[str], verdicts: Mapping[str, tuple[str, str]]
+) -> Table:
+    """Those of some roles, with the verdict on these alone; how alike all roles move is told of all."""
+    groups = {role: [record for record in records if record.role == role] for role in roles}
+    of_these = {name: judge([one for group in groups.values() for one in group]) for name, judge in VERDICTS.items()}
+    return _numbers(groups, {**of_these, STEP: verdicts[STEP]})
 
 
 def _numbers(groups: Mapping[str, Sequence[ModuleRecord]], verdicts: Mapping[str, tuple[str, str]]) -> Table:

@@ -11,7 +11,7 @@ from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
 from ..checkpoint.header import BASE_DTYPES, FACTOR_DTYPES
-from ..methods import ROLES
+from ..methods import ALL_LINEAR, ROLES, is_role
 from .command import MESSAGES, Function, option
 from .log import open_log, set_verbose
 
@@ -55,8 +55,12 @@ def _role(text: str) -> str:
 
 def _roles(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str, ...]:
     roles = tuple(map(_role, value.split(",")))
-    if len(set(roles)) < len(roles) or not set(roles) <= set(ROLES):
-        raise click.BadParameter(f"{value!r} is not a list such as q,v (roles: {', '.join(ROLES)})", ctx, param)
+    possible = roles == (ALL_LINEAR,) or all(map(is_role, roles))
+    if len(set(roles)) < len(roles) or not possible:
+        raise click.BadParameter(
+            f"{value!r} is not a list such as q,v (roles: {', '.join(ROLES)}, {ALL_LINEAR}, or names of modules)",
+            ctx, param,
+        )  # fmt: skip
     return roles
 
 
@@ -73,7 +77,8 @@ def matrix_options(command: Function) -> Function:
     """Which projections: --roles, --layers, --q-tensor, --v-tensor."""
     return _together(
         option("--roles", group=MATRICES, metavar="LIST", default="q,v", show_default=True, callback=_roles,
-               help="Projections to work on: one or more of q, k, v and o."),
+               help="Matrices to work on: one or more of q, k, v, o, gate, up and down, or of the names that the "
+                    "model has for modules in its layers; or all-linear, for every linear layer of them."),
         option("--layers", group=MATRICES, metavar="LIST",
                help="Numbers of the layers to work on, such as 0-3,8.  [default: all]"),
         option("--q-tensor", group=MATRICES, metavar="NAME",

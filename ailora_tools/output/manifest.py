@@ -29,7 +29,7 @@ from ..checkpoint.header import quoted
 from ..checkpoint.index import Checkpoint
 from ..errors import CheckpointError, VerificationError, listed
 from ..matrices.layouts import Part
-from ..methods import ROLES, RULES
+from ..methods import RULES, is_role
 from .names import MANIFEST
 from .spans import in_utf8, json_text, sha256
 
@@ -241,7 +241,7 @@ def _impossible(record: ModuleRecord) -> list[str]:
     """What in a record contradicts itself, so that arithmetic on it would fail."""
     name = quoted(record.module)
     faults = [] if record.rank <= min(record.shape) else [f"{name} has rank {record.rank}, above {min(record.shape)}"]
-    if record.role not in ROLES:
+    if not is_role(record.role):
         faults.append(f"{name} has the unknown role {quoted(record.role)}")
     if record.rule not in RULES:
         faults.append(f"{name} has the unknown rule {quoted(record.rule)}")
