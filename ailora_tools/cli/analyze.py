@@ -99,7 +99,7 @@ def _show(document: Mapping[str, Any], report: Path) -> None:
     out.print(Text(title, style="bold"), soft_wrap=True)
     out.print(f"{model['family']}, {len(document['matrices'])} matrices, {size(model['bytes_read'])} read")
     out.print()
-    _print_findings([finding["text"] for finding in document["findings"]])
+    _print_findings(document["findings"])
     out.print()
     for line in metric_lines(document, out.width):
         out.print(line)
@@ -107,13 +107,16 @@ def _show(document: Mapping[str, Any], report: Path) -> None:
     out.print(Text.assemble("report ", (str(report), "bold")), soft_wrap=True)
 
 
-def _print_findings(texts: Sequence[str]) -> None:
-    for text in texts[:_FINDINGS]:
+def _print_findings(findings: Sequence[Mapping[str, Any]]) -> None:
+    """The first ones, their headlines bold; what was looked for and not seen comes last."""
+    for finding in sorted(findings, key=lambda finding: finding.get("kind") == "none")[:_FINDINGS]:
+        text = Text(finding["text"], overflow="fold")
+        text.stylize("bold", 0, len(finding.get("headline") or ""))
         if out.is_terminal:
             line = Table.grid(padding=(0, 1))
-            line.add_row(Text("•", style="cyan"), Text(text, overflow="fold"))
+            line.add_row(Text("•", style="cyan"), text)
             out.print(line)
         else:
-            out.print(Text(f"• {text}"), soft_wrap=True)
-    if texts[_FINDINGS:]:
-        out.print(f"  {len(texts) - _FINDINGS} more in the report.", style="dim")
+            out.print(Text("• ") + text, soft_wrap=True)
+    if findings[_FINDINGS:]:
+        out.print(f"  {len(findings) - _FINDINGS} more in the report.", style="dim")

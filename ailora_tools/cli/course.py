@@ -12,7 +12,7 @@ from rich.text import Text
 
 from ..display.text import BARS
 from ..metrics.definitions import BY_KEY
-from ..report.rows import Row, change_metric, of_role, once, read_rows, roles
+from ..report.rows import Row, change_metric, of_role, of_stack, once, read_rows, roles, stacks
 from ..report.words import matrix, number
 
 METRICS = ("effective_rank_share", "outlier_share", "alpha")
@@ -46,7 +46,7 @@ def metric_lines(document: Mapping[str, Any], width: int) -> Iterator[Text]:
         yield Text(name, style="bold")
         for line in found:
             yield from _drawn(line, sizes, width)
-    yield Text(_legend(list(dict.fromkeys(row.stack for row in rows)), lines, width, sizes), style="dim")
+    yield Text(_legend(stacks(rows), lines, width, sizes), style="dim")
 
 
 def _shown(document: Mapping[str, Any]) -> Iterator[tuple[str, Callable[[Row], float | None], int | None]]:
@@ -61,9 +61,9 @@ def _lines(rows: Sequence[Row], metric: Callable[[Row], float | None], at: int |
         of = of_role(rows, role)
         known = [value for row in once(of, at) if (value := metric(row)) is not None]  # copies count once
         if known:
-            stacks = {row.stack: [metric(other) for other in of if other.stack == row.stack] for row in of}
+            held = [[metric(row) for row in of_stack(of, stack)] for stack in stacks(of)]
             span = f"{number(min(known))} … {number(max(known))}"
-            yield _Line(role, matrix(role), number(median(known)), span, list(stacks.values()))
+            yield _Line(role, matrix(role), number(median(known)), span, held)
 
 
 def _legend(names: Sequence[str], lines: Sequence[_Line], width: int, sizes: Sequence[int]) -> str:

@@ -30,10 +30,8 @@ class _Folder(click.Path):
         return super().convert(value, param, ctx)
 
 
-class _Model(click.ParamType):
+class _Model(click.types.StringParamType):
     """A path, or a name on the Hub: any text. Shells complete it as a path."""
-
-    name = "text"
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         return [CompletionItem(incomplete, type="file")]

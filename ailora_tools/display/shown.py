@@ -6,6 +6,8 @@ from collections.abc import Callable
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
+from ..team.place import read_place
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -15,7 +17,7 @@ def shows_progress(verb: Callable[P, T]) -> Callable[P, T]:
 
     @wraps(verb)
     def run(*args: P.args, **options: P.kwargs) -> T:
-        if options.get("progress") is not True:
+        if options.get("progress") is not True or not read_place().leads:  # of several processes the first tells
             return verb(*args, **options)
         # Imported here: a script that wants no bar needs no rich.
         from .bar import drawn

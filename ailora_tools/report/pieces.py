@@ -24,9 +24,8 @@ _WIDE, _TALL, _NAMES = 720, 26, 150  # pixels: all cells of a line, a line, and 
 def digest(document: Document, report: str) -> str:
     """The first findings and a map layer x role, as HTML; `report` is where the whole page lies."""
     names = [document["model"]["name"], *(other["name"] for other in document["against"])]
-    told = sorted(
-        document["findings"], key=lambda finding: finding.get("kind") == "none"
-    )  # what was not seen comes last
+    # What was looked for and not seen comes last.
+    told = sorted(document["findings"], key=lambda finding: finding.get("kind") == "none")
     found = [f"<li><b>{typeset(headline)}</b> {typeset(rest)}</li>" for headline, rest in map(halves, told)]
     more = f" {len(found) - _FINDINGS} more findings in the report." if found[_FINDINGS:] else ""
     return (

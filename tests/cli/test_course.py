@@ -58,6 +58,6 @@ def test_no_line_is_wider_than_the_terminal_or_cut(width: int, whisper: Analysis
         console.print(line)
     text = file.getvalue()
     assert all(cell_len(line) <= width for line in text.splitlines())
-    assert "decoder, decoder cross, encoder" in " ".join(text.split())
+    assert "encoder, decoder, decoder cross" in " ".join(text.split())
     beside = [line for line in text.splitlines() if line.startswith("  W^")]
     assert len(beside) == 2 * 5 and all((line[-1] in BARS) == (width > 60) for line in beside)
