@@ -68,10 +68,13 @@ _NUMBERS: dict[str, Callable[[list[ModuleRecord]], str]] = {
     "gap at the cut": lambda group: decimals(record.gap for record in group),
     "survival in the base": lambda group: decimals(record.survival for record in group),
     "reconstruction error": lambda group: decimals(record.reconstruction_error for record in group),
+    "error on the grid": lambda group: decimals(record.grid_error for record in group),
+    "of plain W there": lambda group: decimals(record.plain_error for record in group),
     "first step / lr": lambda group: decimals(record.motion for record in group),
     "dead components": lambda group: str(sum(record.dead for record in group)),
     "rounding": lambda group: ", ".join(sorted({record.rounding for record in group})),
 }
+_OF_GRID = ("error on the grid", "of plain W there")
 
 
 def _method(ctx: click.Context, param: click.Parameter, value: str) -> str:
@@ -177,6 +180,20 @@ def _major(ctx: click.Context, param: click.Parameter, value: str) -> int | None
     "nearest would undo the surgery.",
 )
 @option(
+    "--grid",
+    group=_BASE,
+    type=click.Choice(["nf4", "fp4"]),
+    help="Put the residual on this grid of bitsandbytes, in the dtype of MODEL, for load_in_4bit: bit for bit.",
+)
+@option(
+    "--rounds",
+    group=_BASE,
+    type=click.IntRange(1, 100),
+    default=5,
+    show_default=True,
+    help="With --grid: how often principal components are found anew of what the grid has lost, at most.",
+)
+@option(
     "--no-base",
     group=_BASE,
     is_flag=True,
@@ -203,6 +220,8 @@ def init(model: str, as_json: bool, quiet: bool, **options: Any) -> None:
         return
     if not given("roles"):
         options["roles"] = None  # those of the method
+    if options["grid"] is None and given("rounds"):
+        raise click.UsageError("--rounds are those of --grid.")
     if options["rank"] is None and options["ranks"] is None:
         raise click.UsageError("Missing option '-r' / '--rank' (or --ranks FILE).")
     from ..verbs.initialize import initialize
@@ -255,8 +274,10 @@ def _numbers(records: Sequence[ModuleRecord]) -> Table:
     roles = sorted({record.role for record in records}, key=lambda role: (role != "q", role))
     made = table("", *map(matrix, roles))
     groups = [[record for record in records if record.role == role] for role in roles]
+    on_grid = any(record.grid_error is not None for record in records)
     for name, tell in _NUMBERS.items():
-        made.add_row(name, *(tell(group) for group in groups))
+        if on_grid or name not in _OF_GRID:
+            made.add_row(name, *(tell(group) for group in groups))
     return made
 
 

@@ -14,11 +14,13 @@ from ..errors import listed
 from ..linalg.bounds import Bounds, rounding_bounds
 from ..linalg.recombine import NEAR, Recombination, recombine
 from ..matrices.gather import gather, scatter
+from ..methods import RULES
 from ..output.manifest import ModuleRecord
 from ..output.spans import sha256
 from ..progress import Progress
 from ..surgery.blocks import block_mask, own_factors
 from .folder import Check
+from .grid import grid_fault
 from .subject import Reading, Subject
 
 # A recorded error may differ from the one found here by the order of sums, and by the subtraction's own rounding, which
@@ -214,12 +216,15 @@ def _recombination_check(looks: Sequence[Look]) -> Check:
     if len(errors) < len(looks):
         wrong.append(f"{len(looks) - len(errors)} matrices cannot be recombined")
     largest = max((error for _, error, _ in errors), default=0.0)
-    remark = ": step 0 is not the original model" if largest > _POOR else ""
+    meant = all(look.record.grid_error is not None for look in looks if RULES[look.record.rule].moved)
+    remark = ": step 0 is not the original model" if largest > _POOR and not meant else ""
     return Check("recombination", not wrong, listed(wrong) or f"largest error {largest:.2e}, as recorded{remark}")
 
 
 def _error_fault(look: Look, error: float, bounds: Bounds) -> str:
     """What is wrong with an error that was found, and with its record; "" if nothing."""
+    if look.record.grid_error is not None:
+        return grid_fault(look.record, error)
     excess = math.inf if bounds.excess is None else bounds.excess
     if not excess <= 1:
         return f", in one entry {excess:.3g} times what rounding can do"
@@ -230,6 +235,8 @@ def _error_fault(look: Look, error: float, bounds: Bounds) -> str:
 
 def _record_fault(look: Look, bounds: Bounds) -> str:
     """The limits that are not the manifest's own."""
+    if look.record.grid_error is not None:
+        return grid_fault(look.record, None)
     recorded = look.record.reconstruction_error
     if not (math.isfinite(recorded) and 0 <= recorded <= bounds.limit * (1 + _SLACK)):
         return f", rounding makes at most {bounds.limit:.2e}"

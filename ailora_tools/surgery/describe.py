@@ -152,6 +152,7 @@ def card(operation: Operation, records: Sequence[ModuleRecord]) -> str:
         dora=settings.dora,
         rslora=settings.rslora,
         bias=settings.bias,
+        grid=settings.grid,
         extras=tuple((adapter_name(extra), extra.stored is None) for extra in operation.extras),
     )
     return model_card(facts, records)

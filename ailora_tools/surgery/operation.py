@@ -160,4 +160,6 @@ class Operation:
             name=matrix_name(target.tensor, target.role, fused=carrier.fused),
             residual=bool(self.layouts),
             frozen_b=rule.frozen_b,
+            grid=self.settings.grid,
+            rounds=self.settings.rounds or 1,
         )

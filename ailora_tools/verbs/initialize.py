@@ -12,6 +12,7 @@ from ..adapters.peft import ADAPTER_CONFIG
 from ..checkpoint.index import Checkpoint, open_checkpoint
 from ..checkpoint.source import SourceOptions, user_path
 from ..methods import RULES, Method, find_method
+from ..output.about_grid import about_grid
 from ..output.adapter import AdapterWriter
 from ..output.atomic import Output, building, require_possible
 from ..output.base import BaseWriter, copy_file, left_out, require_readable
@@ -97,6 +98,8 @@ def initialize(
     adapter_dtype: str = "float32",
     base_dtype: str = "keep",
     rounding: str = "auto",
+    grid: str | None = None,
+    rounds: int = 5,
     no_base: bool = False,
     modules_to_save: Sequence[str] = (),
     trainable_tokens: str | None = None,
@@ -126,7 +129,9 @@ def initialize(
     are for those it does not list. `alpha` defaults to `rank`, which makes the
     scaling 1 (with `rslora`, sqrt(rank)). `transformers_major` (4 or 5; default: the installed one) decides how modules
     are named. With `no_base` nothing of the base is written: `ailora_offset`, a frozen adapter with -B A, takes its
-    place beside the untouched model, which may then also be quantised.
+    place beside the untouched model, which may then also be quantised. With `grid` (nf4, fp4) the residual lies on that
+    grid of bitsandbytes, in the dtype of the base, so that `load_in_4bit` gives its numbers bit for bit; principal
+    components are found anew of what the grid loses, in at most `rounds` rounds.
 
     What trains beside the factors: `modules_to_save` names modules as PEFT does (classifier, lm_head), whose tensors
     are copied from the base into the adapter; `trainable_tokens`, such as "3,7,32000-32010", rows of the input
@@ -149,7 +154,7 @@ def initialize(
         transformers_major=transformers_major or installed_transformers_major(),
         rank_pattern=sizes.rank_pattern, alpha_pattern=sizes.alpha_pattern, no_base=no_base,
         modules_to_save=_names(modules_to_save), trainable_tokens=trainable_tokens, model_class=model_class,
-        num_labels=num_labels,
+        num_labels=num_labels, grid=grid, rounds=None if grid is None else rounds,
     )  # fmt: skip
     checkpoint = open_checkpoint(model, **source)
     default = f"{checkpoint.origin.name}-{row.slug}-{f'r{general}' if ranks is None else 'ranks'}"
@@ -273,7 +278,8 @@ def _store_extra(extra: Extra, operation: Operation, adapter: AdapterWriter) -> 
 
 def _warnings(records: Sequence[ModuleRecord]) -> Iterator[str]:
     """What the user must know before training: a step 0 that is not the original's, and what has to stay frozen."""
-    poor = [record for record in records if record.reconstruction_error > _POOR]
+    yield from about_grid(records)
+    poor = [one for one in records if one.reconstruction_error > _POOR and one.grid_error is None]
     if poor:
         worst = max(poor, key=lambda record: record.reconstruction_error)
         yield (

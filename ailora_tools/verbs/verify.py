@@ -23,6 +23,7 @@ from ..proof.built import check_built
 from ..proof.companions import check_companions, check_shards
 from ..proof.extras import check_extras
 from ..proof.folder import Check, check_adapter_tensors, check_files, check_neighbours, check_offset
+from ..proof.grid import check_grid
 from ..proof.matrices import check_matrices, look_at
 from ..proof.plan import check_plan, derive
 from ..proof.subject import Subject
@@ -80,6 +81,8 @@ def verify(
     with ieee():
         found = look_at(subject, progress)
         checks += check_matrices(subject, found)
+        if manifest.settings.get("grid"):
+            checks.append(check_grid(subject))
         if manifest.extras:
             checks.append(check_extras(subject))
     if original is not None and manifest.base:
