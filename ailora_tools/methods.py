@@ -24,12 +24,14 @@ _EXAMPLE = "q=principal,v=minor"
 
 @dataclass(frozen=True)
 class Rule:
-    """What one adapter starts from; `moved` if that leaves the base, `frozen_b` if only A is to be trained."""
+    """What one adapter starts from; `moved` if that leaves the base, `frozen_b` if only A is to be trained, `pooled` if
+    A reads sums over groups of inputs."""
 
     name: str
     summary: str
     moved: bool = True
     frozen_b: bool = False
+    pooled: bool = False
 
 
 RULES: Mapping[str, Rule] = {
@@ -47,6 +49,7 @@ RULES: Mapping[str, Rule] = {
         ),
         Rule("minor-left", "B: minor left singular vectors, frozen; A: zero", moved=False, frozen_b=True),
         Rule("kaiming", "A random, B zero", moved=False),
+        Rule("pooled", "A random, over sums of groups of inputs, B zero", moved=False, pooled=True),
     )
 }
 
@@ -64,6 +67,11 @@ class Method:
     def residual(self) -> bool:
         """Whether any rule takes something out of the base."""
         return any(RULES[rule].moved for rule in self.rules.values())
+
+    @property
+    def pooled(self) -> bool:
+        """Whether A reads groups of inputs, which PEFT does on quantised layers alone."""
+        return any(RULES[rule].pooled for rule in self.rules.values())
 
     @property
     def slug(self) -> str:
@@ -105,6 +113,10 @@ METHODS: Mapping[str, Method] = {
         Method(
             "lora", _all_roles("kaiming"), "LoRA, arXiv 2106.09685",
             "random A, zero B, base untouched: the control",
+        ),
+        Method(
+            "qalora", _all_roles("pooled"), "QA-LoRA, arXiv 2309.14717",
+            "random A over sums of groups of inputs, zero B, base untouched: for GPTQ",
         ),
         Method(
             "ailora-reversed", {"q": "minor", "v": "principal"}, "control for AILoRA",

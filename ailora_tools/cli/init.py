@@ -159,6 +159,12 @@ def _major(ctx: click.Context, param: click.Parameter, value: str) -> int | None
     type=int,
     help="Labels of the head of --model-class.  [default: as config.json says]",
 )
+@option(
+    "--group-size",
+    group=_ADAPTER,
+    type=click.IntRange(1),
+    help="With --method qalora: inputs that A sums over, a multiple of the base's groups.  [default: those]",
+)
 @factor_dtype_option("--adapter-dtype", _ADAPTER)
 @option(
     "--transformers-major",

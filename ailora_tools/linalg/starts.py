@@ -160,4 +160,5 @@ STARTS: dict[str, Starter] = {
     "nystrom": nystrom,
     "minor-left": minor_left,
     "kaiming": kaiming,
+    "pooled": kaiming,  # of as many inputs as there are groups
 }

@@ -44,13 +44,13 @@ def _span(values: Sequence[float]) -> str:
 def grid_section(kind: str, records: Sequence[ModuleRecord], call: str | None) -> str:
     """How to load the base so that training computes with the very numbers of its files."""
     ratios = [one.grid_error / one.plain_error for one in records if one.grid_error is not None and one.plain_error]
-    told = f", {_span(sorted(ratios))} times what it takes from the originals" if ratios else ""
+    told = f"\n(relative to what it takes from the originals themselves: {_span(sorted(ratios))})" if ratios else ""
     base = f"base = {call[:-1]}, quantization_config=bits)" if call and call.endswith(")") else "# ... of your own code"
     return f"""## In four bits
 
 The touched matrices lie on the {kind.upper()} grid of bitsandbytes, in blocks of 64: loading in four bits gives the
-numbers of the files bit for bit. Base and adapter are the original but for what the grid takes{told}. All other
-linear layers lose what {kind.upper()} costs them. For QLoRA load the base like this, and the adapter as above:
+numbers of the files bit for bit. Base and adapter are the original but for what the grid takes{told}.
+All other linear layers lose what {kind.upper()} costs them. For QLoRA load the base like this, the adapter as above:
 
     from transformers import BitsAndBytesConfig
 

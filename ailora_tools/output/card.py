@@ -15,6 +15,14 @@ from .loading import Loader, literal, load_lines
 from .manifest import ModuleRecord
 from .names import ADAPTER_FOLDER, LR_GROUPS, OFFSET_FOLDER
 
+_POOLED = """## After training
+
+A reads sums over groups of inputs (QA-LoRA), which PEFT computes on GPTQModel's layers alone and merges nowhere. It is
+a plain LoRA of the same rank, for any server that has the quantised base, and merges into the 16-bit model:
+
+    ailora-tools convert TRAINED --init {folder} -o plain-lora
+    ailora-tools merge {base} plain-lora -o merged
+"""
 _HOLDS = """Leave dropout and
 weight decay at 0: the adapter holds a part of the original, which they would take away from it."""
 
@@ -299,6 +307,8 @@ DoRA's magnitudes rescale the base, so that no plain LoRA equals the trained ada
 
     ailora-tools merge {base} TRAINED -o merged
 """
+    if facts.method.pooled:
+        return _POOLED.format(folder=folder, base=base)
     if not (facts.has_base or facts.has_offset):
         return ""
     merge = f"    ailora-tools merge {base} {'TRAINED' if facts.has_base else 'plain-lora'} -o merged\n"

@@ -125,7 +125,7 @@ class Manifest:
         return _dump(body)
 
 
-_UNSAID = ("grid_error", "plain_error", "rounds", "grid")  # where they are null
+_UNSAID = ("grid_error", "plain_error", "rounds", "grid", "group_size")  # where they are null
 
 
 def _as_json(record: ModuleRecord) -> dict[str, Any]:

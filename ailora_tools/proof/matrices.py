@@ -79,6 +79,7 @@ def _look(subject: Subject, reading: Reading, record: ModuleRecord) -> Look:
     W, base, A, B = _projection(reading.source, record), _projection(reading.base, record), reading.A, reading.B
     if A is not None and B is not None:
         A, B = own_factors(A, B, record, subject.manifest.modules)
+        A = subject.unpooled(A)
     scaling, numbers, bounds = subject.scaling(record.module), None, None
     if base is not None and A is not None and B is not None and scaling is not None and _fit(record, base, A, B):
         lessened, dtype = base, base.dtype

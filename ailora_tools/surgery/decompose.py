@@ -10,11 +10,12 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from ..adapters.pooled import unpooled
 from ..errors import NumericalError, listed
 from ..linalg.components import product
 from ..linalg.finite import require_finite, stored
@@ -46,6 +47,7 @@ class Recipe:
     frozen_b: bool = False
     grid: str | None = None  # a key of `linalg.grid.GRIDS` if the residual is to lie on it, after `rounds` at most
     rounds: int = 1
+    group: int | None = None  # of inputs, over whose sums A is taken
 
 
 def matrix_name(tensor: str, role: str, *, fused: bool) -> str:
@@ -113,6 +115,8 @@ def decompose(W: Tensor, recipe: Recipe) -> Decomposition:
     require_finite(W, recipe.name, _DIVERGED)
     if recipe.grid is not None and recipe.residual and RULES[recipe.rule].moved:
         return _on_grid(W, recipe, recipe.grid)
+    if recipe.group is not None:
+        return _over_groups(W, recipe, recipe.group)
     start, A, B = _split(W, recipe)
     residual, survival, nearest, rounding = (
         _rounded_residual(W, A, B, start, recipe) if recipe.residual and start.moved else (None, None, None, "none")
@@ -164,6 +168,13 @@ def _on_grid(W: Tensor, recipe: Recipe, kind: str) -> Decomposition:
     )  # fmt: skip
     _require_numbers(numbers, recipe)
     return Decomposition(A, B, found.residual, numbers)
+
+
+def _over_groups(W: Tensor, recipe: Recipe, size: int) -> Decomposition:
+    """A (r, in / size). W counts for nothing but its shape and, in `motion`, its norm."""
+    found = decompose(W[:, : W.shape[1] // size], replace(recipe, group=None))
+    motion = _motion(W, unpooled(found.A, size), found.B, recipe)
+    return replace(found, numbers=replace(found.numbers, motion=motion))
 
 
 def _factors(start: Start, recipe: Recipe) -> tuple[Tensor, Tensor]:

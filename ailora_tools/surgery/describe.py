@@ -124,6 +124,7 @@ def peft_config(operation: Operation, short: bool, frozen: bool = False) -> dict
         transposed=any(carrier.transposed for carrier in carriers),
         saved=() if frozen else settings.beside.modules,
         tokens=() if frozen else settings.beside.rows,
+        group=settings.group_size,
     )
 
 

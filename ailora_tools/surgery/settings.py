@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from ..adapters.peft import LARGEST_SCALING, scaling_of
@@ -51,6 +51,7 @@ class Settings:
     num_labels: int | None = None
     grid: str | None = None
     rounds: int | None = None
+    group_size: int | None = None
 
     @property
     def beside(self) -> Wanted:
@@ -71,11 +72,12 @@ class Settings:
         return self.alpha_pattern.get(module, self.rank_pattern.get(module, self.alpha))
 
 
-def require_fit(settings: Settings, method: Method, plan: Plan) -> None:
-    """OptionError that names everything in the settings that does not fit together, or does not fit the plan."""
+def require_fit(settings: Settings, method: Method, plan: Plan, more: Iterable[str] = ()) -> None:
+    """OptionError that names everything in the settings that does not fit together, or does not fit the plan; `more`:
+    what was found elsewhere."""
     wrong = [
         *_choices(settings), *_together(settings, method), *_grid(settings, method, plan), *_bare(plan),
-        *_half_frozen(method, plan), *_ranks(settings, plan),
+        *_half_frozen(method, plan), *_ranks(settings, plan), *more,
     ]  # fmt: skip
     if wrong:
         raise OptionError(f"{'; '.join(wrong)}.", "See `ailora-tools init --help` for what each option takes.")

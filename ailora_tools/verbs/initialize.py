@@ -100,6 +100,7 @@ def initialize(
     rounding: str = "auto",
     grid: str | None = None,
     rounds: int = 5,
+    group_size: int | None = None,
     no_base: bool = False,
     modules_to_save: Sequence[str] = (),
     trainable_tokens: str | None = None,
@@ -131,7 +132,8 @@ def initialize(
     are named. With `no_base` nothing of the base is written: `ailora_offset`, a frozen adapter with -B A, takes its
     place beside the untouched model, which may then also be quantised. With `grid` (nf4, fp4) the residual lies on that
     grid of bitsandbytes, in the dtype of the base, so that `load_in_4bit` gives its numbers bit for bit; principal
-    components are found anew of what the grid loses, in at most `rounds` rounds.
+    components are found anew of what the grid loses, in at most `rounds` rounds. Method qalora reads sums over groups
+    of `group_size` inputs (default: the groups of the base, which has to be in GPTQ's format).
 
     What trains beside the factors: `modules_to_save` names modules as PEFT does (classifier, lm_head), whose tensors
     are copied from the base into the adapter; `trainable_tokens`, such as "3,7,32000-32010", rows of the input
@@ -154,7 +156,7 @@ def initialize(
         transformers_major=transformers_major or installed_transformers_major(),
         rank_pattern=sizes.rank_pattern, alpha_pattern=sizes.alpha_pattern, no_base=no_base,
         modules_to_save=_names(modules_to_save), trainable_tokens=trainable_tokens, model_class=model_class,
-        num_labels=num_labels, grid=grid, rounds=None if grid is None else rounds,
+        num_labels=num_labels, grid=grid, rounds=None if grid is None else rounds, group_size=group_size,
     )  # fmt: skip
     checkpoint = open_checkpoint(model, **source)
     default = f"{checkpoint.origin.name}-{row.slug}-{f'r{general}' if ranks is None else 'ranks'}"
