@@ -43,7 +43,8 @@ class ModuleRecord:
     In a fused module `part` names the lines (rows, or columns if it is transposed) that are W, and the module's
     adapter has the ranks of its projections one after the other, W^Q first. `source_sha256` and `base_sha256` are over
     the bytes of W (out, in) before and after, `adapter_sha256` over those of the module's A and then B; the numbers are
-    those of `decompose.Numbers`; those of a grid are left out where there is none.
+    those of `decompose.Numbers`; those of a grid are left out where there is none. `computed_on` tells what was unlike
+    the first process, where several kinds of machines were allowed.
     """
 
     module: str
@@ -79,6 +80,7 @@ class ModuleRecord:
     grid_error: Amount | None = None
     plain_error: Amount | None = None
     rounds: Size | None = None
+    computed_on: str | None = None
 
 
 @dataclass(frozen=True)
@@ -110,8 +112,8 @@ class Manifest:
     base: bool
     offset: bool
     motion: Mapping[str, float]
-    modules: tuple[ModuleRecord, ...]
-    files: Mapping[str, Mapping[str, Any]]
+    modules: tuple[ModuleRecord, ...] = field(repr=False)
+    files: Mapping[str, Mapping[str, Any]] = field(repr=False)
     notices: tuple[str, ...] = field(default=())
     extras: tuple[ExtraRecord, ...] = field(default=())
 
@@ -125,7 +127,8 @@ class Manifest:
         return _dump(body)
 
 
-_UNSAID = ("grid_error", "plain_error", "rounds", "grid", "group_size")  # where they are null
+# Where they are null: without a grid, without groups, and with nothing to say of the machine.
+_UNSAID = ("grid_error", "plain_error", "rounds", "grid", "group_size", "computed_on")
 
 
 def _as_json(record: ModuleRecord) -> dict[str, Any]:

@@ -162,7 +162,7 @@ class Operation:
             seed=self.settings.seed,
             name=matrix_name(target.tensor, target.role, fused=carrier.fused),
             residual=bool(self.layouts),
-            frozen_b=rule.frozen_b,
+            frozen=rule.frozen,
             grid=self.settings.grid,
             rounds=self.settings.rounds or 1,
             group=self.settings.group_size if rule.pooled else None,

@@ -22,6 +22,7 @@ from ..checkpoint.gate import stated_path
 from ..checkpoint.header import BASE_DTYPES, FACTOR_DTYPES
 from ..checkpoint.index import CONFIG, Checkpoint, open_checkpoint
 from ..checkpoint.source import SourceOptions
+from ..display.shown import shows_progress
 from ..errors import AiloraError, OptionError, TargetError, listed
 from ..matrices.restore import restore
 from ..output.atomic import Output, making
@@ -33,9 +34,10 @@ from ..output.place import output_folder
 from ..output.result import write_result
 from ..output.sources import Sources
 from ..output.spans import write_json
-from ..progress import Progress, Silent
+from ..progress import Progress, heard
 from ..targets.ties import untied
 from .announce import announce
+from .result import Result
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,14 +55,20 @@ class Merged:
     change: float
 
 
-@dataclass(frozen=True)
-class Merge:
+@dataclass(frozen=True, repr=False)
+class Merge(Result):
     """Where the merged checkpoint lies, what was changed by how much, and what was in few bits before."""
 
     folder: Path
     modules: tuple[Merged, ...]
     dtypes: tuple[str, ...]
     restored: tuple[str, ...] = ()
+
+    _columns = ("tensor", "change")
+
+    def told(self) -> str:
+        """How many tensors changed, and where the model is."""
+        return f"of {len(self.modules)} tensors, {self.folder}"
 
     def to_json(self) -> dict[str, Any]:
         """What `--json` prints."""
@@ -72,6 +80,7 @@ class Merge:
         }
 
 
+@shows_progress
 def merge(
     base: str | Path,
     adapter: str | Path,
@@ -82,7 +91,7 @@ def merge(
     device: str = "auto",
     overwrite: bool = False,
     force: bool = False,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     **source: Unpack[SourceOptions],
 ) -> Merge:
     """Write the checkpoint `base` with `adapter` added in, as PEFT's `merge_and_unload` would, but without the model.
@@ -93,11 +102,15 @@ def merge(
     float16), and nothing of the quantisation is left. Inputs are never changed.
 
     Raises CheckpointError, TargetError where the two do not belong together, OptionError, NumericalError, OutputError.
+
+    >>> made = merge("start", "start/ailora_init", "merged")
+    >>> len(made.modules), made.dtypes
+    (4, ('F32',))
     """
     if base_dtype not in BASE_DTYPES or dtype not in (None, *FACTOR_DTYPES):
         known = f"{' or '.join(BASE_DTYPES)}, and {', '.join(FACTOR_DTYPES)}"
         raise OptionError(f"base dtype {base_dtype!r}, dtype {dtype!r}: they must be {known}.")
-    progress = progress or Silent()
+    progress = heard(progress)
     stored, held = open_checkpoint(base, **source), open_adapter(adapter)
     restored = restore(stored, dtype)
     checkpoint = restored.plain
@@ -218,7 +231,7 @@ def _write(
         for source, (W, change, wide) in stream(checkpoint.files, found, merging, find_device(device), progress.notice):
             place = source.place
             writer.write(place.stored.file, place.name, matrix_bytes(W))
-            progress.advance(place.name)
+            progress.advance(place.name, place.stored.nbytes)
             yield Merged(place.name, change), wide
     progress.start("Copying", len(writer.shards), 0)
     for shard in writer.shards:
