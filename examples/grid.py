@@ -36,7 +36,7 @@ WINDOW = 256
 
 def words(model: Path, count: int, cache: Path) -> Tensor:
     """(windows, 256) of consecutive text."""
-    text = "\n".join(line for _, line in rated(cache, "nytEditorialSnippets"))
+    text = cache.read_text() if cache.is_file() else "\n".join(line for _, line in rated(cache, "nytEditorialSnippets"))
     ids = AutoTokenizer.from_pretrained(model)(text, return_tensors="pt").input_ids[0]
     return ids[: count // WINDOW * WINDOW].view(-1, WINDOW)
 
@@ -96,7 +96,7 @@ def main() -> None:
     parser.add_argument("--roles", default="q,v", help="as `init` takes them")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=2048)
-    parser.add_argument("--cache", type=Path, default=Path("data"), help="where the text is kept")
+    parser.add_argument("--cache", type=Path, default=Path("data"), help="where the text is kept, or a file with one")
     asked = parser.parse_args()
     disable_progress_bar()
     logging.disable(logging.WARNING)
