@@ -11,6 +11,7 @@ from ..checkpoint.header import FACTOR_DTYPES
 from .command import Command, option
 from .options import (
     FOLDER,
+    MODEL,
     OUTPUT,
     base_dtype_option,
     device_option,
@@ -32,7 +33,7 @@ _EXAMPLES = (
 
 
 @click.command(cls=Command, examples=_EXAMPLES)
-@click.argument("base", type=str)
+@click.argument("base", type=MODEL)
 @click.argument("adapter", type=FOLDER)
 @output_option("OUT", "Folder to write.", required=True)
 @overwrite_options("Replace OUT if a checkpoint is in it.")
@@ -52,9 +53,9 @@ def merge(base: str, adapter: Path, as_json: bool, quiet: bool, **options: Any) 
     BASE is the model that ADAPTER was trained on: the folder that `init` wrote, or an original for a plain LoRA.
     It is read and written shard by shard. Of a quantised BASE every matrix becomes the numbers that it stands for.
     """
-    from ..verbs.merge import merge as run
-
     with progress(as_json, quiet) as bar:
+        from ..verbs.merge import merge as run  # within: it may take a second, and something is to be seen
+
         result = run(base, adapter, progress=bar, **options)
     print_json(result.to_json()) if as_json else _show(result)
 

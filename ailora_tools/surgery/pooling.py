@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from ..errors import listed
-from ..methods import RULES, Method
+from ..methods import Method
 from ..targets.projections import Carrier, Plan
 from .settings import Settings
 
@@ -31,7 +31,7 @@ def pooling_faults(settings: Settings, method: Method, plan: Plan) -> Iterator[s
             yield "--group-size is for --method qalora"
         return
     size, carriers = settings.group_size or 0, plan.carriers
-    if not all(RULES[method.rules[one.role]].pooled for one in plan.targets):
+    if not all(method.rule(one.role).pooled for one in plan.targets):
         yield "PEFT pools the inputs of all modules of an adapter or of none: no other rule beside it"
     if settings.dora:
         yield "PEFT has no DoRA on layers that pool their inputs: no --dora"
