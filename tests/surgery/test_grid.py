@@ -182,6 +182,13 @@ def test_a_fused_conv1d_is_quantised_as_the_loader_turns_it(tmp_path: Path) -> N
     assert verify(tmp_path / "out").holds
 
 
+def test_every_linear_layer_may_lie_on_it(tmp_path: Path) -> None:
+    build("llama").to(torch.bfloat16).save_pretrained(tmp_path / "model")
+    manifest = made(tmp_path / "model", tmp_path / "out", 2, method="pissa", roles=["all-linear"], rounds=2)
+    assert len({one.module for one in manifest.modules}) == 14
+    require_bit_for_bit(four_bits(tmp_path / "out", AutoModelForCausalLM), tmp_path / "out", manifest.modules)
+
+
 def test_rows_that_a_block_would_leave_are_refused_where_others_follow(tmp_path: Path) -> None:
     build("gpt2").save_pretrained(tmp_path / "model")
     with pytest.raises(OptionError, match="rows that are no multiple of 64"):
