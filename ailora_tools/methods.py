@@ -32,12 +32,13 @@ _EXAMPLE = "q=principal,v=minor"
 @dataclass(frozen=True)
 class Rule:
     """What one adapter starts from; `moved` if that leaves the base. `frozen` is the factor that is not to be trained,
-    "A" or "B", if any."""
+    "A" or "B", if any. `pooled` if A reads sums over groups of inputs."""
 
     name: str
     summary: str
     moved: bool = True
     frozen: str = ""
+    pooled: bool = False
 
 
 RULES: Mapping[str, Rule] = {
@@ -59,6 +60,7 @@ RULES: Mapping[str, Rule] = {
         Rule("minor-right", "A: minor right singular vectors; B: zero", moved=False),
         Rule("principal-right-frozen", "the same as principal-right, with A frozen", moved=False, frozen="A"),
         Rule("kaiming", "A random, B zero", moved=False),
+        Rule("pooled", "A random, over sums of groups of inputs, B zero", moved=False, pooled=True),
     )
 }
 
@@ -86,6 +88,11 @@ class Method:
     def rule(self, role: str) -> Rule:
         """What the adapters of that role start from."""
         return RULES[self.rules.get(role, self.every)]
+
+    @property
+    def pooled(self) -> bool:
+        """Whether A reads groups of inputs, which PEFT does on quantised layers alone."""
+        return any(RULES[rule].pooled for rule in (*self.rules.values(), self.every) if rule)
 
     @property
     def slug(self) -> str:
@@ -162,6 +169,11 @@ METHODS: Mapping[str, Method] = {
         Method(
             "lora", "LoRA, arXiv 2106.09685", "random A, zero B, base untouched: the control",
             every="kaiming",
+        ),
+        Method(
+            "qalora", "QA-LoRA, arXiv 2309.14717",
+            "random A over sums of groups of inputs, zero B, base untouched: for GPTQ",
+            every="pooled",
         ),
         Method(
             "ailora-reversed", "control for AILoRA", "minor components of W^Q, principal components of W^V",

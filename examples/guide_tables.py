@@ -42,16 +42,21 @@ def table() -> str:
 
 def method_table() -> str:
     """One line a method; every one is proven by its formula (tests/surgery/), some by PEFT's own init too."""
-    own = ", PEFT's own init"
     head = ["| method | W^Q | W^V | others | residual | needs data | paper | proven by |", "| --- " * 8 + "|"]
     rows = [
         f"| `{row.name}`{' (default)' if row.name == 'ailora' else ''} | {row.rule('q').name} | {row.rule('v').name} "
         f"| {row.every or 'none'} "
         f"| {'yes' if row.residual else 'no'} | no | {row.paper} "
-        f"| formula, step 0{own if row.name in PEERS else ''} |"
+        f"| {_proof(row.name)} |"
         for row in METHODS.values()
     ]
     return "\n".join([*head, *rows])
+
+
+def _proof(method: str) -> str:
+    if METHODS[method].pooled:
+        return "formula, PEFT's own layer"
+    return f"formula, step 0{', PEFT' + chr(39) + 's own init' if method in PEERS else ''}"
 
 
 def rule_list() -> str:

@@ -17,13 +17,14 @@ from ..errors import CheckpointError, TargetError, listed
 from .expressions import require_matchable
 from .keys import FROZEN, WHOLE, Key, read_key
 from .peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS, LARGEST_SCALING, pattern_value, scaling_of
+from .pooled import as_plain
 from .returned import as_peft, is_returned
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 # Settings of LoRA in PEFT under which W + s B A is not what the module computes.
-_VARIANTS = ("use_qalora", "use_bdlora", "arrow_config", "kasa_config", "monteclora_config", "velora_config",
+_VARIANTS = ("use_bdlora", "arrow_config", "kasa_config", "monteclora_config", "velora_config",
              "alora_invocation_tokens", "layer_replication", "target_parameters")  # fmt: skip
 
 
@@ -157,8 +158,8 @@ def open_adapter(folder: str | Path) -> Adapter:
 
 
 def read_adapter(files: Files) -> Adapter:
-    """The adapter in the root of `files`, PEFT's or what another trainer made of an export."""
-    files = as_peft(files)
+    """The adapter in the root of `files`, PEFT's or what another trainer made of an export; QA-LoRA as a plain one."""
+    files = as_plain(as_peft(files))
     config = read_config(files)
     if config.get("peft_type") != "LORA":
         raise TargetError(

@@ -79,12 +79,14 @@ def adapter_config(
     bias: str = "none",
     saved: Sequence[str] = (),
     tokens: Sequence[int] = (),
+    group: int | None = None,
 ) -> dict[str, Any]:
     """adapter_config.json of a LoRA that starts from stored factors.
 
     `init_lora_weights` is true on purpose: any other tag makes loaders repeat a surgery on the base. A
     rank_pattern always comes with an alpha_pattern, because PEFT looks the two up independently. Pattern keys
-    are whole, unescaped paths: old releases look them up as they are, new ones read them as expressions.
+    are whole, unescaped paths: old releases look them up as they are, new ones read them as expressions. group: of
+    inputs, over whose sums A is taken (QA-LoRA).
     """
     (rank, alpha), _ = Counter((item.rank, item.alpha) for item in modules).most_common(1)[0]
     odd = [item for item in modules if (item.rank, item.alpha) != (rank, alpha)]
@@ -107,6 +109,7 @@ def adapter_config(
         "use_rslora": rslora,
         **({"trainable_token_indices": list(tokens)} if tokens else {}),
         **({"use_dora": True} if dora else {}),
+        **({"use_qalora": True, "qalora_group_size": group} if group else {}),
     }
 
 

@@ -14,6 +14,7 @@ from ..targets.module_names import possible_names
 from ..targets.ties import Tied, tied_parameters
 from .binding import Binding, Directory, bind
 from .folder import Adapter, Factors
+from .pooled import about_group
 
 _CONV1D = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer"}  # whose layers store the weight (in, out)
 _NOT_CONV1D = ("lm_head", "score", "classifier", "qa_outputs")
@@ -202,7 +203,7 @@ def _fitting(checkpoint: Checkpoint, adapter: Adapter, place: Place) -> tuple[st
     turned = _transposed(checkpoint, adapter, place, change.factors)
     sides = change.factors.sides[::-1] if turned else change.factors.sides
     if stored.shape != sides:
-        return _shapes(place, sides), place
+        return _shapes(place, sides) + about_group(adapter.config, stored.shape, sides), place
     if change.factors.embedding and change.factors.magnitude is not None:
         return f"{stored_name(change)} is DoRA on an embedding, which cannot be merged here", place
     return "", replace(place, transposed=turned)

@@ -75,10 +75,13 @@ _NUMBERS: dict[str, Callable[[list[ModuleRecord]], str]] = {
     "gap at the cut": lambda group: decimals(record.gap for record in group),
     "survival in the base": lambda group: decimals(record.survival for record in group),
     "reconstruction error": lambda group: decimals(record.reconstruction_error for record in group),
+    "error on the grid": lambda group: decimals(record.grid_error for record in group),
+    "of plain W there": lambda group: decimals(record.plain_error for record in group),
     STEP: lambda group: decimals(record.motion for record in group),
     "dead components": lambda group: str(sum(record.dead for record in group)),
     "rounding": lambda group: ", ".join(sorted({record.rounding for record in group})),
 }
+_OF_GRID = ("error on the grid", "of plain W there")
 
 
 def _method(ctx: click.Context, param: click.Parameter, value: str) -> str:
@@ -171,6 +174,12 @@ def _major(ctx: click.Context, param: click.Parameter, value: str) -> int | None
     type=int,
     help="Labels of the head of --model-class.  [default: as config.json says]",
 )
+@option(
+    "--group-size",
+    group=_ADAPTER,
+    type=click.IntRange(1),
+    help="With --method qalora: inputs that A sums over, a multiple of the base's groups.  [default: those]",
+)
 @factor_dtype_option("--adapter-dtype", _ADAPTER)
 @option(
     "--transformers-major",
@@ -190,6 +199,20 @@ def _major(ctx: click.Context, param: click.Parameter, value: str) -> int | None
     show_default=True,
     help="How changed matrices are rounded to 16 bits; auto: to nearest, or stochastically where rounding to "
     "nearest would undo the surgery.",
+)
+@option(
+    "--grid",
+    group=_BASE,
+    type=click.Choice(["nf4", "fp4"]),
+    help="Put the residual on this grid of bitsandbytes, in the dtype of MODEL, for load_in_4bit: bit for bit.",
+)
+@option(
+    "--rounds",
+    group=_BASE,
+    type=click.IntRange(1, 100),
+    default=5,
+    show_default=True,
+    help="With --grid: how often principal components are found anew of what the grid has lost, at most.",
 )
 @option(
     "--no-base",
@@ -220,6 +243,8 @@ def init(model: str, as_json: bool, quiet: bool, **options: Any) -> None:
         return
     if not given("roles"):
         options["roles"] = None  # those of the method
+    if options["grid"] is None and given("rounds"):
+        raise click.UsageError("--rounds are those of --grid.")
     with progress(as_json, quiet) as bar:
         from ..verbs.initialize import initialize  # within: it may take a second, and something is to be seen
 
@@ -299,7 +324,10 @@ def _numbers_of(
 def _numbers(groups: Mapping[str, Sequence[ModuleRecord]], verdicts: Mapping[str, tuple[str, str]]) -> Table:
     """One column a role, one row a number, with the verdict on it; ranges run over all layers."""
     made = table("", *map(matrix, groups), "")
+    on_grid = any(record.grid_error is not None for group in groups.values() for record in group)
     for name, tell in _NUMBERS.items():
+        if name in _OF_GRID and not on_grid:
+            continue
         word, sentence = verdicts.get(name, ("", ""))
         numbers = [tell(list(group)) for group in groups.values()]
         made.add_row(name, *numbers, Text(word, "yellow" if sentence else "green"))

@@ -29,9 +29,10 @@ def _gap(records: Records) -> tuple[str, str]:
 
 
 def _survival(records: Records) -> tuple[str, str]:
-    low = [value for record in records if (value := record.survival) is not None and value < SURVIVAL_WANTED]
+    found = [record for record in records if record.survival is not None and record.survival < SURVIVAL_WANTED]
+    low = [record for record in found if record.grid_error is None]  # what a grid swallows is told by itself
     if not low:
-        return "good", ""
+        return "low" if found else "good", ""
     return "low", (
         f"survival: rounding took back a part of the surgery in {len(low)} of {len(records)} matrices. "
         "--rounding auto or --base-dtype float32 keeps it."
@@ -39,7 +40,7 @@ def _survival(records: Records) -> tuple[str, str]:
 
 
 def _error(records: Records) -> tuple[str, str]:
-    poor = [record for record in records if record.reconstruction_error > ERROR_TAKEN]
+    poor = [one for one in records if one.reconstruction_error > ERROR_TAKEN and one.grid_error is None]
     if not poor:
         return "good", ""
     return "poor", f"error: step 0 is not the original in {len(poor)} of {len(records)} matrices: --base-dtype float32."

@@ -196,4 +196,5 @@ STARTS: dict[str, Starter] = {
     "minor-right": _right(minor),
     "principal-right-frozen": _right(principal),
     "kaiming": kaiming,
+    "pooled": kaiming,  # of as many inputs as there are groups
 }

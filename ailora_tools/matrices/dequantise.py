@@ -10,6 +10,8 @@ int8: W = (q - zero) * scale (compressed-tensors "int-quantized").
 gptq: W^T = (q - zero) * scale, q packed along the inputs, the group of an input in g_idx; files of checkpoint_format
     "gptq" store zero - 1 (arXiv 2210.17323; GPTQModel, nn_modules/qlinear).
 awq: W^T = (q - zero) * scale, q packed along the outputs, eight in the order 0 2 4 6 1 3 5 7 ("gemm" of AutoAWQ).
+nvfp4, mxfp4: W = q * scale / global_scale, or q * 2^(scale - 127), q a float of four bits, the first entry in the low
+    ones (OCP Microscaling Formats 1.0, section 5.3.3; compressed-tensors "nvfp4-pack-quantized", "mxfp4-...").
 packed: W = (q - zero) * scale, q stored with 2^(bits - 1) added, packed along the inputs (compressed-tensors
     "pack-quantized").
 """
@@ -31,6 +33,7 @@ Pieces = Mapping[str, Tensor]
 _FP8_BLOCK = (128, 128)  # of DeepSeek-V3
 _MX_BLOCK = (1, 32)  # of OCP MX
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
+_E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # without their sign, the highest bit
 _STEP = 1 << 20  # entries at a time
 
 
@@ -205,6 +208,25 @@ def _packed(pieces: Pieces, quantised: Quantised) -> Tensor:
     return _grouped(q, pieces["scale"], zeros, pieces.get("groups"))
 
 
+def _nvfp4(pieces: Pieces, quantised: Quantised) -> Tensor:
+    if pieces["global"].numel() != 1:
+        raise ValueError(f"{pieces['global'].numel()} global scales")
+    return _grouped(_e2m1(pieces["main"]), pieces["scale"].float() / pieces["global"].float().reshape(()), None, None)
+
+
+def _mxfp4(pieces: Pieces, quantised: Quantised) -> Tensor:
+    return _grouped(_e2m1(pieces["main"]), _powers(pieces["scale"]), None, None)
+
+
+def _e2m1(packed: Tensor) -> Tensor:
+    """(m, n) bytes -> (m, 2 n) of their numbers, in float16, which has all of them."""
+    code = torch.tensor([*_E2M1, *(-value for value in _E2M1)], dtype=torch.float16, device=packed.device)
+    found = torch.empty(*packed.shape, 2, dtype=torch.float16, device=packed.device)
+    for rows in _row_blocks(found.flatten(1)):
+        found[rows] = code[torch.stack([packed[rows] & 15, packed[rows] >> 4], dim=2).long()]
+    return found.flatten(1)
+
+
 def _bits(quantised: Quantised, usual: int = 0) -> int:
     bits = int(quantised.settings.get("bits") or usual)
     if bits not in (2, 4, 8):
@@ -245,5 +267,5 @@ def _grouped(q: Tensor, scale: Tensor, zeros: Tensor | None, groups: Tensor | No
 
 _RULES: dict[str, Callable[[Pieces, Quantised], Tensor]] = {
     "fp8": _fp8, "bnb_4bit": _bnb_4bit, "bnb_int8": _bnb_int8, "int8": _int8, "gptq": _gptq, "awq": _awq,
-    "packed": _packed,
+    "packed": _packed, "nvfp4": _nvfp4, "mxfp4": _mxfp4,
 }  # fmt: skip

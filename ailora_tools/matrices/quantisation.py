@@ -62,13 +62,21 @@ FORMATS = (
         {"scale": (".weight_scale",), "shape": (".weight_shape",)},
         {"zeros": (".weight_zero_point",), "groups": (".weight_g_idx",)},
     ),
+    Format(
+        "nvfp4", "NVFP4 (compressed-tensors)", ".weight_packed", ("U8",),
+        {"scale": (".weight_scale",), "global": (".weight_global_scale",)},
+    ),
+    Format(
+        "mxfp4", "MXFP4 (compressed-tensors)", ".weight_packed", ("U8",), {"scale": (".weight_scale",)},
+        methods=("compressed-tensors",),
+    ),
 )  # fmt: skip
 EXPONENT = "F8_E8M0"
 _WORDS = ("I32",)
 # The dtypes in which a piece means what `dequantise` takes it for; "zeros" of int8 are plain numbers, packed elsewhere.
 _MEANT: Mapping[str, tuple[str, ...]] = {
     "scale": FLOATS, "code": FLOATS, "nested_absmax": FLOATS, "nested_code": FLOATS, "absmax": (*FLOATS, "U8"),
-    "state": ("U8",), "shape": ("I64",), "groups": ("I32", "I64"), "zeros": _WORDS,
+    "state": ("U8",), "shape": ("I64",), "groups": ("I32", "I64"), "zeros": _WORDS, "global": FLOATS,
 }  # fmt: skip
 _NUMBERS = (*FLOATS, "I8", "U8", "I32", "I64")
 _MARKS = ("e8m0", "mxfp8")  # in quant_method, quant_algo, fmt, format, scale_fmt or scale_format
@@ -171,6 +179,11 @@ def _readable(checkpoint: Checkpoint, row: Format, what: str, pieces: Mapping[st
     match what:
         case "scale" if row.exponents:
             return (*FLOATS, EXPONENT, *(("U8",) if says_exponents(checkpoint.config) else ()))
+        case "scale" if row.name == "nvfp4":
+            return ("F8_E4M3",)
+        case "scale" if row.name == "mxfp4":
+            told = any("mxfp4" in text.lower() for _, text in _texts(quantization_config(checkpoint.config)))
+            return (EXPONENT, *(("U8",) if told else ()))
         case "zeros" if row.name == "int8":
             return _NUMBERS
         case "absmax":
@@ -236,6 +249,8 @@ def _described(checkpoint: Checkpoint, row: Format, pieces: dict[str, StoredTens
                 shape = (columns, rows * 32 // int(settings["bits"]))
             case "awq":
                 shape = (rows, columns * 32 // int(settings.get("bits", 4)))[::-1]
+            case "nvfp4" | "mxfp4":
+                shape = (rows, 2 * columns)
             case "packed":
                 shape = struct.unpack("<2q", _bytes(checkpoint, pieces["shape"]))
             case _:

@@ -10,10 +10,19 @@ from shlex import quote
 from ..errors import listed
 from ..methods import RULES, Method, role_order, symbol
 from ..metrics.motion import lr_scales, role_motion
+from .about_grid import ON_ORIGINAL, grid_section
 from .loading import Loader, literal, load_lines
 from .manifest import ModuleRecord
 from .names import ADAPTER_FOLDER, LR_GROUPS, OFFSET_FOLDER
 
+_POOLED = """## After training
+
+A reads sums over groups of inputs (QA-LoRA), which PEFT computes on GPTQModel's layers alone and merges nowhere. It is
+a plain LoRA of the same rank, for any server that has the quantised base, and merges into the 16-bit model:
+
+    ailora-tools convert TRAINED --init {folder} -o plain-lora
+    ailora-tools merge {base} plain-lora -o merged
+"""
 _HOLDS = """Leave dropout and
 weight decay at 0: the adapter holds a part of the original, which they would take away from it."""
 
@@ -22,8 +31,8 @@ weight decay at 0: the adapter holds a part of the original, which they would ta
 class CardFacts:
     """What the card tells besides the numbers. `base` is what a trainer loads as the model, `source` the original as
     a command takes it; `has_base` whether a base is here, `has_offset` whether a frozen adapter stands for it;
-    `quantised` whether the original holds the matrices in few bits. extras: what trains beside the factors, and whether
-    it was made anew."""
+    `quantised` whether the original holds the matrices in few bits, `grid` on which grid of few bits the base lies.
+    extras: what trains beside the factors, and whether it was made anew."""
 
     folder: Path
     method: Method
@@ -39,6 +48,7 @@ class CardFacts:
     dora: bool
     rslora: bool
     bias: str
+    grid: str | None = None
     extras: Sequence[tuple[str, bool]] = ()
 
     @property
@@ -57,8 +67,9 @@ class CardFacts:
 
 def model_card(facts: CardFacts, records: Sequence[ModuleRecord]) -> str:
     """Markdown; states the measured numbers of this very folder."""
-    parts = [_summary(facts, records), _layout(facts), _numbers(records), _load(facts), _beside(facts),
-             _frozen(facts, records)]  # fmt: skip
+    parts = [_summary(facts, records), _layout(facts), _numbers(records), _load(facts)]
+    parts += [grid_section(facts.grid, records, facts.loader.call)] if facts.grid else []
+    parts += [_beside(facts), _frozen(facts, records)]
     parts += [_training(facts, records), _fused(facts, records), _back(facts)]
     return "\n\n".join(part.strip("\n") for part in parts if part) + "\n"
 
@@ -105,9 +116,12 @@ def _layout(facts: CardFacts) -> str:
         return (
             f"- `{ADAPTER_FOLDER}/`: the adapter. The base is the untouched model.\n- `ailora.json`: what was done.\n"
         )
+    same = (
+        f"what the original does, but for what {facts.grid.upper()} takes" if facts.grid else "what the original does"
+    )
     return (
         "- this folder: the base model **without** what went into the adapter. Alone it is not the original model.\n"
-        f"- `{ADAPTER_FOLDER}/`: the adapter with what was taken out. Base + adapter compute what the original does.\n"
+        f"- `{ADAPTER_FOLDER}/`: the adapter with what was taken out. Base + adapter compute {same}.\n"
         "- `ailora.json`: the source, every number, and a SHA-256 of every file (`ailora-tools verify` checks them).\n"
     )
 
@@ -293,6 +307,8 @@ DoRA's magnitudes rescale the base, so that no plain LoRA equals the trained ada
 
     ailora-tools merge {base} TRAINED -o merged
 """
+    if facts.method.pooled:
+        return _POOLED.format(folder=folder, base=base)
     if not (facts.has_base or facts.has_offset):
         return ""
     merge = f"    ailora-tools merge {base} {'TRAINED' if facts.has_base else 'plain-lora'} -o merged\n"
@@ -306,7 +322,7 @@ DoRA's magnitudes rescale the base, so that no plain LoRA equals the trained ada
 The trained adapter fits {fits}. To use it on the original base alone, as any LoRA:
 
     ailora-tools convert TRAINED --init {folder} -o plain-lora
-{"" if facts.new_head else merge}
+{"" if facts.new_head else merge}{ON_ORIGINAL if facts.grid else ""}
 Without `convert` the part that was moved would count twice. Its result has one rank, `r` in its config, and scaling 1:
 
 - vLLM: `--max-lora-rank` of at least that `r` (its default is 16); no `modules_to_save`, no DoRA.

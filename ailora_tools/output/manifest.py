@@ -43,8 +43,8 @@ class ModuleRecord:
     In a fused module `part` names the lines (rows, or columns if it is transposed) that are W, and the module's
     adapter has the ranks of its projections one after the other, W^Q first. `source_sha256` and `base_sha256` are over
     the bytes of W (out, in) before and after, `adapter_sha256` over those of the module's A and then B; the numbers are
-    those of `decompose.Numbers`. `computed_on` tells what was unlike the first process, where several kinds of machines
-    were allowed.
+    those of `decompose.Numbers`; those of a grid are left out where there is none. `computed_on` tells what was unlike
+    the first process, where several kinds of machines were allowed.
     """
 
     module: str
@@ -77,6 +77,9 @@ class ModuleRecord:
     source_sha256: Digest
     base_sha256: Digest
     adapter_sha256: Digest
+    grid_error: Amount | None = None
+    plain_error: Amount | None = None
+    rounds: Size | None = None
     computed_on: str | None = None
 
 
@@ -118,14 +121,23 @@ class Manifest:
         """Indented JSON that ends with the SHA-256 of itself without that last field."""
         body: dict[str, Any] = {"schema": SCHEMA, **{item.name: getattr(self, item.name) for item in fields(self)}}
         body["modules"] = [_as_json(module) for module in self.modules]
+        body["settings"] = stated(self.settings)
         body["extras"] = [asdict(extra) for extra in self.extras]
         body["sha256"] = sha256(_dump(body).encode())
         return _dump(body)
 
 
+# Where they are null: without a grid, without groups, and with nothing to say of the machine.
+_UNSAID = ("grid_error", "plain_error", "rounds", "grid", "group_size", "computed_on")
+
+
 def _as_json(record: ModuleRecord) -> dict[str, Any]:
-    """Without a word on the machine where there is nothing to say."""
-    return {key: value for key, value in asdict(record).items() if key != "computed_on" or value is not None}
+    return stated(asdict(record))
+
+
+def stated(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields without those that say nothing: folders without them keep their bytes."""
+    return {key: value for key, value in fields.items() if value is not None or key not in _UNSAID}
 
 
 def read_manifest(folder: Path) -> Manifest:

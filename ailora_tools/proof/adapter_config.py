@@ -133,6 +133,7 @@ def _as_written(subject: Subject) -> dict[str, Any]:
         rslora=manifest.settings["rslora"],
         dora=manifest.settings["dora"],
         bias=str(manifest.settings.get("bias")),
+        group=manifest.settings.get("group_size"),
         transposed=any(one.part is not None and one.part.transposed for one in manifest.modules),
     )
 

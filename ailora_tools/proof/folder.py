@@ -145,7 +145,7 @@ def _tensor_faults(header: Header, subject: Subject) -> Iterator[str]:
     for module, records in subject.modules.items():
         name_a, name_b = tensor_names(module)
         rank = sum(record.rank for record in records)
-        expected[name_a] = dtype, (rank, records[0].shape[1])
+        expected[name_a] = dtype, (rank, records[0].shape[1] // (settings.get("group_size") or 1))
         expected[name_b] = dtype, (records[0].outputs, rank)
         if settings["dora"]:
             expected[magnitude_name(module)] = MAGNITUDE_DTYPE, (records[0].outputs,)

@@ -16,6 +16,7 @@ from ..matrices.gather import gather, scatter
 from ..output.manifest import ModuleRecord
 from ..output.spans import sha256
 from ..surgery.blocks import block_mask, own_factors
+from .grid import grid_look
 from .subject import Reading, Subject
 
 _ROUNDED, _LEAST = 1e-6, 1e-38  # of magnitudes, stored in float32
@@ -28,14 +29,15 @@ _CHUNK_ROWS = 256
 
 @dataclass(frozen=True)
 class Look:
-    """One projection as found: hashes of its stored bytes (None: unreadable), what base and adapter make together, and
-    how large the adapter's part may be, relative to norm(W)."""
+    """One projection as found: hashes of its stored bytes (None: unreadable), what base and adapter make together,
+    how large the adapter's part may be, relative to norm(W), and what is wrong with it on the grid of the settings."""
 
     record: ModuleRecord
     base_sha256: str | None
     source_sha256: str | None
     numbers: Comparison | None
     most_moved: float
+    off_grid: str = ""
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,7 @@ def _look(subject: Subject, reading: Reading, record: ModuleRecord) -> Look:
     base = W if reading.base is reading.source else _projection(reading.base, record)
     if A is not None and B is not None:
         A, B = own_factors(A, B, record, subject.manifest.modules)
+        A = subject.unpooled(A)
     scaling, numbers = subject.scaling(record.module), None
     alike = base is not None and (W is None or W.shape == base.shape)
     if (
@@ -106,7 +109,8 @@ def _look(subject: Subject, reading: Reading, record: ModuleRecord) -> Look:
     if A is not None and A.dtype == torch.float16:
         most *= _ROUNDED_UP
     digest = _digest(base)
-    return Look(record, digest, digest if W is base else _digest(W), numbers, most)
+    off_grid = grid_look(base, W, record, str(subject.manifest.settings.get("grid") or ""))
+    return Look(record, digest, digest if W is base else _digest(W), numbers, most, off_grid)
 
 
 def _fit(record: ModuleRecord, base: Tensor, A: Tensor, B: Tensor) -> bool:

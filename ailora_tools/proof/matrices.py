@@ -8,14 +8,15 @@ from collections.abc import Iterator, Sequence
 from ..errors import listed
 from ..linalg.bounds import Comparison
 from ..linalg.recombine import NEAR
+from ..methods import ERROR_TAKEN, RULES
 from .folder import Check
+from .grid import grid_fault
 from .look import Look, ModuleLook
 from .subject import Subject
 
 # A recorded error may differ from the one found here by the order of sums, and by the subtraction's own rounding, which
 # `compare` gives as `noise`: 4 + r times eps(float32) of what was subtracted for a base in 16 bits.
 _SLACK = 1e-3
-_POOR = 0.01  # of norm(W): more than this is not the original any more, however honestly it was rounded
 
 
 def check_matrices(subject: Subject, found: Sequence[ModuleLook]) -> Iterator[Check]:
@@ -83,12 +84,15 @@ def _recombination_check(looks: Sequence[Look]) -> Check:
     if len(errors) < len(looks):
         wrong.append(f"{len(looks) - len(errors)} matrices cannot be recombined")
     largest = max((error for _, error, _ in errors), default=0.0)
-    remark = ": step 0 is not the original model" if largest > _POOR else ""
+    meant = all(look.record.grid_error is not None for look in looks if RULES[look.record.rule].moved)
+    remark = ": step 0 is not the original model" if largest > ERROR_TAKEN and not meant else ""
     return Check("recombination", not wrong, listed(wrong) or f"largest error {largest:.2e}, as recorded{remark}")
 
 
 def _error_fault(look: Look, error: float, found: Comparison) -> str:
     """What is wrong with an error that was found, and with its record; "" if nothing."""
+    if look.record.grid_error is not None:
+        return grid_fault(look.record, error)
     excess = math.inf if found.excess is None else found.excess
     if not excess <= 1:
         return f", in one entry {excess:.3g} times what rounding can do"
@@ -99,6 +103,8 @@ def _error_fault(look: Look, error: float, found: Comparison) -> str:
 
 def _record_fault(look: Look, found: Comparison) -> str:
     """The limits that are not the manifest's own."""
+    if look.record.grid_error is not None:
+        return grid_fault(look.record, None)
     recorded = look.record.reconstruction_error
     if not (math.isfinite(recorded) and 0 <= recorded <= found.limit * (1 + _SLACK)):
         return f", rounding makes at most {found.limit:.2e}"

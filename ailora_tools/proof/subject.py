@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..adapters.folder import read_config
 from ..adapters.peft import ADAPTER_WEIGHTS, magnitude_name, pattern_value, scaling_of, tensor_names
+from ..adapters.pooled import unpooled
 from ..checkpoint.files import Files, LocalFiles
 from ..checkpoint.header import Header
 from ..checkpoint.index import Checkpoint, read_header
@@ -122,6 +123,11 @@ class Subject:
         A, B = (self._factor(name) for name in tensor_names(record.module))
         magnitude = self._factor(magnitude_name(record.module)) if self.manifest.settings["dora"] else None
         return Reading(records, source, base if self.manifest.base else source, A, B, magnitude)
+
+    def unpooled(self, A: Tensor) -> Tensor:
+        """A as W could read its inputs, where it is taken over groups of them."""
+        size = self.manifest.settings.get("group_size")
+        return unpooled(A, size) if isinstance(size, int) and A.ndim == 2 else A
 
     def _source(self, record: ModuleRecord) -> Tensor | None:
         if self.source is None or record.tensor not in self.source.tensors:

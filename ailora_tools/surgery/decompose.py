@@ -10,11 +10,12 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from ..adapters.pooled import unpooled
 from ..errors import NumericalError, listed
 from ..linalg.components import product
 from ..linalg.finite import require_finite, stored
@@ -22,7 +23,8 @@ from ..linalg.recombine import recombination_error
 from ..linalg.rounding import can_be_stochastic
 from ..linalg.scale import norm
 from ..linalg.starts import Start, find_start
-from ..methods import SURVIVAL_WANTED
+from ..methods import RULES, SURVIVAL_WANTED
+from .grid import settle
 
 _DIVERGED = "The checkpoint is damaged or its training diverged: it has no SVD. Leave the layer out with --layers."
 _LEAVE_OUT = "Leave the layer out with --layers."
@@ -43,6 +45,9 @@ class Recipe:
     name: str  # of the matrix (`matrix_name`): in messages, and as the key of its random numbers
     residual: bool = True  # whether W_res is wanted: without it nothing is rounded
     frozen: str = ""  # A or B
+    grid: str | None = None  # a key of `linalg.grid.GRIDS` if the residual is to lie on it, after `rounds` at most
+    rounds: int = 1
+    group: int | None = None  # of inputs, over whose sums A is taken
 
 
 def matrix_name(tensor: str, role: str, *, fused: bool) -> str:
@@ -67,6 +72,8 @@ class Numbers:
     overlap: <W, s B A> / <s B A, s B A>: 1 for singular components and for Q R, any number for other rules.
     motion: relative change of W expected from the first step of Adam, for a learning rate of 1 (see `_motion`).
     route: the algorithm that was used. rounding: the rule that was used for the residual.
+    grid_error, plain_error, rounds: as in `grid.Settled`; None where the residual lies on no grid. Then gap, sigma_max
+        and residual_error are of W, the singular values of what is moved in the last round.
     """
 
     reconstruction_error: float
@@ -81,6 +88,9 @@ class Numbers:
     motion: float
     route: str
     rounding: str
+    grid_error: float | None = None
+    plain_error: float | None = None
+    rounds: int | None = None
 
 
 @dataclass(frozen=True)
@@ -103,8 +113,11 @@ def decompose(W: Tensor, recipe: Recipe) -> Decomposition:
     Raises NumericalError if W holds NaN or infinity, or if a result does not fit the dtype it is stored in.
     """
     require_finite(W, recipe.name, _DIVERGED)
-    start = find_start(recipe.rule, W, recipe.rank, _generator(recipe, "start"))
-    A, B = _factors(start, recipe)
+    if recipe.grid is not None and recipe.residual and RULES[recipe.rule].moved:
+        return _on_grid(W, recipe, recipe.grid)
+    if recipe.group is not None:
+        return _over_groups(W, recipe, recipe.group)
+    start, A, B = _split(W, recipe)
     residual, survival, nearest, rounding = (
         _rounded_residual(W, A, B, start, recipe) if recipe.residual and start.moved else (None, None, None, "none")
     )
@@ -125,6 +138,43 @@ def decompose(W: Tensor, recipe: Recipe) -> Decomposition:
     )
     _require_numbers(numbers, recipe)
     return Decomposition(A, B, residual, numbers)
+
+
+def _split(W: Tensor, recipe: Recipe) -> tuple[Start, Tensor, Tensor]:
+    start = find_start(recipe.rule, W, recipe.rank, _generator(recipe, "start"))
+    return (start, *_factors(start, recipe))
+
+
+def _on_grid(W: Tensor, recipe: Recipe, kind: str) -> Decomposition:
+    """The same where the residual lies on a grid of few bits: only principal components are found anew in rounds."""
+    first = list[Start]()
+
+    def split(rest: Tensor) -> tuple[Start, Tensor, Tensor]:
+        start, A, B = _split(rest, recipe)
+        first.extend([start] if not first else [])
+        return start, A, B
+
+    found = settle(
+        W, kind, recipe.rounds if recipe.rule == "principal" else 1, recipe.scaling, split,
+        lambda A, B: subtract(W, A, B, recipe, "nearest"),
+    )  # fmt: skip
+    A, B = found.A, found.B
+    numbers = Numbers(
+        reconstruction_error=found.grid_error, survival=found.survival, survival_nearest=None,
+        gap=first[0].gap, sigma_max=first[0].sigma_max, singular_values=tuple(found.start.S.tolist()),
+        dead=_dead(found.start, A, B), residual_error=first[0].error, overlap=_overlap(W, A, B, recipe.scaling),
+        motion=_motion(W, A, B, recipe), route=first[0].route, rounding=kind, grid_error=found.grid_error,
+        plain_error=found.plain_error, rounds=found.rounds,
+    )  # fmt: skip
+    _require_numbers(numbers, recipe)
+    return Decomposition(A, B, found.residual, numbers)
+
+
+def _over_groups(W: Tensor, recipe: Recipe, size: int) -> Decomposition:
+    """A (r, in / size). W counts for nothing but its shape and, in `motion`, its norm."""
+    found = decompose(W[:, : W.shape[1] // size], replace(recipe, group=None))
+    motion = _motion(W, unpooled(found.A, size), found.B, recipe)
+    return replace(found, numbers=replace(found.numbers, motion=motion))
 
 
 def _factors(start: Start, recipe: Recipe) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ from ..adapters.peft import adapter_config, token_name
 from ..checkpoint.files import Origin
 from ..methods import ERROR_TAKEN, RULES
 from ..metrics.motion import role_motion
+from ..output.about_grid import about_grid
 from ..output.card import CardFacts, model_card
 from ..output.loading import Loader, absolute, find_loader
 from ..output.manifest import ExtraRecord, Manifest, ModuleRecord
@@ -125,6 +126,7 @@ def peft_config(operation: Operation, short: bool, frozen: bool = False) -> dict
         transposed=any(carrier.transposed for carrier in carriers),
         saved=() if frozen else settings.beside.modules,
         tokens=() if frozen else settings.beside.rows,
+        group=settings.group_size,
     )
 
 
@@ -137,7 +139,8 @@ def provenance(operation: Operation) -> dict[str, str]:
 
 def warnings(records: Sequence[ModuleRecord]) -> Iterator[str]:
     """What the user must know before training: a step 0 that is not the original's, and what has to stay frozen."""
-    poor = [record for record in records if record.reconstruction_error > ERROR_TAKEN]
+    yield from about_grid(records)
+    poor = [one for one in records if one.reconstruction_error > ERROR_TAKEN and one.grid_error is None]
     if poor:
         worst = max(poor, key=lambda record: record.reconstruction_error)
         yield (
@@ -171,6 +174,7 @@ def card(operation: Operation, records: Sequence[ModuleRecord]) -> str:
         dora=settings.dora,
         rslora=settings.rslora,
         bias=settings.bias,
+        grid=settings.grid,
         extras=tuple((adapter_name(extra), extra.stored is None) for extra in operation.extras),
     )
     return model_card(facts, records)

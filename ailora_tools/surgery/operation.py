@@ -21,6 +21,7 @@ from ..targets.extras import Extra, find_extras
 from ..targets.linear import spelled_out
 from ..targets.plan import make_plan
 from ..targets.projections import Carrier, Plan, Target
+from .pooling import pooling_faults, with_group
 from .settings import Settings, require_fit
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def plan_operation(source: Checkpoint, settings: Settings, method: Method, folde
         checkpoint, settings.selection, transformers_major=settings.transformers_major,
         quantised=settings.no_base or not method.residual,
     )  # fmt: skip
+    settings = with_group(settings, method, plan)
     adapted, published = [carrier.module for carrier in plan.carriers], next(iter(source.architectures), None)
     extras, about = find_extras(checkpoint, settings.beside, adapted, published)
     counted = plan.counted and settings.model_class is None  # what tests have shown is for the published class
@@ -65,7 +67,7 @@ class Operation:
 
     def __post_init__(self) -> None:
         """OptionError that names everything in the settings that does not fit the plan."""
-        require_fit(self.settings, self.method, self.plan)
+        require_fit(self.settings, self.method, self.plan, pooling_faults(self.settings, self.method, self.plan))
 
     @cached_property
     def modules(self) -> tuple[AdapterModule, ...]:
@@ -76,7 +78,8 @@ class Operation:
     def _adapter(self, carrier: Carrier) -> AdapterModule:
         count, module = len(carrier.targets), carrier.module
         rank, alpha = self.settings.rank_of(module), self.settings.alpha_of(module)
-        return AdapterModule(module, carrier.sides, count * rank, count * alpha)
+        rows, inputs = carrier.sides
+        return AdapterModule(module, (rows, inputs // (self.settings.group_size or 1)), count * rank, count * alpha)
 
     def scaling(self, carrier: Carrier) -> float:
         """What PEFT multiplies B A with: alpha / r of the module, with rsLoRA alpha / sqrt(r) (arXiv 2312.03732)."""
@@ -169,4 +172,7 @@ class Operation:
             name=matrix_name(target.tensor, target.role, fused=carrier.fused),
             residual=bool(self.layouts),
             frozen=rule.frozen,
+            grid=self.settings.grid,
+            rounds=self.settings.rounds or 1,
+            group=self.settings.group_size if rule.pooled else None,
         )

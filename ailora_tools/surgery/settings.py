@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from ..adapters.peft import LARGEST_SCALING, scaling_of
@@ -15,6 +15,9 @@ from ..targets.plan import unreached_by_peft
 from ..targets.projections import Plan
 from ..targets.selection import Selection
 
+GRIDS = ("nf4", "fp4")  # of bitsandbytes, as `linalg.grid` knows them
+GRID_BLOCK = 64
+MOST_ROUNDS = 100
 ROUNDINGS = ("auto", "nearest", "stochastic")
 BIASES = ("none", "all", "lora_only")
 
@@ -47,6 +50,9 @@ class Settings:
     trainable_tokens: str | None = None
     model_class: str | None = None
     num_labels: int | None = None
+    grid: str | None = None
+    rounds: int | None = None
+    group_size: int | None = None
 
     @property
     def beside(self) -> Wanted:
@@ -67,12 +73,12 @@ class Settings:
         return self.alpha_pattern.get(module, self.rank_pattern.get(module, self.alpha))
 
 
-def require_fit(settings: Settings, method: Method, plan: Plan) -> None:
-    """OptionError that names everything in the settings that does not fit together, or does not fit the plan."""
+def require_fit(settings: Settings, method: Method, plan: Plan, more: Iterable[str] = ()) -> None:
+    """OptionError that names everything in the settings that does not fit together, or does not fit the plan; `more`:
+    what was found elsewhere."""
     wrong = [
-        *_choices(settings), *_together(settings, method), *_bare(plan), *_misread(settings, plan),
-        *_half_frozen(method, plan),
-        *_ranks(settings, plan),
+        *_choices(settings), *_together(settings, method), *_grid(settings, method, plan), *_bare(plan),
+        *_misread(settings, plan), *_half_frozen(method, plan), *_ranks(settings, plan), *more,
     ]  # fmt: skip
     if wrong:
         raise OptionError(f"{'; '.join(wrong)}.", "See `ailora-tools init --help` for what each option takes.")
@@ -116,6 +122,29 @@ def _together(settings: Settings, method: Method) -> Iterator[str]:
         yield "PEFT loads no second adapter beside one with tokens: no --trainable-tokens with --no-base"
     if settings.no_base and (settings.base_dtype, settings.rounding) != ("keep", "auto"):
         yield "without a base (--no-base) there is no --base-dtype and no --rounding"
+
+
+def _grid(settings: Settings, method: Method, plan: Plan) -> Iterator[str]:
+    """A residual on a grid of few bits."""
+    if settings.grid is None:
+        return
+    if settings.grid not in GRIDS or not 1 <= (settings.rounds or 0) <= MOST_ROUNDS:
+        yield f"grid is {settings.grid!r} with {settings.rounds} rounds; it must be {' or '.join(GRIDS)} with 1 to 100"
+    if settings.no_base or not method.residual:
+        yield "--grid is for the residual base, and none is written"
+    if settings.rounding != "auto":
+        yield "on a grid (--grid) everything is rounded to the nearest number of it: no --rounding"
+    if settings.dora:
+        yield "DoRA's magnitudes would scale what the grid has lost: no --dora with --grid"
+    wide = [one.stored.name for one in plan.carriers if one.fused and one.sides[1] % GRID_BLOCK]
+    if wide:
+        yield (
+            f"{listed(wide)} hold other matrices too, in rows that are no multiple of {GRID_BLOCK}: a block of the "
+            "grid would reach from one into the other"
+        )
+    narrow = [one.stored.name for one in plan.carriers if one.stored.dtype == "F64"]
+    if narrow:
+        yield f"{listed(narrow)} are in float64, which no loader quantises: no --grid"
 
 
 def _bare(plan: Plan) -> Iterator[str]:

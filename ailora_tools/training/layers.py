@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..adapters.pooled import unpooled
 from ..errors import TargetError, listed
 from ..methods import RULES
 from ..output.manifest import Manifest, ModuleRecord
@@ -47,8 +48,13 @@ class LoraLayer:
         return next((tail for at in range(len(parts)) if (tail := ".".join(parts[at:])) in modules), None)
 
     def factor(self, kind: str, adapter: str) -> Tensor | None:
-        """lora_A, lora_B or lora_magnitude_vector of an adapter, as it lies in memory."""
-        return getattr(self._held(kind).get(adapter), "weight", None)
+        """lora_A, lora_B or lora_magnitude_vector of an adapter, as it lies in memory; of QA-LoRA the A that W could
+        read its inputs with, as files are read."""
+        held: Tensor | None = getattr(self._held(kind).get(adapter), "weight", None)
+        size = (getattr(self.layer, "qalora_group_size", None) or {}).get(adapter)
+        if held is None or not size or kind != "lora_A" or in_memory(held) is None:
+            return held
+        return unpooled(held, int(size))
 
     def modules(self, kind: str) -> list[nn.Module]:
         """lora_A or lora_B of every adapter."""

@@ -58,6 +58,9 @@ class _Step:
     W: Tensor
 
 
+_LOAD_IT = "Load the base in that folder, as its README.md shows."
+
+
 def residualize(model: nn.Module, adapter_dir: str | Path) -> Residualized:
     """Subtract s B0 A0 of `adapter_dir` (`.../ailora_init`) from the weights of `model`, before PEFT wraps it.
 
@@ -81,6 +84,8 @@ def residualize(model: nn.Module, adapter_dir: str | Path) -> Residualized:
 
 def _residualize(model: nn.Module, folder: Path) -> Residualized:
     manifest, adapter = read_manifest(folder.parent), open_adapter(folder)
+    if manifest.settings.get("grid"):
+        raise TargetError(f"{folder}: its base lies on a grid of few bits, which no subtraction gives.", _LOAD_IT)
     steps = _find(model, manifest, folder)
     _require_original(steps, adapter, manifest, folder)
     weights = {id(step.weight): step.weight for step in steps}

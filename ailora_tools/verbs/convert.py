@@ -34,6 +34,7 @@ from ..checkpoint.header import FACTOR_DTYPES, StoredTensor, build_header
 from ..checkpoint.source import user_path
 from ..display.shown import shows_progress
 from ..errors import OptionError, TargetError, listed
+from ..output.about_grid import about_original
 from ..output.atomic import Output, making
 from ..output.manifest import Manifest, read_manifest
 from ..output.names import ADAPTER_FOLDER, MANIFEST
@@ -171,7 +172,8 @@ def convert(
     job = _match(held, root, output_folder(output, "", inputs, progress))
     job = replace(job, others=find_all_layers(job.manifest, root, job.names)) if all_layers else job
     ranks = _ranks(job, rank, keep_ranks)
-    for text in (*require_whole(held, job.factors, job.initial, job.names), *held.notices):
+    complete = require_whole(held, job.factors, job.initial, job.names)
+    for text in (*complete, *held.notices, *about_original(job.manifest)):
         progress.notice(text)
     sources = Sources((held.files, ADAPTER_FILES), (job.initial.files, ADAPTER_FILES))
     out = Output(job.folder, "convert", overwrite=overwrite, force=force)

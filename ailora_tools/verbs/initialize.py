@@ -119,6 +119,9 @@ def initialize(
     adapter_dtype: str = "float32",
     base_dtype: str = "keep",
     rounding: str = "auto",
+    grid: str | None = None,
+    rounds: int = 5,
+    group_size: int | None = None,
     no_base: bool = False,
     modules_to_save: Sequence[str] = (),
     trainable_tokens: str | None = None,
@@ -150,7 +153,10 @@ def initialize(
     are for those it does not list. `alpha` defaults to `rank`, which makes the
     scaling 1 (with `rslora`, sqrt(rank)). `transformers_major` (4 or 5; default: the installed one) decides how modules
     are named. With `no_base` nothing of the base is written: `ailora_offset`, a frozen adapter with -B A, takes its
-    place beside the untouched model, which may then also be quantised.
+    place beside the untouched model, which may then also be quantised. With `grid` (nf4, fp4) the residual lies on that
+    grid of bitsandbytes, in the dtype of the base, so that `load_in_4bit` gives its numbers bit for bit; principal
+    components are found anew of what the grid loses, in at most `rounds` rounds. Method qalora reads sums over groups
+    of `group_size` inputs (default: the groups of the base, which has to be in GPTQ's format).
 
     What trains beside the factors: `modules_to_save` names modules as PEFT does (classifier, lm_head), whose tensors
     are copied from the base into the adapter; `trainable_tokens`, such as "3,7,32000-32010", rows of the input
@@ -183,7 +189,7 @@ def initialize(
         transformers_major=transformers_major or installed_transformers_major(),
         rank_pattern=sizes.rank_pattern, alpha_pattern=sizes.alpha_pattern, no_base=no_base,
         modules_to_save=_names(modules_to_save), trainable_tokens=trainable_tokens, model_class=model_class,
-        num_labels=num_labels,
+        num_labels=num_labels, grid=grid, rounds=None if grid is None else rounds, group_size=group_size,
     )  # fmt: skip
     with find_team().job("init") as job:
         if not job.leads:

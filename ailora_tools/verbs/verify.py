@@ -24,6 +24,7 @@ from ..proof.built import check_built
 from ..proof.companions import check_companions, check_shards
 from ..proof.extras import check_extras
 from ..proof.folder import Check, check_adapter_tensors, check_files, check_neighbours, check_offset
+from ..proof.grid import check_grid
 from ..proof.matrices import check_matrices
 from ..proof.one_pass import Passed, passed
 from ..proof.plan import check_plan, derive
@@ -146,6 +147,8 @@ def _checks(subject: Subject, found: Mapping[Item, Passed], strange: Sequence[Ch
     by_module = {look.module: look for one in found.values() for look in one.looks}
     looks = [by_module[module] for module in subject.modules]
     checks = [*strange, *_folder_checks(subject, files), *check_matrices(subject, looks)]
+    if manifest.settings.get("grid"):
+        checks.append(check_grid(subject, looks))
     if manifest.extras:
         checks.append(check_extras(subject))
     if source is not None and manifest.base:

@@ -24,6 +24,7 @@ import torch
 import yaml
 from kit.checkpoints import llama_tensors, tree, write_checkpoint
 from kit.families import build
+from kit.few_bits import write_quantised
 from kit.hub_server import HubServer, Repo
 from kit.real_models import ROOT, minilm_files
 
@@ -214,6 +215,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     beside = {"modules_to_save": ["score"], "model_class": "LlamaForSequenceClassification", "num_labels": 2}
     initialize(root / "llama", rank=2, output=root / "beside", trainable_tokens="3", **beside)
     initialize(root / "gpt2", rank=2, output=root / "fused")
+    initialize(plain, rank=2, grid="nf4", rounds=2, output=root / "grid")
+    initialize(write_quantised(root / "few", "GPTQ 4")[0], rank=2, method="qalora", output=root / "pooled")
     bitfit(biased, root / "bitfit")
     convert(start / "ailora_init", start, root / "convert")
     merge(start, start / "ailora_init", root / "merge")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from kit.real_models import ROOT, minilm
+from kit.real_models import ROOT, first_layers, minilm, smollm2
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ailora_tools import analyze
@@ -52,6 +52,15 @@ def test_start_and_offset_cancel_to_the_bit_by_attach_alone(tmp_path: Path) -> N
     assert values["float32 under autocast"][1] > 1e-3
     guide = (ROOT / "examples/guide/training.md").read_text()
     assert all(f"| {name} | 0 | " in guide for name in values)
+
+
+@pytest.mark.faults
+def test_what_the_grid_gives_back_is_measured(tmp_path: Path) -> None:
+    model = first_layers(smollm2(tmp_path / "smollm2"), tmp_path / "model", 2)
+    shown = run("examples/grid.py", model, "--tokens", "512", "--rank", "8", "--cache", "examples/guide/words.md")
+    rows = [line.split("|")[1:-1] for line in shown.splitlines() if "|" in line]
+    assert [row[0].strip().split()[0].strip(",") for row in rows[2:]] == ["QLoRA", "LoftQ", "init"]
+    assert all(float(row[1]) > 0 for row in rows[2:]) and 0.5 < float(rows[-1][-1]) < 1.5  # few words, cut layers
 
 
 def test_a_picture_of_a_report(tmp_path: Path) -> None:

@@ -11,9 +11,12 @@ import bitsandbytes.functional as bnb
 import torch
 from compressed_tensors.compressors import (
     IntQuantizationCompressor,
+    MXFP4PackedCompressor,
     MXFP8QuantizationCompressor,
+    NVFP4PackedCompressor,
     PackedQuantizationCompressor,
 )
+from compressed_tensors.compressors.nvfp4.helpers import unpack_fp4_from_uint8
 from compressed_tensors.entrypoints.convert.converters.autoawq import AutoAWQConverter
 from compressed_tensors.entrypoints.convert.converters.fp8block_dequantizer import FP8BlockDequantizer
 from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
@@ -161,6 +164,33 @@ def _mxfp8(W: Tensor) -> Stored:
     return Stored(pieces, expected, settings)
 
 
+def _fp4(group: int) -> Callable[[Tensor], Stored]:
+    """NVFP4 with groups of 16, MXFP4 of 32. The library multiplies in bfloat16, so that is done here."""
+    compressor = NVFP4PackedCompressor if group == 16 else MXFP4PackedCompressor
+
+    def store(W: Tensor) -> Stored:
+        strategy, kind = ("tensor_group", None) if group == 16 else ("group", torch.uint8)
+        args = QuantizationArgs(num_bits=4, type="float", strategy=strategy, group_size=group, scale_dtype=kind)
+        scheme = QuantizationScheme(targets=["Linear"], weights=args)
+        largest = W.view(len(W), -1, group).abs().amax(2) / 6
+        whole = torch.tensor([448.0 / float(largest.max())])
+        scale = (largest * whole).to(torch.float8_e4m3fn).float() if group == 16 else torch.exp2(largest.log2().ceil())
+        held = {"weight": W, "weight_scale": scale, **({"weight_global_scale": whole} if group == 16 else {})}
+        state = compressor.compress(held, scheme)
+        pieces = {f".{key}": value for key, value in state.items() if isinstance(value, Tensor)}
+        q = unpack_fp4_from_uint8(state["weight_packed"], *W.shape, dtype=torch.float32)
+        factors = state["weight_scale"].float() / whole if group == 16 else scale
+        expected = q * factors.repeat_interleave(group, 1)
+        theirs = compressor.decompress(dict(state), scheme)["weight"].float()
+        assert (theirs - expected).abs().max() <= 2.0**-8 * expected.abs().max()
+        weights = {"num_bits": 4, "type": "float", "group_size": group}
+        name = "nvfp4-pack-quantized" if group == 16 else "mxfp4-pack-quantized"
+        settings = {"quant_method": "compressed-tensors", "format": name, "config_groups": {"0": {"weights": weights}}}
+        return Stored(pieces, expected, settings, 1e-6)
+
+    return store
+
+
 FORMATS: dict[str, Callable[[Tensor], Stored]] = {
     "NF4": _bnb4("nf4", False),
     "NF4, nested": _bnb4("nf4", True),
@@ -177,6 +207,8 @@ FORMATS: dict[str, Callable[[Tensor], Stored]] = {
     "AWQ": _awq,
     "FP8 blocks": _fp8,
     "MXFP8": _mxfp8,
+    "NVFP4": _fp4(16),
+    "MXFP4": _fp4(32),
 }
 
 

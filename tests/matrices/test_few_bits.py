@@ -9,6 +9,7 @@ import pytest
 import torch
 from kit.checkpoints import llama_tensors, write_checkpoint
 from kit.few_bits import FORMATS, HIDDEN, KV, write_quantised
+from safetensors.torch import load_file, save_file
 
 from ailora_tools import analyze, inspect_checkpoint
 from ailora_tools.analysis.tuned import load_projection
@@ -59,6 +60,21 @@ def test_packed_words_of_an_unknown_method_are_not_read(tmp_path: Path) -> None:
             tensors |= {name.removesuffix(".weight") + suffix: value for suffix, value in stored.pieces.items()}
     folder = write_checkpoint(tmp_path / "model", tensors, quantization_config={"quant_method": "hqq"})
     with pytest.raises(TargetError, match=r"quantised in a way that is not known \(quant_method 'hqq'\)"):
+        analyze(folder, output=tmp_path / "out")
+
+
+@pytest.mark.parametrize("form", ["NVFP4", "MXFP4"])
+def test_scales_of_four_bit_floats_in_another_dtype_are_not_guessed(form: str, tmp_path: Path) -> None:
+    """Bytes beside packed bytes are exponents only where config.json says MXFP4, and never those of NVFP4."""
+    folder, *_ = write_quantised(tmp_path / "model", form)
+    tensors = load_file(folder / "model.safetensors")
+    scales = [name for name in tensors if name.endswith(".weight_scale")]
+    if form == "NVFP4":
+        save_file(tensors | {name: tensors[name].view(torch.uint8) for name in scales}, folder / "model.safetensors")
+    else:
+        text = (folder / "config.json").read_text().replace("mxfp4-pack-quantized", "pack-quantized")
+        (folder / "config.json").write_text(text)
+    with pytest.raises(TargetError, match="is stored as U8: what it means"):
         analyze(folder, output=tmp_path / "out")
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from kit.peers import ON_ANY
 from kit.real_models import ROOT, minilm, smollm2
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
@@ -15,7 +16,6 @@ from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from ailora_tools import initialize, verify
-from ailora_tools.methods import METHODS
 from ailora_tools.verbs.initialize import Initialization
 
 # Plain English that is always at hand; about a thousand tokens, so that the means below are steady.
@@ -66,7 +66,7 @@ def untouched_is_identical(result: Initialization, source: Path) -> bool:
     return True
 
 
-@pytest.mark.parametrize("method", [*METHODS, "q=minor,k=principal,v=middle"])
+@pytest.mark.parametrize("method", [*ON_ANY, "q=minor,k=principal,v=middle"])
 def test_minilm_in_float32_computes_the_same(bert: Path, tmp_path: Path, method: str) -> None:
     batch = tokens(bert)
     original = outputs(AutoModel.from_pretrained(bert), batch)
@@ -83,7 +83,7 @@ def test_minilm_in_float32_computes_the_same(bert: Path, tmp_path: Path, method:
     assert verify(result.folder).holds
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ON_ANY)
 def test_smollm2_starts_by_every_method(llama: Path, tmp_path: Path, method: str) -> None:
     """With the residual in float32, so that only the method itself could be off. What NLoRA moves is larger than W."""
     batch = tokens(llama)

@@ -10,7 +10,7 @@ import torch
 from click.testing import CliRunner
 from kit.adapters import ALL, load_start, write_model
 from kit.families import FAMILIES, build, output
-from kit.peers import PEERS
+from kit.peers import ON_ANY, PEERS
 from kit.real_models import minilm
 from kit.spectra import SPECTRA, matrix, worst_cosine
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -140,7 +140,7 @@ def test_minor_orthonormal_moves_the_minor_directions_without_their_values(
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("rank", [0, 13])
 def test_a_rank_that_does_not_fit_is_refused(rule: str, rank: int) -> None:
-    if rule != "kaiming":  # which knows no limit; the plan refuses it for all
+    if rule not in ("kaiming", "pooled"):  # which knows no limit; the plan refuses it for all
         with pytest.raises(OptionError, match="does not fit"):
             start(rule, torch.ones(20, 12), rank)
 
@@ -196,7 +196,7 @@ def test_olora_moves_the_same_part_whatever_the_scaling(tmp_path: Path) -> None:
 
 
 OPTIONS: list[dict[str, object]] = [
-    *({"method": name} for name in (*METHODS, *COMPOSED)),
+    *({"method": name} for name in (*ON_ANY, *COMPOSED)),
     {"method": "olora", "alpha": 7},
     {"method": "nlora", "rslora": True},
     {"method": "mica", "alpha": 7},
@@ -404,7 +404,7 @@ def test_the_command_takes_bitfit_and_compositions(tmp_path: Path) -> None:
     assert wrong.exit_code == 2 and "'least' is no rule" in " ".join(wrong.output.split())
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ON_ANY)
 def test_residualize_takes_every_method_in_another_dtype_once(method: str, tmp_path: Path) -> None:
     """In bfloat16 no hash fits: how often s B A is in W decides, which NLoRA's part overlaps in a way of its own."""
     build("llama").save_pretrained(tmp_path / "model")

@@ -341,7 +341,7 @@ def raising(failure: Any) -> Any:
 def test_adapters_that_compute_something_else_are_refused(tmp_path: Path) -> None:
     trained, _ = prepare("llama", tmp_path)
     config, factors = json.loads((trained / ADAPTER_CONFIG).read_text()), load_file(trained / ADAPTER_WEIGHTS)
-    for setting, told in (("use_dora", "no lora_magnitude_vector"), ("use_qalora", "use_qalora is set")):
+    for setting, told in (("use_dora", "no lora_magnitude_vector"), ("use_qalora", "this A is whole")):
         (trained / ADAPTER_CONFIG).write_text(json.dumps({**config, setting: True}))
         with pytest.raises(TargetError, match=told):
             merge(tmp_path / "init", trained, tmp_path / "out")
