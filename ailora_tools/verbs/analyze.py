@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import Any, Unpack
 
 from ..analysis.allocation import parse_budget, suggest_ranks
 from ..analysis.document import AnalysisJob, write_up
@@ -14,7 +14,7 @@ from ..analysis.tuned import open_tuned
 from ..checkpoint.index import Checkpoint, open_checkpoint
 from ..checkpoint.source import SourceOptions
 from ..checkpoint.transfer import Traffic
-from ..errors import NumericalError, OptionError, listed
+from ..errors import OptionError, listed
 from ..metrics.heads import Heads, read_heads
 from ..output.analysis import dump, metrics_csv
 from ..output.atomic import Output, building
@@ -26,14 +26,9 @@ from ..output.work import WorkFolder
 from ..progress import Progress, Silent
 from ..report.page import render
 from ..targets.module_tree import plan_as_built
-from ..targets.projections import Carrier, Plan, Target
+from ..targets.projections import Plan
 from ..targets.selection import Selection
 from .announce import announce
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-_LARGE_SIDE = 3072  # above, two Gram matrices at a time take more memory than the tenth of time that they save
 
 
 @dataclass(frozen=True)
@@ -118,35 +113,21 @@ def analyze(
 
 def _measure(job: AnalysisJob, work: WorkFolder, progress: Progress) -> dict[str, Any]:
     """Tensor name -> record, those of an interrupted run included; every finished matrix is kept at once."""
-    from ..analysis.measure import measure
+    from ..analysis.measuring import Measuring
     from ..checkpoint.arithmetic import ieee
     from ..checkpoint.stream import computing, find_device, stream
-    from ..matrices.dequantise import dequantise
-    from ..matrices.gather import gather
-
-    def work_on(carrier: Carrier, stored: Tensor) -> dict[str, dict[str, Any]]:
-        W = dequantise(stored, carrier.quantised, job.checkpoint.files)
-        return {target.label: look_at(target, gather(W, target.part)) for target in carrier.targets}
-
-    def look_at(target: Target, W: Tensor) -> dict[str, Any]:
-        changes = [lambda W, other=other: other.difference(target, W) for other in job.tuned]
-        count = job.heads.count(target.role, target.shape) if job.heads else None
-        try:
-            return measure(W, target.tensor, target.role, count, job.rank, changes)
-        except NumericalError as error:
-            return {"skipped": error.problem}
 
     rows = {label: record for records in work.finished("records") for label, record in records.items()}
     progress.start("Analysing", len(job.plan.targets), len(rows))
     waiting = [
         carrier for carrier in job.plan.carriers if not {target.label for target in carrier.targets} <= rows.keys()
     ]
-    device = find_device(job.settings["device"])
+    device = find_device(job.settings["device"], progress.notice)
     work.agree("compute", computing(device))
-    at_once = 2 if max(min(target.shape) for target in job.plan.targets) <= _LARGE_SIDE else 1
-    of = len(job.plan.carriers)
     with ieee():
-        for _, records in stream(job.checkpoint.files, waiting, work_on, device, progress.notice, at_once, of):
+        for _, records in stream(
+            job.checkpoint.files, waiting, Measuring(job), device, progress.notice, in_order=False
+        ):
             rows.update(records)
             work.record({"records": records})
             for label in records:

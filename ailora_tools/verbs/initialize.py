@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import Any, Unpack
 
 from ..adapters.peft import ADAPTER_CONFIG
 from ..checkpoint.index import Checkpoint, open_checkpoint
@@ -32,14 +32,7 @@ from ..surgery.settings import Settings
 from ..targets.extras import Extra
 from ..targets.module_names import installed_transformers_major
 from ..targets.module_tree import ModuleCheck, UnbuiltError, check_modules
-from ..targets.projections import Carrier
 from .announce import announce
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ..surgery.tensor import Outcome
-
 
 _POOR = 0.01  # of norm(W); rounding a residual to bfloat16 costs 0.0016
 
@@ -227,19 +220,15 @@ def _operate(operation: Operation, work: WorkFolder, check: ModuleCheck, progres
         # Imported here so that torch loads (about a second) while the shards are already being copied.
         from ..checkpoint.arithmetic import ieee
         from ..checkpoint.stream import computing, find_device, stream
-        from ..matrices.dequantise import dequantise
-        from ..surgery.tensor import operate_on
+        from ..surgery.tensor import Surgery
 
-        def operate(carrier: Carrier, stored: Tensor) -> Outcome:
-            return operate_on(carrier, dequantise(stored, carrier.quantised, files), operation)
-
-        device = find_device(operation.settings.device)
+        device = find_device(operation.settings.device, progress.notice)
         work.agree("compute", computing(device))
         folder = InitFolder(work, adapter, base, offset)
         progress.start("Decomposing", len(carriers), len(folder.records))
         waiting = [carrier for carrier in carriers if carrier.module not in folder.records]
         with ieee():
-            for carrier, outcome in stream(files, waiting, operate, device, progress.notice, of=len(carriers)):
+            for carrier, outcome in stream(files, waiting, Surgery(operation), device, progress.notice, in_order=False):
                 folder.store(outcome.records, outcome.factors, outcome.residual, outcome.residual_sha256)
                 progress.advance(carrier.label)
                 check.look()
