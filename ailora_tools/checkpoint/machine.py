@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,22 +37,19 @@ class Share:
     cores: int
     memory: int
 
-    def at_once(self, needs: Sequence[int]) -> int:
-        """How many matrices to work on at a time, a core each, so that even the largest fit; at least one.
-
-        needs: working memory in bytes of each matrix that there is.
-        """
-        return max(1, min(self.cores, self.memory // max(1, max(needs, default=1)), len(needs)))
+    def at_once(self, fixed: int, each: int) -> int:
+        """How many matrices to work on at a time, a core each, in `fixed` bytes and `each` for every one."""
+        return max(1, min(self.cores, (self.memory - fixed) // max(1, each)))
 
 
-def share(memory: str | int | None = None) -> Share:
+def share(memory: int | None = None) -> Share:
     """This process's part of the machine: the threads that torch was given (OMP_NUM_THREADS, torch.set_num_threads),
-    and `memory` or 70 % of what is free; less where a container has less. Processes that torchrun started on one
+    and `memory` bytes or 70 % of what is free; less where a container has less. Processes that torchrun started on one
     machine divide the memory between them."""
     import torch
 
     beside = max(1, int(os.environ.get("LOCAL_WORLD_SIZE") or 1))
-    free = parse_size(memory) if memory is not None else int(_SHARE * free_memory())
+    free = int(_SHARE * free_memory()) if memory is None else memory
     return Share(max(1, min(torch.get_num_threads(), _quota())), free // beside)
 
 

@@ -19,6 +19,7 @@ from .command import Command, option
 from .options import (
     device_option,
     matrix_options,
+    memory_option,
     message_options,
     output_option,
     overwrite_options,
@@ -71,6 +72,7 @@ _BARS_WIDTH = 60
 @output_option("DIR", "Folder to write.  [default: reports/<model>]")
 @overwrite_options("Replace DIR if an analysis is in it.")
 @device_option
+@memory_option
 @resume_option
 @message_options
 def analyze(model: str, as_json: bool, quiet: bool, **options: Any) -> None:

@@ -12,6 +12,7 @@ from ..analysis.allocation import parse_budget, suggest_ranks
 from ..analysis.document import AnalysisJob, write_up
 from ..analysis.tuned import open_tuned
 from ..checkpoint.index import Checkpoint, open_checkpoint
+from ..checkpoint.machine import parse_size
 from ..checkpoint.source import SourceOptions
 from ..checkpoint.transfer import Traffic
 from ..errors import OptionError, listed
@@ -29,6 +30,7 @@ from ..targets.module_tree import plan_as_built
 from ..targets.projections import Plan
 from ..targets.selection import Selection
 from .announce import announce
+from .memory import at_once
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ def analyze(
     heads: bool = False,
     suggest_ranks: str | int | None = None,
     device: str = "auto",
+    memory: str | int | None = None,
     q_tensor: str | None = None,
     v_tensor: str | None = None,
     overwrite: bool = False,
@@ -78,12 +81,14 @@ def analyze(
     `model` is a folder, one .safetensors file, or a Hub id with options `source`; `against` are fine-tuned checkpoints
     of the same architecture or PEFT LoRA folders for it, here or on the Hub. `output` defaults to `reports/<name>`.
     `rank` is that of the subspaces which are compared and of the sentences about a rank. `heads` adds the per-head
-    view. `suggest_ranks` is an average rank (8) or a number of parameters ("2M"), and adds ranks.json for `init`.
+    view. `memory` is how much to use at most ("8GB"), which decides how many matrices are worked on at a time.
+    `suggest_ranks` is an average rank (8) or a number of parameters ("2M"), and adds ranks.json for `init`.
 
     A matrix with NaN or infinity is left out and named in `skipped`; the rest is analysed. Raises CheckpointError,
     TargetError, OptionError or OutputError; NumericalError if no matrix could be analysed.
     """
     progress = progress or Silent()
+    memory = None if memory is None else parse_size(memory)
     started = time.monotonic()
     checkpoint = open_checkpoint(model, **source)
     plan, selection = plan_as_built(checkpoint, Selection(tuple(roles), layers, q_tensor, v_tensor))
@@ -105,13 +110,13 @@ def analyze(
         force=force,
     )  # fmt: skip
     with building(out, sources.require_unchanged) as work:
-        rows = _measure(job, work, progress)
+        rows = _measure(job, work, memory, progress)
         document = write_up(job, rows, notices, time.monotonic() - started)
         _write(work.tree, document, budget)
     return Analysis(document, folder, checkpoint.files.traffic)
 
 
-def _measure(job: AnalysisJob, work: WorkFolder, progress: Progress) -> dict[str, Any]:
+def _measure(job: AnalysisJob, work: WorkFolder, memory: int | None, progress: Progress) -> dict[str, Any]:
     """Tensor name -> record, those of an interrupted run included; every finished matrix is kept at once."""
     from ..analysis.measuring import Measuring
     from ..checkpoint.arithmetic import ieee
@@ -124,9 +129,11 @@ def _measure(job: AnalysisJob, work: WorkFolder, progress: Progress) -> dict[str
     ]
     device = find_device(job.settings["device"], progress.notice)
     work.agree("compute", computing(device))
+    verb = "analyze --against" if job.tuned else "analyze"
+    count = at_once(verb, job.plan.targets, memory, progress.notice)
     with ieee():
         for _, records in stream(
-            job.checkpoint.files, waiting, Measuring(job), device, progress.notice, in_order=False
+            job.checkpoint.files, waiting, Measuring(job), device, progress.notice, count, in_order=False
         ):
             rows.update(records)
             work.record({"records": records})

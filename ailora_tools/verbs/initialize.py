@@ -10,6 +10,7 @@ from typing import Any, Unpack
 
 from ..adapters.peft import ADAPTER_CONFIG
 from ..checkpoint.index import Checkpoint, open_checkpoint
+from ..checkpoint.machine import parse_size
 from ..checkpoint.source import SourceOptions, user_path
 from ..methods import RULES, Method, find_method
 from ..output.adapter import AdapterWriter
@@ -33,6 +34,7 @@ from ..targets.extras import Extra
 from ..targets.module_names import installed_transformers_major
 from ..targets.module_tree import ModuleCheck, UnbuiltError, check_modules
 from .announce import announce
+from .memory import at_once
 
 _POOR = 0.01  # of norm(W); rounding a residual to bfloat16 costs 0.0016
 
@@ -97,6 +99,7 @@ def initialize(
     num_labels: int | None = None,
     seed: int = 0,
     device: str = "auto",
+    memory: str | int | None = None,
     q_tensor: str | None = None,
     v_tensor: str | None = None,
     transformers_major: int | None = None,
@@ -125,13 +128,15 @@ def initialize(
     are copied from the base into the adapter; `trainable_tokens`, such as "3,7,32000-32010", rows of the input
     embedding. `model_class` is the class of transformers that will train, where that is not the one of config.json:
     modules are called as in it, and a head that the base lacks is made anew, with `num_labels` (default: as config.json
-    says). The other options take the values that
-    `ailora-tools init --help` lists. Same source, options, device and thread count give the same bytes.
+    says). `memory` is how much to use at most ("8GB"): how many matrices are worked on at a time depends on it and on
+    the cores, no byte does. The other options take the values that `ailora-tools init --help` lists. Same source,
+    options and device give the same bytes.
 
     Raises CheckpointError, TargetError, OptionError, NumericalError or OutputError. Then nothing stands under
     the final name; the source is never written to.
     """
     progress = progress or Silent()
+    memory = None if memory is None else parse_size(memory)
     sizes = Ranks(None, {}, {}) if ranks is None else read_ranks(user_path(ranks, "--ranks"))
     general = rank if rank is not None else sizes.rank or 8
     row, roles = find_method(method, roles)
@@ -153,7 +158,7 @@ def initialize(
     told: set[str] = set()
     while True:
         try:
-            return _attempt(checkpoint, settings, row, out, dry_run, progress, told)
+            return _attempt(checkpoint, settings, row, out, dry_run, memory, progress, told)
         except UnbuiltError as error:  # rare: the class, asked beside the work, has not all of it; start anew without
             settings = replace(settings, unbuilt=tuple(sorted({*settings.unbuilt, *error.modules})))
 
@@ -164,8 +169,8 @@ def _names(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def _attempt(
-    checkpoint: Checkpoint, settings: Settings, row: Method, out: Output, dry_run: bool, progress: Progress,
-    told: set[str],
+    checkpoint: Checkpoint, settings: Settings, row: Method, out: Output, dry_run: bool, memory: int | None,
+    progress: Progress, told: set[str],
 ) -> Initialization:  # fmt: skip
     """One plan carried out, with what was not `told` before; UnbuiltError, with nothing left of it, if the class turns
     out not to build all of it."""
@@ -184,7 +189,7 @@ def _attempt(
             _tell(check.finish().notices, progress)
             return Initialization(operation, None)
         with building(out, sources.require_unchanged) as work:
-            manifest = _operate(operation, work, check, progress)
+            manifest = _operate(operation, work, check, memory, progress)
     return Initialization(operation, manifest)
 
 
@@ -211,7 +216,9 @@ def _tell(notices: Sequence[str], progress: Progress) -> None:
         progress.notice(text)
 
 
-def _operate(operation: Operation, work: WorkFolder, check: ModuleCheck, progress: Progress) -> Manifest:
+def _operate(
+    operation: Operation, work: WorkFolder, check: ModuleCheck, memory: int | None, progress: Progress
+) -> Manifest:
     """The main path: start copying; read, decompose and store one matrix after the other; seal and describe."""
     files, carriers = operation.checkpoint.files, operation.plan.carriers
     adapter = _adapter_writer(operation, work.tree / ADAPTER_FOLDER, operation.extras)
@@ -224,11 +231,16 @@ def _operate(operation: Operation, work: WorkFolder, check: ModuleCheck, progres
 
         device = find_device(operation.settings.device, progress.notice)
         work.agree("compute", computing(device))
+        count = at_once(
+            "init" if operation.layouts else "init --no-base", operation.plan.targets, memory, progress.notice
+        )
         folder = InitFolder(work, adapter, base, offset)
         progress.start("Decomposing", len(carriers), len(folder.records))
         waiting = [carrier for carrier in carriers if carrier.module not in folder.records]
         with ieee():
-            for carrier, outcome in stream(files, waiting, Surgery(operation), device, progress.notice, in_order=False):
+            for carrier, outcome in stream(
+                files, waiting, Surgery(operation), device, progress.notice, count, in_order=False
+            ):
                 folder.store(outcome.records, outcome.factors, outcome.residual, outcome.residual_sha256)
                 progress.advance(carrier.label)
                 check.look()

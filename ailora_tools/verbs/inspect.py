@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -12,21 +12,20 @@ from ..checkpoint.source import SourceOptions
 from ..targets.module_tree import plan_as_built
 from ..targets.projections import Plan
 from ..targets.selection import Selection
+from .memory import RUNTIME, Need, needs
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """A checkpoint and the plan for it; `working_memory` is in bytes, on top of Python and torch themselves."""
+    """A checkpoint and the plan for it."""
 
     checkpoint: Checkpoint
     plan: Plan
 
     @property
-    def working_memory(self) -> int:
-        """Two workers, each with W, a float64 copy and a float64 Gram of the smaller side, and one read ahead."""
-        elements = sorted((target.shape[0] * target.shape[1] for target in self.plan.targets), reverse=True)
-        smaller = max(min(target.shape) for target in self.plan.targets)
-        return sum(24 * count for count in elements[:2]) + 2 * 16 * smaller**2 + 4 * elements[0]
+    def working_memory(self) -> dict[str, Need]:
+        """What each verb takes on top of Python and torch themselves."""
+        return needs(self.plan.targets)
 
     def to_json(self) -> dict[str, Any]:
         """What `--json` prints."""
@@ -39,7 +38,7 @@ class Inspection:
             "shards": {name: header.file_size for name, header in self.checkpoint.headers.items()},
             "bytes_total": self.checkpoint.nbytes,
             "bytes_to_read": plan.read_bytes,
-            "working_memory": self.working_memory,
+            "working_memory": {"runtime": RUNTIME, **{verb: asdict(n) for verb, n in self.working_memory.items()}},
             "targets": [
                 {
                     "role": target.role,

@@ -80,9 +80,7 @@ class DeviceDouble:
     def copy_out(self, there: Tensor, host: Tensor, after: Event) -> Event:
         return self._queued("out", self._mine.buffer, lambda: host.copy_(there), after)
 
-    def _queued(
-        self, what: str, of: int, act: Callable[[], object] | None = None, after: Event | None = None
-    ) -> Event:
+    def _queued(self, what: str, of: int, act: Callable[[], object] | None = None, after: Event | None = None) -> Event:
         """In the order of the queue, which for work is that of the threads themselves."""
         with self._lock:
             self.log[what] += 1
