@@ -18,8 +18,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Each wing may import from those before it.
 ORDER = (
-    "errors", "progress", "methods", "checkpoint", "linalg", "matrices", "metrics", "targets", "adapters", "output",
-    "surgery", "report", "proof", "analysis", "training", "verbs", "cli", "__main__",
+    "errors", "progress", "team", "methods", "checkpoint", "linalg", "matrices", "metrics", "targets", "adapters",
+    "output", "surgery", "report", "proof", "analysis", "training", "verbs", "cli", "__main__",
 )  # fmt: skip
 ONLY_IN = {
     "rich": "cli.",
@@ -30,9 +30,9 @@ ONLY_IN = {
 }
 # Loaded by `--help`, by decisions and by rendering: torch comes with the first weight that is read.
 NO_TORCH = (
-    "errors", "progress", "methods", "metrics.motion", "matrices.heads", "matrices.layouts", "matrices.quantisation",
-    "targets.", "adapters.", "output.", "surgery.settings", "surgery.operation", "report.", "analysis.tuned",
-    "analysis.allocation", "verbs.", "cli.",
+    "errors", "progress", "team.", "methods", "metrics.motion", "matrices.heads", "matrices.layouts",
+    "matrices.quantisation", "targets.", "adapters.", "output.", "surgery.settings", "surgery.operation", "report.",
+    "analysis.tuned", "analysis.allocation", "verbs.", "cli.",
 )  # fmt: skip
 
 

@@ -67,6 +67,28 @@ class Whole(Steps[Item, None, Result, Result]):
         return rest
 
 
+class Within(Steps[Item, Early, Rest, Result]):
+    """The steps for a part of each item, such as what a list wraps."""
+
+    def __init__(self, part: Callable[[Item], Any], steps: Steps[Any, Early, Rest, Result]) -> None:
+        self._part, self._steps = part, steps
+
+    def sides(self, item: Item) -> Sequence[int]:
+        return self._steps.sides(self._part(item))
+
+    def prepare(self, item: Item, stored: Tensor) -> Tensor:
+        return self._steps.prepare(self._part(item), stored)
+
+    def beside(self, item: Item, W: Tensor) -> Early:
+        return self._steps.beside(self._part(item), W)
+
+    def compute(self, item: Item, W: Tensor) -> tuple[Sequence[Tensor], Rest]:
+        return self._steps.compute(self._part(item), W)
+
+    def finish(self, item: Item, W: Tensor, early: Early, tensors: Sequence[Tensor], rest: Rest) -> Result:
+        return self._steps.finish(self._part(item), W, early, tensors, rest)
+
+
 def as_steps(work: Callable[[Item, Tensor], Result]) -> Steps[Item, Any, Any, Result]:
     """The function as it is if it is made of steps."""
     return work if isinstance(work, Steps) else Whole(work)

@@ -10,6 +10,8 @@ from typing import Any
 import click
 
 from ..errors import AiloraError
+from ..team.place import read_place
+from ..team.team import farewell, find_team
 from .screens import show_error, show_interrupted
 
 Function = Callable[..., Any]
@@ -35,13 +37,15 @@ def option(*names: str, group: str, **settings: Any) -> Callable[[Function], Fun
 
 
 class Command(click.Command):
-    """A verb. `lists` (heading -> rows) and `examples` (without the name of the program) end its help."""
+    """A verb. `lists` (heading -> rows) and `examples` (without the name of the program) end its help. together: the
+    processes that torchrun starts share its work; else the first does all of it."""
 
     def __init__(
-        self, *args: Any, examples: Sequence[str], lists: Mapping[str, Rows] | None = None, **settings: Any
-    ) -> None:
+        self, *args: Any, examples: Sequence[str], lists: Mapping[str, Rows] | None = None, together: bool = False,
+        **settings: Any,
+    ) -> None:  # fmt: skip
         super().__init__(*args, **settings)
-        self.examples, self.lists = examples, lists or {}
+        self.examples, self.lists, self.together = examples, lists or {}, together
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The groups in the order in which their first options are declared."""
@@ -60,10 +64,17 @@ class Command(click.Command):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the verb; a defect still shows its traceback."""
+        place = read_place()
+        if not self.together and not place.leads:
+            return None
         try:
+            if place.restarts and (code := find_team().ended()) is not None:
+                sys.exit(code)
             return super().invoke(ctx)
         except AiloraError as error:
-            show_error(error)
+            if not error.told:
+                show_error(error)
+            farewell(error)
             sys.exit(error.exit_code)
         except OSError as error:  # of the system, such as a file that may not be read; not a defect
             if error.filename is None:

@@ -117,6 +117,16 @@ def resume_option(command: Function) -> Function:
     return option("--resume", group=RUN, is_flag=True, help=text)(command)
 
 
+def team_options(command: Function) -> Function:
+    """What concerns several processes: --mixed, --no-shared-folder."""
+    return _together(
+        option("--mixed", group=RUN, is_flag=True,
+               help="With torchrun: allow machines of several kinds, named in the record of each matrix."),
+        option("--no-shared-folder", "shared_folder", group=RUN, is_flag=True, flag_value=False, default=True,
+               help="With torchrun: the processes do not see one folder; results go over the network."),
+    )(command)  # fmt: skip
+
+
 def message_options(command: Function) -> Function:
     """What is printed: --json, --quiet."""
     return _together(

@@ -18,6 +18,7 @@ from rich.markup import escape
 from rich.segment import Segment
 from rich.text import Text
 
+from ..progress import Standing
 from ..report.words import size
 
 if TYPE_CHECKING:
@@ -84,6 +85,16 @@ def _seconds(seconds: float) -> str:
     )
 
 
+def standing(now: Standing) -> str:
+    """Such as "8 processes, 37 of 160, 12.3 GB, 4 min left, slowest: process 5"."""
+    parts = [f"{now.processes} processes", f"{now.done} of {now.total}", size(now.nbytes)]
+    if now.seconds is not None:
+        parts.append(f"{_seconds(now.seconds)} left")
+    if now.slowest is not None:
+        parts.append(f"slowest: process {now.slowest}")
+    return ", ".join(parts)
+
+
 @contextmanager
 def progress(as_json: bool, quiet: bool) -> Iterator[_Progress]:
     """A bar on stderr while a verb runs, and its notices: no bar with --json or where stderr is not a terminal, neither
@@ -104,6 +115,7 @@ class _Meter:
     def __init__(self) -> None:
         self.arrived: Callable[[], int] | None = None
         self.total = 0
+        self.standing: Callable[[], str] = str
         self._looks: deque[tuple[float, int]] = deque(maxlen=50)
 
     def column(self) -> ProgressColumn:
@@ -120,7 +132,10 @@ class _Meter:
         return Column()
 
     def text(self) -> str:
-        """Nothing as long as nothing is read from the network."""
+        """How far several processes are, and what has come over the network; nothing where there is neither."""
+        return "; ".join(filter(None, (self.standing(), self._traffic())))
+
+    def _traffic(self) -> str:
         if self.arrived is None:
             return ""
         self._looks.append((monotonic(), self.arrived()))
@@ -148,6 +163,9 @@ class _Progress:
     def reading(self, arrived: Callable[[], int], nbytes: int, total: int) -> None:
         self._meter.arrived, self._meter.total = arrived, nbytes
         self.notice(f"reading {size(nbytes)} of {size(total)} over the network: {durations(nbytes)}")
+
+    def together(self, look: Callable[[], Standing]) -> None:
+        self._meter.standing = lambda: standing(look())
 
     def notice(self, text: str) -> None:
         if self._told:

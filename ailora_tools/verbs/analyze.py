@@ -11,13 +11,13 @@ from typing import Any, Unpack
 from ..analysis.allocation import parse_budget, suggest_ranks
 from ..analysis.document import AnalysisJob, write_up
 from ..analysis.tuned import open_tuned
-from ..checkpoint.index import Checkpoint, open_checkpoint
+from ..checkpoint.index import Checkpoint, read_checkpoint
 from ..checkpoint.machine import parse_size
 from ..checkpoint.source import SourceOptions
 from ..checkpoint.transfer import Traffic
 from ..errors import OptionError, listed
 from ..metrics.heads import Heads, read_heads
-from ..output.analysis import dump, metrics_csv
+from ..output.analysis import dump, metrics_csv, read_analysis
 from ..output.atomic import Output, building
 from ..output.names import ANALYSIS, METRICS, RANKS, REPORT
 from ..output.place import output_folder
@@ -29,8 +29,21 @@ from ..report.page import render
 from ..targets.module_tree import plan_as_built
 from ..targets.projections import Plan
 from ..targets.selection import Selection
+from ..team.sharing import share
+from ..team.team import Job, find_team
+from .analyze_matrices import call_for_plan, help_analyze, measuring
 from .announce import announce
-from .memory import at_once
+from .processes import (
+    Library,
+    Matrix,
+    agree_on_kind,
+    call_for_work,
+    credit,
+    device_of,
+    is_published,
+    processes,
+    publishing,
+)
 
 
 @dataclass(frozen=True)
@@ -73,6 +86,8 @@ def analyze(
     overwrite: bool = False,
     force: bool = False,
     resume: bool = False,
+    mixed: bool = False,
+    shared_folder: bool = True,
     progress: Progress | None = None,
     **source: Unpack[SourceOptions],
 ) -> Analysis:
@@ -84,61 +99,75 @@ def analyze(
     view. `memory` is how much to use at most ("8GB"), which decides how many matrices are worked on at a time.
     `suggest_ranks` is an average rank (8) or a number of parameters ("2M"), and adds ranks.json for `init`.
 
+    Under torchrun all processes call this, the first one alone writes, and the others get an empty document; `mixed`
+    and `shared_folder` as for `initialize`.
+
     A matrix with NaN or infinity is left out and named in `skipped`; the rest is analysed. Raises CheckpointError,
     TargetError, OptionError or OutputError; NumericalError if no matrix could be analysed.
     """
     progress = progress or Silent()
-    memory = None if memory is None else parse_size(memory)
+    limit = None if memory is None else parse_size(memory)
     started = time.monotonic()
-    checkpoint = open_checkpoint(model, **source)
-    plan, selection = plan_as_built(checkpoint, Selection(tuple(roles), layers, q_tensor, v_tensor))
-    tuned = tuple(open_tuned(other, checkpoint, plan, selection) for other in against)
+    selection = Selection(tuple(roles), layers, q_tensor, v_tensor)
     asked = {name: value for name, value in asdict(selection).items() if name != "unbuilt"}  # of that the notices tell
     settings = {**asked, "roles": list(roles), "rank": rank, "heads": heads, "device": device}
-    job = AnalysisJob(checkpoint, plan, tuned, _heads(checkpoint, heads, progress), rank, settings)
-    _require_rank(plan, rank)
-    budget = None if suggest_ranks is None else parse_budget(suggest_ranks, plan)
-    inputs = [checkpoint.origin, *(other.origin for other in tuned)]
-    folder = output_folder(output, Path("reports", checkpoint.origin.name), inputs, progress)
-    notices = [*plan.notices, *(text for other in tuned for text in other.notices)]
-    for text in notices:
-        progress.notice(text)
-    announce(checkpoint.files, plan.reads, checkpoint.nbytes, progress)
-    sources = Sources((checkpoint.files, checkpoint.headers), *(other.reads for other in tuned))
-    out = Output(
-        folder, "analyze", {**job.to_json(), "files": sources.to_json()}, overwrite=overwrite, resume=resume,
-        force=force,
-    )  # fmt: skip
-    with building(out, sources.require_unchanged) as work:
-        rows = _measure(job, work, memory, progress)
-        document = write_up(job, rows, notices, time.monotonic() - started)
-        _write(work.tree, document, budget)
+    with find_team().job("analyze") as job:
+        if not job.leads:
+            decided = help_analyze(job, model, selection, against, settings, limit, mixed, source)
+            return Analysis({}, Path(), decided.checkpoint.files.traffic)
+        library = Library(job)
+        checkpoint = read_checkpoint(library.open(model, **source))
+        plan, selection = plan_as_built(checkpoint, selection)
+        tuned = tuple(open_tuned(library.open(other), checkpoint, plan, selection) for other in against)
+        decided = AnalysisJob(checkpoint, plan, tuned, _heads(checkpoint, heads, progress), rank, settings)
+        _require_rank(plan, rank)
+        budget = None if suggest_ranks is None else parse_budget(suggest_ranks, plan)
+        inputs = [checkpoint.origin, *(other.origin for other in tuned)]
+        folder = output_folder(output, Path("reports", checkpoint.origin.name), inputs, progress)
+        notices = [*plan.notices, *(text for other in tuned for text in other.notices)]
+        for text in notices:
+            progress.notice(text)
+        announce(checkpoint.files, plan.reads, checkpoint.nbytes, progress)
+        call_for_plan(job, library, decided, selection)
+        if is_published(job, folder):
+            return Analysis(read_analysis(folder), folder, checkpoint.files.traffic)
+        sources = Sources((checkpoint.files, checkpoint.headers), *(other.reads for other in tuned))
+        out = Output(
+            folder, "analyze", {**decided.to_json(), "files": sources.to_json()}, overwrite=overwrite,
+            resume=resume or job.restarted, force=force,
+        )  # fmt: skip
+        with building(out, publishing(job, folder, sources.require_unchanged)) as work:
+            rows = _measure(job, decided, work, progress, limit, mixed, shared_folder)
+            document = write_up(decided, rows, notices, time.monotonic() - started, processes(job))
+            _write(work.tree, document, budget)
     return Analysis(document, folder, checkpoint.files.traffic)
 
 
-def _measure(job: AnalysisJob, work: WorkFolder, memory: int | None, progress: Progress) -> dict[str, Any]:
-    """Tensor name -> record, those of an interrupted run included; every finished matrix is kept at once."""
-    from ..analysis.measuring import Measuring
-    from ..checkpoint.arithmetic import ieee
-    from ..checkpoint.stream import computing, find_device, stream
-
+def _measure(
+    job: Job,
+    decided: AnalysisJob,
+    work: WorkFolder,
+    progress: Progress,
+    memory: int | None,
+    mixed: bool,
+    shared_folder: bool,
+) -> dict[str, Any]:
+    """Label -> record, those of an interrupted run included; every finished matrix is kept at once."""
     rows = {label: record for records in work.finished("records") for label, record in records.items()}
-    progress.start("Analysing", len(job.plan.targets), len(rows))
+    progress.start("Analysing", len(decided.plan.targets), len(rows))
     waiting = [
-        carrier for carrier in job.plan.carriers if not {target.label for target in carrier.targets} <= rows.keys()
+        carrier for carrier in decided.plan.carriers if not {target.label for target in carrier.targets} <= rows.keys()
     ]
-    device = find_device(job.settings["device"], progress.notice)
-    work.agree("compute", computing(device))
-    verb = "analyze --against" if job.tuned else "analyze"
-    count = at_once(verb, job.plan.targets, memory, progress.notice)
-    with ieee():
-        for _, records in stream(
-            job.checkpoint.files, waiting, Measuring(job), device, progress.notice, count, in_order=False
-        ):
-            rows.update(records)
-            work.record({"records": records})
-            for label in records:
-                progress.advance(label)
+    device = device_of(decided.settings["device"], job, progress.notice)
+    spool = call_for_work(job, agree_on_kind(work, device, mixed), work, shared_folder)
+    measured = measuring(decided, device, progress.notice, memory)
+    for _, part in share(job, "matrices", [Matrix(carrier) for carrier in waiting], measured, spool, progress):
+        records = part.meta["records"]
+        credit(decided.checkpoint.files.traffic, part)
+        rows.update(records)
+        work.record({"records": records})
+        for label in records:
+            progress.advance(label)
     return rows
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Unpack
 
 from ..adapters.peft import ADAPTER_CONFIG
-from ..checkpoint.index import Checkpoint, open_checkpoint
+from ..checkpoint.index import Checkpoint, read_checkpoint
 from ..checkpoint.machine import parse_size
 from ..checkpoint.source import SourceOptions, user_path
 from ..methods import RULES, Method, find_method
@@ -19,7 +19,7 @@ from ..output.base import BaseWriter, copy_file, left_out, require_readable
 from ..output.init_folder import InitFolder
 from ..output.layout import restate_index
 from ..output.lr_groups import lr_document
-from ..output.manifest import ExtraRecord, Manifest, ModuleRecord
+from ..output.manifest import ExtraRecord, Manifest, ModuleRecord, read_manifest
 from ..output.names import ADAPTER_FOLDER, CARD, LR_GROUPS, MANIFEST, OFFSET_FOLDER
 from ..output.place import output_folder
 from ..output.ranks import Ranks, read_ranks
@@ -33,8 +33,21 @@ from ..surgery.settings import Settings
 from ..targets.extras import Extra
 from ..targets.module_names import installed_transformers_major
 from ..targets.module_tree import ModuleCheck, UnbuiltError, check_modules
+from ..team.sharing import share
+from ..team.team import Job, find_team
 from .announce import announce
-from .memory import at_once
+from .init_matrices import call_for_plan, computing, help_init, unpacked
+from .processes import (
+    Library,
+    Matrix,
+    agree_on_kind,
+    call_for_work,
+    credit,
+    device_of,
+    is_published,
+    processes,
+    publishing,
+)
 
 _POOR = 0.01  # of norm(W); rounding a residual to bfloat16 costs 0.0016
 
@@ -107,6 +120,8 @@ def initialize(
     force: bool = False,
     resume: bool = False,
     dry_run: bool = False,
+    mixed: bool = False,
+    shared_folder: bool = True,
     progress: Progress | None = None,
     **source: Unpack[SourceOptions],
 ) -> Initialization:
@@ -132,11 +147,15 @@ def initialize(
     the cores, no byte does. The other options take the values that `ailora-tools init --help` lists. Same source,
     options and device give the same bytes.
 
+    Under torchrun all processes call this, the first one alone writes, and the others get no manifest. Results come to
+    it as files beside the output, without `shared_folder` by torchrun's store. `mixed` allows machines of several
+    kinds, on which a matrix may have other last bits.
+
     Raises CheckpointError, TargetError, OptionError, NumericalError or OutputError. Then nothing stands under
     the final name; the source is never written to.
     """
     progress = progress or Silent()
-    memory = None if memory is None else parse_size(memory)
+    limit = None if memory is None else parse_size(memory)
     sizes = Ranks(None, {}, {}) if ranks is None else read_ranks(user_path(ranks, "--ranks"))
     general = rank if rank is not None else sizes.rank or 8
     row, roles = find_method(method, roles)
@@ -149,18 +168,24 @@ def initialize(
         modules_to_save=_names(modules_to_save), trainable_tokens=trainable_tokens, model_class=model_class,
         num_labels=num_labels,
     )  # fmt: skip
-    checkpoint = open_checkpoint(model, **source)
-    default = f"{checkpoint.origin.name}-{row.slug}-{f'r{general}' if ranks is None else 'ranks'}"
-    folder = output_folder(output, default, [checkpoint.origin], progress)
-    out = Output(folder, "init", overwrite=overwrite, resume=resume, force=force)
-    if resume:
-        settings = replace(settings, unbuilt=_unbuilt_before(folder))
-    told: set[str] = set()
-    while True:
-        try:
-            return _attempt(checkpoint, settings, row, out, dry_run, memory, progress, told)
-        except UnbuiltError as error:  # rare: the class, asked beside the work, has not all of it; start anew without
-            settings = replace(settings, unbuilt=tuple(sorted({*settings.unbuilt, *error.modules})))
+    with find_team().job("init") as job:
+        if not job.leads:
+            return Initialization(help_init(job, model, settings, row, limit, mixed, source), None)
+        library = Library(job)
+        checkpoint = read_checkpoint(library.open(model, **source))
+        default = f"{checkpoint.origin.name}-{row.slug}-{f'r{general}' if ranks is None else 'ranks'}"
+        folder = output_folder(output, default, [checkpoint.origin], progress)
+        out = Output(folder, "init", overwrite=overwrite, resume=resume or job.restarted, force=force)
+        if out.resume:
+            settings = replace(settings, unbuilt=_unbuilt_before(folder))
+        run = _Run(job, library, row, progress, dry_run, limit, mixed, shared_folder)
+        while True:
+            try:
+                return run.attempt(checkpoint, settings, out)
+            except (
+                UnbuiltError
+            ) as error:  # rare: the class, asked beside the work, has not all of it; start anew without
+                settings = replace(settings, unbuilt=tuple(sorted({*settings.unbuilt, *error.modules})))
 
 
 def _names(names: Sequence[str]) -> tuple[str, ...]:
@@ -168,29 +193,74 @@ def _names(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys([names] if isinstance(names, str) else names))
 
 
-def _attempt(
-    checkpoint: Checkpoint, settings: Settings, row: Method, out: Output, dry_run: bool, memory: int | None,
-    progress: Progress, told: set[str],
-) -> Initialization:  # fmt: skip
-    """One plan carried out, with what was not `told` before; UnbuiltError, with nothing left of it, if the class turns
-    out not to build all of it."""
-    operation = plan_operation(checkpoint, settings, row, out.final)
-    plan = operation.plan
-    copied = left_out(checkpoint) if operation.layouts else []
-    require_readable(checkpoint, operation.companions)
-    _tell([text for text in (*plan.notices, *copied) if text not in told], progress)
-    told.update(plan.notices, copied)
-    announce(checkpoint.files, operation.reads, operation.source_bytes, progress)
-    sources = Sources((checkpoint.files, [*checkpoint.headers, *operation.companions]))
-    out = replace(out, job={**operation.job(), "files": sources.to_json()}, nbytes=operation.nbytes)
-    with checking(operation) as check:
-        if dry_run:
-            require_possible(out)
-            _tell(check.finish().notices, progress)
-            return Initialization(operation, None)
-        with building(out, sources.require_unchanged) as work:
-            manifest = _operate(operation, work, check, memory, progress)
-    return Initialization(operation, manifest)
+@dataclass
+class _Run:
+    """What the attempts at one `init` have in common."""
+
+    job: Job
+    library: Library
+    row: Method
+    progress: Progress
+    dry_run: bool
+    memory: int | None
+    mixed: bool
+    shared_folder: bool
+    told: set[str] = field(default_factory=set)
+
+    def attempt(self, checkpoint: Checkpoint, settings: Settings, out: Output) -> Initialization:
+        """One plan carried out, with what was not `told` before; UnbuiltError, with nothing left of it, if the class
+        turns out not to build all of it."""
+        operation = plan_operation(checkpoint, settings, self.row, out.final)
+        copied = left_out(checkpoint) if operation.layouts else []
+        require_readable(checkpoint, operation.companions)
+        self._tell(*operation.plan.notices, *copied)
+        announce(checkpoint.files, operation.reads, operation.source_bytes, self.progress)
+        call_for_plan(self.job, self.library, operation)
+        if is_published(self.job, out.final):
+            return Initialization(operation, read_manifest(out.final))
+        sources = Sources((checkpoint.files, [*checkpoint.headers, *operation.companions]))
+        out = replace(out, job={**operation.job(), "files": sources.to_json()}, nbytes=operation.nbytes)
+        with checking(operation) as check:
+            if self.dry_run:
+                require_possible(out)
+                _tell(check.finish().notices, self.progress)
+                return Initialization(operation, None)
+            with building(out, publishing(self.job, out.final, sources.require_unchanged)) as work:
+                manifest = self._operate(operation, work, check)
+        return Initialization(operation, manifest)
+
+    def _tell(self, *notices: str) -> None:
+        _tell([text for text in notices if text not in self.told], self.progress)
+        self.told.update(notices)
+
+    def _operate(self, operation: Operation, work: WorkFolder, check: ModuleCheck) -> Manifest:
+        """The main path: start copying; read, decompose and store one matrix after the other; seal and describe."""
+        files, carriers, progress = operation.checkpoint.files, operation.plan.carriers, self.progress
+        adapter = _adapter_writer(operation, work.tree / ADAPTER_FOLDER, operation.extras)
+        offset = _adapter_writer(operation, work.tree / OFFSET_FOLDER) if operation.offset else None
+        with BaseWriter(files, operation.layouts, work.tree, dict(work.finished("copied"))) as base:
+            # Here torch loads (about a second) while the shards are already being copied.
+            device = device_of(operation.settings.device, self.job, progress.notice)
+            kind = agree_on_kind(work, device, self.mixed)
+            folder = InitFolder(work, adapter, base, offset)
+            progress.start("Decomposing", len(carriers), len(folder.records))
+            waiting = [Matrix(carrier) for carrier in carriers if carrier.module not in folder.records]
+            spool = call_for_work(self.job, kind, work, self.shared_folder)
+            computed = computing(operation, device, progress.notice, self.memory)
+            for matrix, part in share(self.job, "matrices", waiting, computed, spool, progress):
+                credit(files.traffic, part)
+                folder.store(*unpacked(matrix.carrier, part, operation, device))
+                progress.advance(matrix.carrier.label)
+                check.look()
+            progress.start("Copying", len(base.shards), 0)
+            extras = [_store_extra(extra, operation, adapter) for extra in operation.extras]
+            for shard in folder.seal():
+                progress.advance(shard)
+            verdict = check.finish()
+            records = [record for carrier in carriers for record in folder.records[carrier.module]]
+            _tell([*verdict.notices, *_warnings(records)], progress)
+            ran_on = {"device": str(device), **processes(self.job)}
+            return _describe(operation, work.tree, folder, records, extras, verdict.exact, ran_on)
 
 
 def _unbuilt_before(folder: Path) -> tuple[str, ...]:
@@ -214,44 +284,6 @@ def checking(operation: Operation) -> Iterator[ModuleCheck]:
 def _tell(notices: Sequence[str], progress: Progress) -> None:
     for text in notices:
         progress.notice(text)
-
-
-def _operate(
-    operation: Operation, work: WorkFolder, check: ModuleCheck, memory: int | None, progress: Progress
-) -> Manifest:
-    """The main path: start copying; read, decompose and store one matrix after the other; seal and describe."""
-    files, carriers = operation.checkpoint.files, operation.plan.carriers
-    adapter = _adapter_writer(operation, work.tree / ADAPTER_FOLDER, operation.extras)
-    offset = _adapter_writer(operation, work.tree / OFFSET_FOLDER) if operation.offset else None
-    with BaseWriter(files, operation.layouts, work.tree, dict(work.finished("copied"))) as base:
-        # Imported here so that torch loads (about a second) while the shards are already being copied.
-        from ..checkpoint.arithmetic import ieee
-        from ..checkpoint.stream import computing, find_device, stream
-        from ..surgery.tensor import Surgery
-
-        device = find_device(operation.settings.device, progress.notice)
-        work.agree("compute", computing(device))
-        count = at_once(
-            "init" if operation.layouts else "init --no-base", operation.plan.targets, memory, progress.notice
-        )
-        folder = InitFolder(work, adapter, base, offset)
-        progress.start("Decomposing", len(carriers), len(folder.records))
-        waiting = [carrier for carrier in carriers if carrier.module not in folder.records]
-        with ieee():
-            for carrier, outcome in stream(
-                files, waiting, Surgery(operation), device, progress.notice, count, in_order=False
-            ):
-                folder.store(outcome.records, outcome.factors, outcome.residual, outcome.residual_sha256)
-                progress.advance(carrier.label)
-                check.look()
-        progress.start("Copying", len(base.shards), 0)
-        extras = [_store_extra(extra, operation, adapter) for extra in operation.extras]
-        for shard in folder.seal():
-            progress.advance(shard)
-        verdict = check.finish()
-        records = [record for carrier in carriers for record in folder.records[carrier.module]]
-        _tell([*verdict.notices, *_warnings(records)], progress)
-        return _describe(operation, work.tree, folder, records, extras, verdict.exact, str(device))
 
 
 def _adapter_writer(operation: Operation, folder: Path, extras: Sequence[Extra] = ()) -> AdapterWriter:
@@ -291,7 +323,7 @@ def _warnings(records: Sequence[ModuleRecord]) -> Iterator[str]:
 
 def _describe(
     operation: Operation, tree: Path, folder: InitFolder, records: Sequence[ModuleRecord],
-    extras: Sequence[ExtraRecord], short: bool, device: str,
+    extras: Sequence[ExtraRecord], short: bool, ran_on: Mapping[str, str],
 ) -> Manifest:  # fmt: skip
     """Everything besides the weights: copied files, the adapter's config, the card, and last the manifest."""
     for name in operation.companions:
@@ -304,6 +336,6 @@ def _describe(
         write_json(tree / OFFSET_FOLDER / ADAPTER_CONFIG, peft_config(operation, short, frozen=True))
     write_text(tree / CARD, card(operation, records))
     write_json(tree / LR_GROUPS, lr_document(records))
-    proof = manifest(operation, records, extras, folder.file_hashes(), device)
+    proof = manifest(operation, records, extras, folder.file_hashes(), ran_on)
     write_text(tree / MANIFEST, proof.to_json())
     return proof
