@@ -17,6 +17,7 @@ from ..checkpoint.steps import Steps
 from ..checkpoint.tensors import DTYPES, matrix_bytes
 from ..errors import NumericalError
 from ..linalg import finite
+from ..linalg.scale import row_norms
 from ..matrices.dequantise import dequantise
 from ..matrices.gather import gather, scatter
 from ..output.manifest import ModuleRecord
@@ -100,7 +101,7 @@ def _magnitudes(carrier: Carrier, stored: Tensor) -> Tensor:
     """Norms of the rows of the original (DoRA, arXiv 2402.09353, section 4.1): W_res + s B A has them again, so that
     nothing changes at step 0. Of all rows of a fused module, because PEFT renormalises all of them. In float32;
     NumericalError for rows of zeros, whose output PEFT makes NaN from the first step on (0 / 0)."""
-    norms = torch.linalg.vector_norm(stored.double(), dim=0 if carrier.transposed else 1)
+    norms = row_norms(stored.T if carrier.transposed else stored)
     magnitudes = finite.stored(norms, DTYPES[MAGNITUDE_DTYPE], f"{carrier.stored.name}, norms of its rows", _NO_DORA)
     zero = (magnitudes == 0).nonzero()
     if len(zero):
