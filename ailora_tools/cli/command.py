@@ -12,6 +12,7 @@ import click
 from ..errors import AiloraError
 from ..team.place import read_place
 from ..team.team import farewell, find_team
+from .log import log_of
 from .screens import show_error, show_interrupted
 
 Function = Callable[..., Any]
@@ -70,23 +71,39 @@ class Command(click.Command):
         try:
             if place.restarts and (code := find_team().ended()) is not None:
                 sys.exit(code)
-            return super().invoke(ctx)
+            result = super().invoke(ctx)
+            _logged(ctx, "done")
+            return result
+        except SystemExit as end:
+            _logged(ctx, f"exit code {end.code}")
+            raise
         except AiloraError as error:
-            if not error.told:
-                show_error(error)
+            code = _refused(ctx, error)
             farewell(error)
-            sys.exit(error.exit_code)
+            sys.exit(code)
         except OSError as error:  # of the system, such as a file that may not be read; not a defect
             if error.filename is None:
                 raise
-            show_error(AiloraError(f"{os.fsdecode(error.filename)}: {error.strerror}.", _SYSTEM))
-            sys.exit(AiloraError.exit_code)
+            sys.exit(_refused(ctx, AiloraError(f"{os.fsdecode(error.filename)}: {error.strerror}.", _SYSTEM)))
         except KeyboardInterrupt:
             show_interrupted("resume" in ctx.params)
             # Reads that still wait for the network would hold up a regular exit; everything to keep is on disk.
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(_INTERRUPTED)
+
+
+def _refused(ctx: click.Context, error: AiloraError) -> int:
+    """Show the error unless another process has, keep it in the log, and say which exit code it has."""
+    if not error.told:
+        show_error(error)
+    _logged(ctx, f"error: {error}")
+    return error.exit_code
+
+
+def _logged(ctx: click.Context, text: str) -> None:
+    if log := log_of(ctx):
+        log.write(text)
 
 
 def write_examples(formatter: click.HelpFormatter, examples: Sequence[str]) -> None:

@@ -91,7 +91,9 @@ def _major(ctx: click.Context, param: click.Parameter, value: str) -> int | None
 
 @click.command(cls=Command, together=True, examples=_EXAMPLES, lists=_LISTS)
 @click.argument("model", type=str, default=".")
-@option("-r", "--rank", group=_ADAPTER, type=int, help="Rank of every adapter.")
+@option(
+    "-r", "--rank", group=_ADAPTER, type=int, help="Rank of every adapter.  [default: that of --ranks, without it 8]"
+)
 @option(
     "--ranks",
     group=_ADAPTER,
@@ -209,8 +211,6 @@ def init(model: str, as_json: bool, quiet: bool, **options: Any) -> None:
         return
     if not given("roles"):
         options["roles"] = None  # those of the method
-    if options["rank"] is None and options["ranks"] is None:
-        raise click.UsageError("Missing option '-r' / '--rank' (or --ranks FILE).")
     from ..verbs.initialize import initialize
 
     with progress(as_json, quiet) as bar:

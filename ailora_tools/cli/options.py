@@ -12,6 +12,7 @@ from click.core import ParameterSource
 from ..checkpoint.header import BASE_DTYPES, FACTOR_DTYPES
 from ..methods import ROLES
 from .command import MESSAGES, Function, option
+from .log import open_log, set_verbose
 
 MATRICES = "Matrices to work on"
 READING = "Reading the model"
@@ -128,11 +129,15 @@ def team_options(command: Function) -> Function:
 
 
 def message_options(command: Function) -> Function:
-    """What is printed: --json, --quiet."""
+    """What is printed: --json, --quiet, --verbose, --log."""
     return _together(
         option("--json", "as_json", group=MESSAGES, is_flag=True, help="Print one JSON document and nothing else."),
-        option("--quiet", group=MESSAGES, is_flag=True, help="Show no progress and no notices."),
-    )(command)
+        option("--quiet", group=MESSAGES, is_flag=True, help="Show no progress and no notices; results all the same."),
+        option("--verbose", group=MESSAGES, is_flag=True, expose_value=False, callback=set_verbose,
+               help="Tell every step on stderr."),
+        option("--log", group=MESSAGES, metavar="FILE", type=FOLDER, expose_value=False, callback=open_log,
+               help="Add every step and message to FILE, with times."),
+    )(command)  # fmt: skip
 
 
 def base_dtype_option(group: str, what: str) -> Decorator:

@@ -109,8 +109,8 @@ class Manifest:
     base: bool
     offset: bool
     motion: Mapping[str, float]
-    modules: tuple[ModuleRecord, ...]
-    files: Mapping[str, Mapping[str, Any]]
+    modules: tuple[ModuleRecord, ...] = field(repr=False)
+    files: Mapping[str, Mapping[str, Any]] = field(repr=False)
     notices: tuple[str, ...] = field(default=())
     extras: tuple[ExtraRecord, ...] = field(default=())
 

@@ -13,19 +13,21 @@ from ..analysis.document import AnalysisJob, write_up
 from ..analysis.tuned import open_tuned
 from ..checkpoint.index import Checkpoint, read_checkpoint
 from ..checkpoint.machine import parse_size
-from ..checkpoint.source import SourceOptions
+from ..checkpoint.source import SourceOptions, user_path
 from ..checkpoint.transfer import Traffic
+from ..display.shown import shows_progress
 from ..errors import OptionError, listed
 from ..metrics.heads import Heads, read_heads
-from ..output.analysis import dump, metrics_csv, read_analysis
+from ..output.analysis import dump, metric_rows, metrics_csv, read_analysis
 from ..output.atomic import Output, building
 from ..output.names import ANALYSIS, METRICS, RANKS, REPORT
 from ..output.place import output_folder
 from ..output.sources import Sources
 from ..output.spans import write_json, write_text
 from ..output.work import WorkFolder
-from ..progress import Progress, Silent
+from ..progress import Progress, heard
 from ..report.page import render
+from ..report.pieces import digest, figure, figure_names
 from ..targets.module_tree import plan_as_built
 from ..targets.projections import Plan
 from ..targets.selection import Selection
@@ -44,15 +46,22 @@ from .processes import (
     processes,
     publishing,
 )
+from .result import Result
 
 
-@dataclass(frozen=True)
-class Analysis:
+@dataclass(frozen=True, repr=False)
+class Analysis(Result):
     """The document that analysis.json holds, and the folder it was written to."""
 
     document: dict[str, Any]
     folder: Path
     traffic: Traffic | None = None
+
+    @classmethod
+    def read(cls, folder: str | Path) -> Analysis:
+        """One that was written before. CheckpointError if the folder does not hold an analysis of this version."""
+        path = user_path(folder, "ANALYSIS")
+        return cls(read_analysis(path), path if path.is_dir() else path.parent)
 
     @property
     def report(self) -> Path:
@@ -63,12 +72,36 @@ class Analysis:
         """Matrices that could not be analysed, with the reason."""
         return list(self.document["skipped"])
 
+    def told(self) -> str:
+        """Of which model, and where the report lies."""
+        names = [self.document["model"]["name"], *(other["name"] for other in self.document["against"])]
+        counts = f"{len(self.document['matrices'])} matrices, {len(self.document['findings'])} findings"
+        return f"of {' against '.join(names)}: {counts}, {self.report}"
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One record a matrix and fine-tune, as in metrics.csv."""
+        return metric_rows(self.document)
+
+    @property
+    def figures(self) -> list[str]:
+        """Names of the figures of the report, for `figure`."""
+        return figure_names(self.document)
+
+    def figure(self, name: str, metric: str | None = None) -> Any:
+        """A figure of the report as a plotly.graph_objects.Figure, such as "spectra-q"; of a map ("map-weights")
+        that of `metric`, a column of metrics.csv. OptionError for names that are not in `figures`."""
+        return figure(self.document, name, metric)
+
+    def _repr_html_(self) -> str:
+        return digest(self.document, str(self.report))
+
     def to_json(self) -> dict[str, Any]:
         """What `--json` prints: the document, where it lies, and what went over the network."""
         traffic = self.traffic.to_json() if self.traffic else None
         return {"folder": str(self.folder), "traffic": traffic, **self.document}
 
 
+@shows_progress
 def analyze(
     model: str | Path,
     *,
@@ -88,7 +121,7 @@ def analyze(
     resume: bool = False,
     mixed: bool = False,
     shared_folder: bool = True,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     **source: Unpack[SourceOptions],
 ) -> Analysis:
     """Measure every W^Q and W^V of `model` and write report.html, analysis.json and metrics.csv.
@@ -104,8 +137,15 @@ def analyze(
 
     A matrix with NaN or infinity is left out and named in `skipped`; the rest is analysed. Raises CheckpointError,
     TargetError, OptionError or OutputError; NumericalError if no matrix could be analysed.
+
+    >>> found = analyze("model", rank=2, output="report")
+    >>> found.report.name, len(found.document["matrices"])
+    ('report.html', 4)
+    >>> [row["layer"] for row in found.rows() if row["role"] == "q"]
+    [0, 1]
+    >>> figure = found.figure("spectra-q")  # a plotly.graph_objects.Figure
     """
-    progress = progress or Silent()
+    progress = heard(progress)
     limit = None if memory is None else parse_size(memory)
     started = time.monotonic()
     selection = Selection(tuple(roles), layers, q_tensor, v_tensor)
@@ -161,13 +201,13 @@ def _measure(
     device = device_of(decided.settings["device"], job, progress.notice)
     spool = call_for_work(job, agree_on_kind(work, device, mixed), work, shared_folder)
     measured = measuring(decided, device, progress.notice, memory)
-    for _, part in share(job, "matrices", [Matrix(carrier) for carrier in waiting], measured, spool, progress):
+    for matrix, part in share(job, "matrices", [Matrix(carrier) for carrier in waiting], measured, spool, progress):
         records = part.meta["records"]
         credit(decided.checkpoint.files.traffic, part)
         rows.update(records)
         work.record({"records": records})
-        for label in records:
-            progress.advance(label)
+        for at, label in enumerate(records):
+            progress.advance(label, 0 if at else matrix.nbytes)
     return rows
 
 

@@ -12,7 +12,8 @@ from ..adapters.peft import ADAPTER_CONFIG
 from ..checkpoint.index import Checkpoint, read_checkpoint
 from ..checkpoint.machine import parse_size
 from ..checkpoint.source import SourceOptions, user_path
-from ..methods import RULES, Method, find_method
+from ..display.shown import shows_progress
+from ..methods import Method, find_method
 from ..output.adapter import AdapterWriter
 from ..output.atomic import Output, building, require_possible
 from ..output.base import BaseWriter, copy_file, left_out, require_readable
@@ -26,8 +27,8 @@ from ..output.ranks import Ranks, read_ranks
 from ..output.sources import Sources
 from ..output.spans import sha256, write_json, write_text
 from ..output.work import WorkFolder, find
-from ..progress import Progress, Silent
-from ..surgery.describe import adapter_name, card, extra_record, manifest, peft_config, provenance
+from ..progress import Progress, heard
+from ..surgery.describe import adapter_name, card, extra_record, manifest, peft_config, provenance, warnings
 from ..surgery.operation import Operation, plan_operation
 from ..surgery.settings import Settings
 from ..targets.extras import Extra
@@ -48,13 +49,14 @@ from .processes import (
     processes,
     publishing,
 )
+from .result import Result
 
-_POOR = 0.01  # of norm(W); rounding a residual to bfloat16 costs 0.0016
 
-
-@dataclass(frozen=True)
-class Initialization:
+@dataclass(frozen=True, repr=False)
+class Initialization(Result):
     """The planned operation, where its results lie, and their manifest (None after a dry run)."""
+
+    _columns = ("module", "role", "rule", "rank", "gap", "survival", "reconstruction_error", "motion")
 
     operation: Operation
     manifest: Manifest | None
@@ -73,6 +75,18 @@ class Initialization:
         """The frozen adapter, with `no_base`."""
         return self.folder / OFFSET_FOLDER
 
+    def told(self) -> str:
+        """By which method, of how many matrices, and where it lies."""
+        if self.manifest is None:
+            return f"of {self.operation.checkpoint.location}: a dry run, nothing written to {self.folder}"
+        worst = max(record.reconstruction_error for record in self.manifest.modules)
+        method, count = self.operation.settings.method, len(self.manifest.modules)
+        return f"by {method}: {count} matrices, reconstruction error at most {worst:.1e}, {self.folder}"
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One record a matrix, as in ailora.json; none after a dry run."""
+        return [asdict(record) for record in self.manifest.modules] if self.manifest else []
+
     def to_json(self) -> dict[str, Any]:
         """What `--json` prints: where things lie, the bytes, and every module with its numbers."""
         modules = self.manifest.modules if self.manifest else ()
@@ -89,6 +103,7 @@ class Initialization:
         }
 
 
+@shows_progress
 def initialize(
     model: str | Path = ".",
     rank: int | None = None,
@@ -122,7 +137,7 @@ def initialize(
     dry_run: bool = False,
     mixed: bool = False,
     shared_folder: bool = True,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     **source: Unpack[SourceOptions],
 ) -> Initialization:
     """Write an adapter that starts from the weights, and the base without what went into it.
@@ -153,8 +168,14 @@ def initialize(
 
     Raises CheckpointError, TargetError, OptionError, NumericalError or OutputError. Then nothing stands under
     the final name; the source is never written to.
+
+    >>> made = initialize("model", rank=2, output="made")
+    >>> made.adapter.name, [record.role for record in made.manifest.modules]
+    ('ailora_init', ['q', 'v', 'q', 'v'])
+    >>> max(record.reconstruction_error for record in made.manifest.modules) < 1e-6
+    True
     """
-    progress = progress or Silent()
+    progress = heard(progress)
     limit = None if memory is None else parse_size(memory)
     sizes = Ranks(None, {}, {}) if ranks is None else read_ranks(user_path(ranks, "--ranks"))
     general = rank if rank is not None else sizes.rank or 8
@@ -182,9 +203,7 @@ def initialize(
         while True:
             try:
                 return run.attempt(checkpoint, settings, out)
-            except (
-                UnbuiltError
-            ) as error:  # rare: the class, asked beside the work, has not all of it; start anew without
+            except UnbuiltError as error:  # rare: the class, asked beside the work, has not all of it; start anew
                 settings = replace(settings, unbuilt=tuple(sorted({*settings.unbuilt, *error.modules})))
 
 
@@ -250,15 +269,15 @@ class _Run:
             for matrix, part in share(self.job, "matrices", waiting, computed, spool, progress):
                 credit(files.traffic, part)
                 folder.store(*unpacked(matrix.carrier, part, operation, device))
-                progress.advance(matrix.carrier.label)
+                progress.advance(matrix.carrier.label, matrix.nbytes)
                 check.look()
             progress.start("Copying", len(base.shards), 0)
             extras = [_store_extra(extra, operation, adapter) for extra in operation.extras]
             for shard in folder.seal():
-                progress.advance(shard)
+                progress.advance(shard, operation.layouts[shard].size)
             verdict = check.finish()
             records = [record for carrier in carriers for record in folder.records[carrier.module]]
-            _tell([*verdict.notices, *_warnings(records)], progress)
+            _tell([*verdict.notices, *warnings(records)], progress)
             ran_on = {"device": str(device), **processes(self.job)}
             return _describe(operation, work.tree, folder, records, extras, verdict.exact, ran_on)
 
@@ -302,23 +321,6 @@ def _store_extra(extra: Extra, operation: Operation, adapter: AdapterWriter) -> 
     data = matrix_bytes(values(extra, operation.checkpoint.files, operation.settings.seed))
     adapter.write_extra(adapter_name(extra), data)
     return extra_record(extra, sha256(data))
-
-
-def _warnings(records: Sequence[ModuleRecord]) -> Iterator[str]:
-    """What the user must know before training: a step 0 that is not the original's, and what has to stay frozen."""
-    poor = [record for record in records if record.reconstruction_error > _POOR]
-    if poor:
-        worst = max(poor, key=lambda record: record.reconstruction_error)
-        yield (
-            f"step 0 is not the original model: {len(poor)} of {len(records)} matrices differ by more than "
-            f"{_POOR:.0%}, {worst.module} by {worst.reconstruction_error:.1%}; a residual in {worst.base_dtype} cannot "
-            f"hold what {worst.rule} moves: use --base-dtype float32"
-        )
-    if any(RULES[record.rule].frozen_b for record in records):
-        yield (
-            "B is to stay frozen, and the adapter's config cannot say so: call ailora_tools.freeze_b(model, "
-            "adapter_dir) after loading; a trainer that loads the adapter by itself would train B too"
-        )
 
 
 def _describe(

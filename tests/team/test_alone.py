@@ -13,7 +13,7 @@ from kit.checkpoints import llama_tensors, write_checkpoint
 
 from ailora_tools import initialize
 from ailora_tools.checkpoint.transfer import Traffic
-from ailora_tools.cli.terminal import standing as standing_text
+from ailora_tools.display.bar import TOGETHER
 from ailora_tools.errors import TeamError
 from ailora_tools.output.manifest import read_manifest
 from ailora_tools.progress import Standing
@@ -132,7 +132,7 @@ def test_the_standing_counts_all_processes_and_names_the_slowest(monkeypatch: py
         job.pulse.signs[rank] = Sign({"done": done, "bytes": 100 * done, "cost": 10.0 * done}, 0)
     now = Standing(3, 5, 8, 300, 6.0, 2)
     assert look() == now
-    assert standing_text(now) == "3 processes, 5 of 8, 300 bytes, 6 s left, slowest: process 2"
+    assert [tell(now) for _, tell in TOGETHER] == ["5/8", "0:06 left", "3 processes", "300 bytes", "slowest: process 2"]
 
 
 def test_what_others_read_is_counted_once() -> None:
