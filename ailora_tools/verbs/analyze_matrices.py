@@ -19,7 +19,7 @@ from ..targets.selection import Selection
 from ..team.part import Part
 from ..team.sharing import Work, serve
 from ..team.team import Job
-from .memory import at_once
+from .memory import at_once, need
 from .processes import Library, Matrix, device_of, kind_of, require_alike, require_same, spending, spool_of
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def measuring(
 
     def work(matrices: Iterator[Matrix]) -> Generator[tuple[Matrix, Part]]:
         spent = spending(files.traffic)
-        count = at_once(verb, job.plan.targets, memory, notice)
+        count = at_once(need(verb, job.plan.targets), memory, notice)
         with ieee():
             for matrix, records in stream(files, matrices, measure, device, notice, count, in_order=False):
                 noted_records = {label: {**record, **noted} for label, record in records.items()}

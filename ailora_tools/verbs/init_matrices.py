@@ -18,7 +18,7 @@ from ..targets.projections import Carrier
 from ..team.part import Part
 from ..team.sharing import Work, serve
 from ..team.team import Job
-from .memory import at_once
+from .memory import at_once, need
 from .processes import Library, Matrix, device_of, kind_of, require_alike, require_same, spending, spool_of
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def computing(
 
     def work(matrices: Iterator[Matrix]) -> Generator[tuple[Matrix, Part]]:
         spent = spending(files.traffic)
-        count = at_once(verb, operation.plan.targets, memory, notice)
+        count = at_once(need(verb, operation.plan.targets, operation.method.rules), memory, notice)
         with ieee():
             for matrix, outcome in stream(files, matrices, operate, device, notice, count, in_order=False):
                 yield matrix, _packed(outcome, kind, spent())

@@ -1,8 +1,8 @@
-"""Peak memory of verbs, each in a process that has imported everything first.
+"""Peak memory of verbs, in a process that has imported everything first.
 
     python tests/kit/peaks.py SCRATCH SIDE ROWS VERB...
 
-Prints a JSON object: for each verb the bytes that it took at most beside what was there before. W^Q is (SIDE, SIDE),
+Prints a JSON object: for each verb the bytes that it took at most beside what was there before it. W^Q is (SIDE, SIDE),
 W^V (ROWS, SIDE), bfloat16, a layer of both; "init" and "init --no-base" make what "verify" and others need.
 """
 
@@ -55,9 +55,15 @@ def calls(scratch: Path, side: int, rows: int) -> dict[str, Callable[[], object]
     }
 
 
-def peak(call: Callable[[], object], before: int) -> int:
+def settled() -> int:
+    """Resident bytes when what is not used any more has been given back."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
+    return kept("VmRSS:")
+
+
+def peak(call: Callable[[], object]) -> int:
+    before = settled()
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew (proc(5))
     call()
     return kept("VmHWM:") - before
@@ -67,9 +73,7 @@ def main() -> None:
     scratch, side, rows, *verbs = sys.argv[1:]
     made = calls(Path(scratch), int(side), int(rows))
     torch.linalg.eigvalsh(torch.eye(8))  # what torch loads with the first use of LAPACK
-    gc.collect()
-    before = kept("VmRSS:")
-    print(json.dumps({verb: peak(made[verb], before) for verb in verbs}))
+    print(json.dumps({verb: peak(made[verb]) for verb in verbs}))
 
 
 if __name__ == "__main__":
