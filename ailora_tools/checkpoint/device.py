@@ -121,4 +121,4 @@ class _Moment:
 def _behind(stream: torch.cuda.Stream, after: Event | None) -> None:
     if after is not None:
         assert isinstance(after, _Moment)
-        stream.wait_event(after.event)  # type: ignore[no-untyped-call]
+        stream.wait_event(after.event)
