@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..adapters.peft import adapter_config, token_name
 from ..checkpoint.files import Origin
-from ..methods import RULES
+from ..methods import ERROR_TAKEN, RULES
 from ..metrics.motion import role_motion
 from ..output.card import CardFacts, model_card
 from ..output.loading import Loader, absolute, find_loader
@@ -22,8 +22,6 @@ from .operation import Operation
 
 if TYPE_CHECKING:
     from .decompose import Numbers
-
-_POOR = 0.01  # of norm(W); rounding a residual to bfloat16 costs 0.0016
 
 
 def planned_record(operation: Operation, carrier: Carrier, target: Target) -> dict[str, Any]:
@@ -40,7 +38,7 @@ def planned_record(operation: Operation, carrier: Carrier, target: Target) -> di
         "base_dtype": operation.base_dtype(carrier),
         "part": target.part,
         "outputs": carrier.sides[0],
-        "rule": operation.method.rules[target.role],
+        "rule": operation.method.rule(target.role).name,
         "rank": operation.settings.rank_of(target.module),
         "alpha": operation.settings.alpha_of(target.module),
         "scaling": operation.scaling(carrier),
@@ -139,13 +137,13 @@ def provenance(operation: Operation) -> dict[str, str]:
 
 def warnings(records: Sequence[ModuleRecord]) -> Iterator[str]:
     """What the user must know before training: a step 0 that is not the original's, and what has to stay frozen."""
-    poor = [record for record in records if record.reconstruction_error > _POOR]
+    poor = [record for record in records if record.reconstruction_error > ERROR_TAKEN]
     if poor:
         worst = max(poor, key=lambda record: record.reconstruction_error)
         yield (
             f"step 0 is not the original model: {len(poor)} of {len(records)} matrices differ by more than "
-            f"{_POOR:.0%}, {worst.module} by {worst.reconstruction_error:.1%}; a residual in {worst.base_dtype} cannot "
-            f"hold what {worst.rule} moves: use --base-dtype float32"
+            f"{ERROR_TAKEN:.0%}, {worst.module} by {worst.reconstruction_error:.1%}; a residual in {worst.base_dtype} "
+            f"cannot hold what {worst.rule} moves: use --base-dtype float32"
         )
     for factor in sorted({RULES[record.rule].frozen for record in records} - {""}):
         yield (

@@ -28,7 +28,7 @@ from ..output.work import WorkFolder
 from ..progress import Progress, heard
 from ..report.page import render
 from ..report.pieces import digest, figure, figure_names
-from ..targets.module_tree import plan_as_built
+from ..targets.as_built import plan_as_built
 from ..targets.projections import Plan
 from ..targets.selection import Selection
 from ..team.sharing import share
@@ -159,6 +159,7 @@ def analyze(
         checkpoint = read_checkpoint(library.open(model, **source))
         plan, selection = plan_as_built(checkpoint, selection)
         tuned = tuple(open_tuned(library.open(other), checkpoint, plan, selection) for other in against)
+        settings["roles"] = list(selection.roles)  # what all-linear stands for
         decided = AnalysisJob(checkpoint, plan, tuned, _heads(checkpoint, heads, progress), rank, settings)
         _require_rank(plan, rank)
         budget = None if suggest_ranks is None else parse_budget(suggest_ranks, plan)

@@ -52,9 +52,9 @@ def measuring(
 
 
 def call_for_plan(job: Job, library: Library, decided: AnalysisJob, selection: Selection) -> None:
-    """Let all others plan the same: what they read, and what the class does not build."""
-    shards = fingerprint(decided.checkpoint)
-    job.call({"sources": library.tell(), "shards": shards, "unbuilt": list(selection.unbuilt)})
+    """Let all others plan the same: what they read, what all-linear stands for, and what the class does not build."""
+    shards, chosen = fingerprint(decided.checkpoint), {"roles": selection.roles, "unbuilt": selection.unbuilt}
+    job.call({"sources": library.tell(), "shards": shards, **{key: list(names) for key, names in chosen.items()}})
 
 
 def help_analyze(
@@ -66,7 +66,7 @@ def help_analyze(
     library = Library(job, told["sources"])
     checkpoint = read_checkpoint(library.open(model, **source))
     require_same(job, checkpoint, told["shards"])
-    selection = replace(selection, unbuilt=tuple(told["unbuilt"]))
+    selection = replace(selection, roles=tuple(told["roles"]), unbuilt=tuple(told["unbuilt"]))
     plan = make_plan(checkpoint, selection, quantised=True)
     tuned = tuple(open_tuned(library.open(other), checkpoint, plan, selection) for other in against)
     heads = read_heads(checkpoint.config) if settings["heads"] else None

@@ -81,12 +81,13 @@ def unpacked(
 
 
 def call_for_plan(job: Job, library: Library, operation: Operation) -> None:
-    """Let all others plan the same: what they read, and what the class does not build."""
+    """Let all others plan the same: what they read, what all-linear stands for, and what the class does not build."""
     job.call(
         {
             "sources": library.tell(),
             "shards": fingerprint(operation.checkpoint),
             "folder": str(operation.folder),
+            "roles": list(operation.settings.roles),
             "unbuilt": list(operation.settings.unbuilt),
         }
     )
@@ -104,7 +105,8 @@ def help_init(
     require_same(job, checkpoint, plan["shards"])
 
     def planned(plan: dict[str, Any]) -> Operation:
-        return plan_operation(checkpoint, replace(settings, unbuilt=tuple(plan["unbuilt"])), row, Path(plan["folder"]))
+        own = replace(settings, roles=tuple(plan["roles"]), unbuilt=tuple(plan["unbuilt"]))
+        return plan_operation(checkpoint, own, row, Path(plan["folder"]))
 
     operation = planned(plan)
     for told in job.calls():

@@ -29,7 +29,7 @@ from ..output.spans import sha256, write_json, write_text
 from ..output.work import WorkFolder, find
 from ..progress import Progress, heard
 from ..surgery.describe import adapter_name, card, extra_record, manifest, peft_config, provenance, warnings
-from ..surgery.operation import Operation, plan_operation
+from ..surgery.operation import Operation, plan_operation, spell_out
 from ..surgery.settings import Settings
 from ..targets.extras import Extra
 from ..targets.module_names import installed_transformers_major
@@ -194,6 +194,8 @@ def initialize(
             return Initialization(help_init(job, model, settings, row, limit, mixed, source), None)
         library = Library(job)
         checkpoint = read_checkpoint(library.open(model, **source))
+        settings, row, left = spell_out(checkpoint, settings, row)
+        _tell(left, progress)
         default = f"{checkpoint.origin.name}-{row.slug}-{f'r{general}' if ranks is None else 'ranks'}"
         folder = output_folder(output, default, [checkpoint.origin], progress)
         out = Output(folder, "init", overwrite=overwrite, resume=resume or job.restarted, force=force)
