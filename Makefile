@@ -30,6 +30,7 @@ bench: $(VENV)/.test
 	$(BIN)/python examples/benchmarks/analyze.py
 	$(BIN)/python examples/benchmarks/hub.py
 	$(BIN)/python examples/benchmarks/life.py
+	$(BIN)/python examples/benchmarks/many.py
 
 # Every point at which a run can be stopped, every leaf of every document: half an hour, counted in reports/faults.
 faults: export FAULTS_REPORT := $(CURDIR)/reports/faults/lines.jsonl

@@ -15,7 +15,8 @@ from ..errors import TeamError
 from .place import Place
 
 _CHUNK = 4 << 20  # bytes of a value; longer ones go in parts, between which others get their turn
-_PATIENCE = timedelta(seconds=300)  # for the store to answer at all
+_PATIENCE = timedelta(seconds=300)  # for the first process, which is the store, to start
+_HOSTED = timedelta(seconds=30)  # for the agent, which was there before: without it this process has no task
 
 
 class Board(Protocol):
@@ -130,8 +131,8 @@ def connect(place: Place) -> Shared:
 
     try:
         store = TCPStore(
-            place.host, place.port, place.size, is_master=place.leads and not place.hosted, timeout=_PATIENCE,
-            wait_for_workers=False, multi_tenant=True,
+            place.host, place.port, place.size, is_master=place.leads and not place.hosted,
+            timeout=_HOSTED if place.hosted else _PATIENCE, wait_for_workers=False, multi_tenant=True,
         )  # fmt: skip
     except (RuntimeError, ValueError) as error:
         raise TeamError(

@@ -167,6 +167,12 @@ class Job:
         except AiloraError as error:
             self._fail(error)
             raise
+        except OSError as error:  # that of the first process reaches its user by itself
+            if self.leads or error.filename is None:
+                raise
+            told = UnfinishedError(f"{self.me}: {error.filename}: {error.strerror}.", "Run it again with --resume.")
+            self._fail(told)
+            raise told from None
         finally:
             self._finish()
 

@@ -19,8 +19,9 @@ from ..checkpoint.index import Checkpoint
 from ..checkpoint.source import SourceOptions, open_files
 from ..checkpoint.transfer import Traffic
 from ..errors import TeamError
+from ..output.claim import claimed
 from ..output.manifest import fingerprint
-from ..output.work import WorkFolder, find
+from ..output.work import WorkFolder, find, recovered
 from ..targets.projections import Carrier
 from ..team.part import Part
 from ..team.team import Job
@@ -147,9 +148,14 @@ def publishing(job: Job, final: Path, unchanged: Callable[[], None]) -> Callable
 
 
 def is_published(job: Job, final: Path) -> bool:
-    """Whether the processes were started anew after the last step of the work: nothing is left to do."""
+    """Whether the processes were started anew after the last step of the work: then what a death left beside the output
+    goes, and nothing is left to do."""
     noted = job.restarted and job.kept("publishing") == str(final)
-    return noted and final.exists() and not any(work.tree.exists() for work in find(final))
+    if not noted or not final.exists() or any(work.tree.exists() for work in find(final)):
+        return False
+    with claimed(final, "restart"):
+        recovered(final)
+    return True
 
 
 def processes(job: Job) -> dict[str, str]:
