@@ -3,19 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from ..linalg.finite import require_finite, require_measurable
-from ..linalg.spectrum import spectrum
+from ..linalg.spectrum import Spectrum, spectrum
 from ..metrics.change import Anatomy, Difference, amount, placement
-from ..metrics.elements import QUANTILES, bfloat16_grid, element_statistics, predicted_survival
+from ..metrics.elements import QUANTILES, Grid, bfloat16_grid, element_statistics, predicted_survival
 from ..metrics.heads import head_metrics, split
 from ..metrics.spectral import cuts, rank_grid, spectral_metrics
 
 Record = dict[str, Any]
 DIGITS = 10  # significant digits that are kept
+
+
+@dataclass(frozen=True)
+class Elements:
+    """What needs no spectrum: fields of the record, and how W lies among the bfloat16 numbers."""
+
+    fields: Record
+    grid: Grid
+
+
+@dataclass(frozen=True)
+class Spectra:
+    """What needs linear algebra: all singular values, and the fields of each change."""
+
+    found: Spectrum
+    changes: list[Record]
 
 
 def measure(
@@ -27,25 +44,45 @@ def measure(
     changes: one function per fine-tune that gives the difference to it. Raises NumericalError for NaN or infinity, and
     for float64 values whose powers leave it.
     """
-    require_finite(W, name)
-    require_measurable(W, name)
-    shape = (W.shape[0], W.shape[1])
-    found = spectrum(W)
-    S = found.S.numpy()
-    ranks = rank_grid(len(S))
-    grid = bfloat16_grid(W)
-    removed = (S[::-1] ** 2).cumsum() ** 0.5  # Frobenius norm of the bottom r
-    record = {
-        "spectrum": {"singular_values": S.tolist(), "floor": found.floor, "route": found.route},
-        "metrics": spectral_metrics(S, found.floor, shape),
-        "cuts": {
-            "ranks": ranks,
-            **cuts(S, ranks),
-            "bottom_survival": [predicted_survival(grid, float(removed[r - 1]), r, shape) for r in ranks],
-        },
+    elements = look_at_elements(W, name, role, heads)
+    return put_together((W.shape[0], W.shape[1]), elements, decompose_spectra(W, name, role, heads, rank, changes))
+
+
+def look_at_elements(W: Tensor, name: str, role: str, heads: int | None) -> Elements:
+    """The first half of `measure`, with its errors."""
+    _require_sound(W, name)
+    fields = {
         "elements": {**element_statistics(W), "quantile_levels": list(QUANTILES)},
         "heads": head_metrics(W, role, heads) if heads else None,
-        "changes": _changes(W, name, role, heads, min(rank, *shape), changes),
+    }
+    return Elements(fields, bfloat16_grid(W))
+
+
+def decompose_spectra(
+    W: Tensor, name: str, role: str, heads: int | None, rank: int, changes: Sequence[Callable[[Tensor], Difference]]
+) -> Spectra:
+    """The half of `measure` that a device can do, with the same errors."""
+    _require_sound(W, name)
+    return Spectra(spectrum(W), _changes(W, name, role, heads, min(rank, *W.shape), changes))
+
+
+def _require_sound(W: Tensor, name: str) -> None:
+    require_finite(W, name)
+    require_measurable(W, name)
+
+
+def put_together(shape: tuple[int, int], elements: Elements, spectra: Spectra) -> Record:
+    """The record of both halves."""
+    S, floor = spectra.found.S.numpy(), spectra.found.floor
+    ranks = rank_grid(len(S))
+    removed = (S[::-1] ** 2).cumsum() ** 0.5  # Frobenius norm of the bottom r
+    survival = [predicted_survival(elements.grid, float(removed[r - 1]), r, shape) for r in ranks]
+    record = {
+        "spectrum": {"singular_values": S.tolist(), "floor": floor, "route": spectra.found.route},
+        "metrics": spectral_metrics(S, floor, shape),
+        "cuts": {"ranks": ranks, **cuts(S, ranks), "bottom_survival": survival},
+        **elements.fields,
+        "changes": spectra.changes,
     }
     return {key: rounded(value) for key, value in record.items()}
 

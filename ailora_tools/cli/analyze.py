@@ -19,6 +19,7 @@ from .options import (
     MODEL,
     device_option,
     matrix_options,
+    memory_option,
     message_options,
     output_option,
     overwrite_options,
@@ -69,6 +70,7 @@ _FINDINGS = 6  # that are shown; the rest stands in the report
 @output_option("DIR", "Folder to write.  [default: reports/<model>]")
 @overwrite_options("Replace DIR if an analysis is in it.")
 @device_option
+@memory_option
 @resume_option
 @team_options
 @message_options

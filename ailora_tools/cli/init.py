@@ -26,6 +26,7 @@ from .options import (
     factor_dtype_option,
     given,
     matrix_options,
+    memory_option,
     message_options,
     output_option,
     overwrite_options,
@@ -226,6 +227,7 @@ def _major(ctx: click.Context, param: click.Parameter, value: str) -> int | None
 @output_option("DIR", "Folder to write.  [default: <model>-<method>-r<rank>]")
 @overwrite_options("Replace DIR if ailora-tools wrote it.")
 @device_option
+@memory_option
 @option("--seed", group=RUN, type=int, default=0, show_default=True, help="Seed of all random numbers.")
 @resume_option
 @team_options

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import click
+from rich.table import Table
 from rich.text import Text
 
 from ..report.words import size
+from ..verbs.memory import RUNTIME
 from .command import Command
 from .options import MODEL, matrix_options, message_options, reading_options
-from .screens import print_json, print_targets, show_traffic
+from .screens import print_block, print_json, print_targets, show_traffic, table
 from .terminal import durations, notices, out
 
 if TYPE_CHECKING:
@@ -47,12 +49,18 @@ def _show(found: Inspection, quiet: bool) -> None:
     shards = f"{len(checkpoint.headers)} file{'s' if len(checkpoint.headers) > 1 else ''}"
     out.print(f"{plan.family} (model type {plan.model_type or 'not stated'}), {shards}, {size(checkpoint.nbytes)}")
     print_targets(plan.targets)
-    out.print(
-        f"To read: {size(plan.read_bytes)} of {size(checkpoint.nbytes)} ({share:.1%}). "
-        f"Working memory: about {size(found.working_memory)} beside Python and torch."
-    )
+    out.print(f"To read: {size(plan.read_bytes)} of {size(checkpoint.nbytes)} ({share:.1%}).")
     if checkpoint.files.traffic is not None:
         out.print(f"That takes {durations(plan.read_bytes)}.")
+    print_block(_memory(found))
+
+
+def _memory(found: Inspection) -> Table:
+    """What each verb takes at most, for planning; how many matrices are worked on at a time the machine decides."""
+    made = table(f"memory beside {size(RUNTIME)} of Python and torch", "one matrix at a time", "each more")
+    for verb, need in found.working_memory.items():
+        made.add_row(verb, size(need.total()), size(need.each))
+    return made
 
 
 def _origin(origin: Origin) -> Text:

@@ -124,6 +124,12 @@ def device_option(command: Function) -> Function:
     return option("--device", group=RUN, metavar="NAME", default="auto", show_default=True, help=text)(command)
 
 
+def memory_option(command: Function) -> Function:
+    """--memory."""
+    text = "Memory to use at most, such as 8GB: fewer matrices at a time.  [default: 70 % of what is free]"
+    return option("--memory", group=RUN, metavar="SIZE", help=text)(command)
+
+
 def resume_option(command: Function) -> Function:
     """--resume."""
     text = "Continue an interrupted run of the same command."

@@ -50,7 +50,7 @@ def triplets(W: Tensor, V: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     squares in a Gram matrix do not have (Golub and Van Loan, Matrix Computations, 4th ed., section 8.6.3).
     """
     Q, R = torch.linalg.qr(product(W, V))  # (m, r), (r, r)
-    P, S, Zh = torch.linalg.svd(R)
+    P, S, Zh = (factor.to(W.device) for factor in torch.linalg.svd(R.cpu()))
     return Q @ P, S, Zh @ V.T  # (m, r), (r,), (r, n)
 
 
@@ -120,7 +120,7 @@ def gram(W: Tensor) -> Tensor:
     m, n = W.shape
     G = torch.zeros(m, m, dtype=torch.float64, device=W.device)
     cuts = [0, *range(_GRAM_BLOCK, m, _GRAM_BLOCK), m]
-    step = max(_GRAM_BLOCK, _BLOCK_ELEMENTS // m)
+    step = max(2 * _GRAM_BLOCK, _BLOCK_ELEMENTS // m)
     for low in range(0, n, step):
         part = W[:, low : low + step].double()  # (m, step)
         for top, bottom in itertools.pairwise(cuts):
@@ -130,4 +130,4 @@ def gram(W: Tensor) -> Tensor:
     return G
 
 
-_GRAM_BLOCK = 512
+_GRAM_BLOCK = 256

@@ -10,14 +10,16 @@ from .components import TALL, Components, assemble, believable, gram, relative_g
 # A Gram matrix resolves squares: a singular value is known to eps * (s_1 / s)^2, relative. Below this ratio
 # to s_1 that leaves less than five digits.
 RESOLVED = 1e-6
+_DEVICE_SIDE = 1024
 TINY = torch.finfo(torch.float64).tiny
 
 
 def svd(W: Tensor, part: slice) -> Components:
-    """The triplets `part` (of min(m, n), descending) of W (m, n) by LAPACK's full thin SVD in float64."""
+    """The triplets `part` (of min(m, n), descending) of W (m, n) by LAPACK's full thin SVD in float64, on the CPU:
+    devices have Jacobi's method, which is slow and does not always converge above a side of 1024."""
     if W.shape[1] > W.shape[0]:
         return transposed(svd(W.T, part))
-    X = W.double()
+    X = W.double().cpu()
     if W.shape[0] > TALL * W.shape[1]:
         Q, R = torch.linalg.qr(X)
         P, S, Vh = torch.linalg.svd(R)
@@ -26,7 +28,8 @@ def svd(W: Tensor, part: slice) -> Components:
         U, S, Vh = torch.linalg.svd(X, full_matrices=False)
         route = "svd"
     gap = relative_gap(*cut(S, part))
-    return assemble(W, U=U[:, part], S=S[part], Vh=Vh[part], gap=gap, sigma_max=float(S[0]), route=route)
+    U, S, Vh, largest = U[:, part].to(W.device), S[part].to(W.device), Vh[part].to(W.device), float(S[0])
+    return assemble(W, U=U, S=S, Vh=Vh, gap=gap, sigma_max=largest, route=route)
 
 
 def gram_eigh(W: Tensor, part: slice) -> Components | None:
@@ -38,7 +41,7 @@ def gram_eigh(W: Tensor, part: slice) -> Components | None:
     if W.shape[1] > W.shape[0]:
         found = gram_eigh(W.T, part)
         return None if found is None else transposed(found)
-    values, vectors = torch.linalg.eigh(gram(W.T))  # ascending
+    values, vectors = eigh(gram(W.T))  # ascending
     S_all = values.flip(0).clamp_min(0).sqrt()
     if float(S_all[part][-1]) <= RESOLVED * float(S_all[0]):
         return None
@@ -47,6 +50,14 @@ def gram_eigh(W: Tensor, part: slice) -> Components | None:
     gap = relative_gap(above, below)
     found = assemble(W, U=U, S=S, Vh=Vh, gap=gap, sigma_max=float(S_all[0]), route="gram-eigh")
     return found if believable(found, above, below) else None
+
+
+def eigh(G: Tensor) -> tuple[Tensor, Tensor]:
+    """Ascending eigenvalues and the vectors of symmetric G, on its device; small ones by the CPU, which is faster."""
+    if len(G) > _DEVICE_SIDE:
+        return torch.linalg.eigh(G)  # type: ignore[no-any-return]
+    values, vectors = torch.linalg.eigh(G.cpu())
+    return values.to(G.device), vectors.to(G.device)
 
 
 def cut(S: Tensor, part: slice) -> tuple[float, float]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import NumericalError
-from .rounding import round_stochastic
+from .rounding import Dither, round_stochastic
 from .scale import peak
 
 _AGAIN = "Download the file again; if it was trained like this, use an earlier checkpoint."
@@ -39,8 +39,8 @@ def require_measurable(W: Tensor, name: str) -> None:
         )
 
 
-def stored(exact: Tensor, dtype: torch.dtype, name: str, hint: str, generator: torch.Generator | None = None) -> Tensor:
-    """`exact`, any shape and float dtype, rounded to `dtype`: to nearest, or with a generator at random (float32 to 16
+def stored(exact: Tensor, dtype: torch.dtype, name: str, hint: str, dither: Dither | None = None) -> Tensor:
+    """`exact`, any shape and float dtype, rounded to `dtype`: to nearest, or with a dither at random (float32 to 16
     bits). Everything computed that is written goes through here.
 
     NumericalError where a value is not finite or rounds to infinity in `dtype`, in either rounding: cut off at the
@@ -48,12 +48,11 @@ def stored(exact: Tensor, dtype: torch.dtype, name: str, hint: str, generator: t
     """
     require_finite(exact, name, hint)
     if exact.numel():
-        largest = exact.abs().max()
-        if not bool(torch.isfinite(largest.to(dtype))):
+        largest = peak(exact)
+        if not math.isfinite(torch.tensor(largest, dtype=torch.float64).to(dtype)):
             kind = str(dtype).removeprefix("torch.")
             raise NumericalError(
-                f"{name}: values up to {float(largest):.5g} do not fit {kind}, which ends at "
-                f"{torch.finfo(dtype).max:.5g}.",
+                f"{name}: values up to {largest:.5g} do not fit {kind}, which ends at {torch.finfo(dtype).max:.5g}.",
                 hint,
             )
-    return exact.to(dtype) if generator is None else round_stochastic(exact.float(), dtype, generator)
+    return exact.to(dtype) if dither is None else round_stochastic(exact.float(), dtype, dither)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from . import exact
+from .band import Band, BandFactor
 from .components import (
-    SMALLEST_GAP,
     Components,
     assemble,
     believable,
@@ -18,100 +21,86 @@ from .components import (
     transposed,
     triplets,
 )
+from .inverse import STEPS, inverse_krylov
+from .orthonormal import orthonormal
 
-_DIRECT_SIDE = 1024  # up to here `eigh` of the Gram matrix is as fast as iterating (measured on two cores)
-_SQUARE = 1.25  # beyond this aspect ratio the smallest singular values are not small, and inverse steps stall
+_DIRECT_SIDE = 384  # up to here `eigh` of the Gram matrix is faster than iterating (measured on one core)
+_LARGE_SIDE = 2304  # above, a Cholesky factorisation is so much cheaper than a band that it is tried first
+_SQUARE = 1.1  # beyond this aspect ratio the smallest singular values are not small, and inverse steps stall
 _OVERSAMPLING = 8
-_STEPS = 16  # what converges at all takes 5 to 13 (noise, conditions up to 1e8); stalling costs less than the `eigh`
-_WANTED_SINE = 1e-6  # in float64 the last digits cost one more step
+_PATIENCE = 4  # steps without a shift: noise has a sine of about 1 by then, a flat bottom stays above 10
+_HOPELESS = 3.0
+_ROUNDS = 12  # shifts that are tried
+_BISECTIONS = 40
 _QR_RESOLVED = 1e-11  # a QR knows singular values to n * eps of the largest: this leaves a digit or two
 
 
 def minor(W: Tensor, rank: int, generator: torch.Generator) -> Components:
     """Last `rank` of the min(m, n) triplets of W (m, n), any float dtype and device, finite; float64 results.
 
-    Never null-space vectors of the longer side. A Gram matrix in float32 would lose these values altogether;
-    in float64 it resolves them to about 1e-6 of the largest, and they are then refined on W. Small or
-    rectangular: `eigh`. Large and square: inverse block Krylov, as the smallest values stand well apart in the
-    inverse, on the Cholesky factor of the Gram matrix, or where that does not resolve them on the R of a QR.
-    Small and ill-conditioned, or rank-deficient: the full SVD.
+    Never null-space vectors of the longer side. A Gram matrix in float32 would lose these values altogether; in float64
+    it resolves them to about 1e-6 of the largest, and they are then refined on W. Small: `eigh`. Large and square:
+    inverse block Krylov on the Cholesky factor of the Gram matrix, where the smallest values stand well apart in the
+    inverse. A flat bottom: the same with a shift next to it, on the Gram matrix brought to a band. Square and not
+    resolved by the Gram matrix: on the R of a QR. Small and ill-conditioned, or rank-deficient: the full SVD.
 
     Raises OptionError if rank is not within 1 and min(m, n).
     """
     require_rank(W, rank)
     if W.shape[1] > W.shape[0]:
         return transposed(minor(W.T, rank, generator))
-    side = W.shape[1]
-    found = None
-    if side > max(_DIRECT_SIDE, _STEPS * (rank + _OVERSAMPLING)) and W.shape[0] <= _SQUARE * side:
-        found = _inverse_krylov(W, rank, generator)
-    part = slice(side - rank, side)
-    return found or exact.gram_eigh(W, part) or exact.svd(W, part)
+    part = slice(W.shape[1] - rank, W.shape[1])
+    if W.shape[1] <= max(_DIRECT_SIDE, STEPS * (rank + _OVERSAMPLING)):
+        found = exact.gram_eigh(W, part)
+    else:
+        found = _iterated(W, rank, generator)
+    return found or exact.svd(W, part)
 
 
-def _factor(W: Tensor, generator: torch.Generator) -> tuple[Tensor, float, str] | None:
-    """Upper triangular R (n, n) with R^T R = W^T W, its largest singular value, and the route it stands for.
+def _iterated(W: Tensor, rank: int, generator: torch.Generator) -> Components | None:
+    """By inverse iteration; None where neither the Gram matrix nor a QR resolves the wanted values."""
+    start = torch.randn(W.shape[1], rank + _OVERSAMPLING, generator=generator, dtype=torch.float64)
+    square = W.shape[0] <= _SQUARE * W.shape[1]
+    G = gram(W.T)
+    found = _by_cholesky(W, G, start, rank) if square and len(G) > _LARGE_SIDE else None
+    found = found or _by_band(W, G, start, rank)
+    del G
+    return found or (_by_qr(W, start, rank) if square else None)
 
-    R comes from the Cholesky factorisation of the Gram matrix, or where that does not resolve the smallest
-    value from a QR, whose R has the condition of W and not its square. None where neither does.
-    """
-    L, info = torch.linalg.cholesky_ex(gram(W.T))
-    if int(info) == 0:
-        largest, smallest = _extremes(L.T, generator)
-        if smallest > exact.RESOLVED * largest:
-            return L.T, largest, "cholesky-krylov"
-    del L
+
+def _by_cholesky(W: Tensor, G: Tensor, start: Tensor, rank: int) -> Components | None:
+    """On R with R^T R = G = W^T W. None where that does not resolve the smallest value, and on a flat bottom."""
+    L, info = torch.linalg.cholesky_ex(G)
+    if int(info):
+        return None
+    largest, smallest = _extremes(L.T, start[:, :4].to(L.device))
+    if smallest <= exact.RESOLVED * largest:
+        return None
+    return _on_triangle(W, L.T, start, rank, largest, "cholesky-krylov", _stalling)
+
+
+def _by_qr(W: Tensor, start: Tensor, rank: int) -> Components | None:
+    """On the R of W = Q R, which has the condition of W and not its square."""
     R = torch.linalg.qr(W.double(), mode="r")[1]
     # The smallest entry of the diagonal bounds sigma_min from above, the largest one sigma_max from below.
     diagonal = R.diagonal().abs()
     if bool(diagonal.min() <= _QR_RESOLVED * diagonal.max()):
         return None
-    largest, smallest = _extremes(R, generator)
-    return (R, largest, "qr-krylov") if smallest > _QR_RESOLVED * largest else None
-
-
-def _extremes(R: Tensor, generator: torch.Generator) -> tuple[float, float]:
-    """The largest and the smallest singular value of R to two digits, by a small Krylov space and inverse steps."""
-    start = torch.randn(len(R), 4, generator=generator, dtype=torch.float64).to(R.device)
-    basis, Y = torch.linalg.qr(start)[0], start
-    for _ in range(8):
-        basis = torch.linalg.qr(torch.cat([basis, R.T @ (R @ basis[:, -4:])], 1))[0]
-    for _ in range(3):
-        Y = _inverse(R, torch.linalg.qr(Y)[0])
-    return float(torch.linalg.matrix_norm(R @ basis, 2)), float(torch.linalg.matrix_norm(Y, 2)) ** -0.5
-
-
-def _inverse(R: Tensor, X: Tensor) -> Tensor:
-    """(R^T R)^-1 X (n, width)."""
-    half: Tensor = torch.linalg.solve_triangular(R.T, X, upper=False)
-    whole: Tensor = torch.linalg.solve_triangular(R, half, upper=True)
-    return whole
-
-
-def _inverse_krylov(W: Tensor, rank: int, generator: torch.Generator) -> Components | None:
-    """Block Lanczos with full reorthogonalisation on (R^T R)^-1 = (W^T W)^-1.
-
-    None if no factor R resolves the wanted values, or where the iteration stalls: on a flat bottom.
-    """
-    factor = _factor(W, generator)
-    if factor is None:
+    largest, smallest = _extremes(R, start[:, :4].to(R.device))
+    if smallest <= _QR_RESOLVED * largest:
         return None
-    R, sigma_max, route = factor
-    start = torch.randn(len(R), rank + _OVERSAMPLING, generator=generator, dtype=torch.float64).to(R.device)
-    block = torch.linalg.qr(start)[0]
-    basis, images = block[:, :0], block[:, :0]  # (n, 0), each step adds (n, width)
-    for _step in range(_STEPS):
-        image = _inverse(R, block)
-        basis, images = torch.cat([basis, block], 1), torch.cat([images, image], 1)
-        values, Y = _wanted(basis, images, rank)  # of the inverse, ascending: one more than wanted
-        if float(values[0]) > 0 and _converged(basis, images, values, Y):
-            # What is left of large components in V would be as large in W V / s: one more inverse step takes it out.
-            V = torch.linalg.qr(_inverse(R, basis @ Y))[0]
-            return _refined(W, R, V, float(values[0]) ** -0.5, sigma_max, route)
-        for _ in range(2):
-            image = image - basis @ (basis.T @ image)
-        block = torch.linalg.qr(image)[0]
-    return None
+    return _on_triangle(W, R, start, rank, largest, "qr-krylov", _never)
+
+
+def _on_triangle(
+    W: Tensor, R: Tensor, start: Tensor, rank: int, sigma_max: float, route: str, hopeless: Callable[[int, float], bool]
+) -> Components | None:
+    found = inverse_krylov(lambda X: _inverse(R, X), start.to(R.device), rank, hopeless)
+    if not found.converged:
+        return None
+    # What is left of large components in V would be as large in W V / s: one more inverse step takes it out.
+    V, _ = orthonormal(_inverse(R, found.vectors[:, :rank]))
+    return _refined(W, R, V, float(found.values[rank]) ** -0.5, sigma_max, route)
 
 
 def _refined(W: Tensor, R: Tensor, V: Tensor, above: float, sigma_max: float, route: str) -> Components | None:
@@ -132,16 +121,84 @@ def _refined(W: Tensor, R: Tensor, V: Tensor, above: float, sigma_max: float, ro
     return found if believable(found, above, below) else None
 
 
-def _wanted(basis: Tensor, images: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The rank + 1 largest eigenvalues of the projected inverse and the vectors of the `rank` largest."""
-    H = basis.T @ images
-    values, vectors = torch.linalg.eigh((H + H.T) / 2)
-    return values[-rank - 1 :], vectors[:, -rank:]
+def _by_band(W: Tensor, G: Tensor, start: Tensor, rank: int) -> Components | None:
+    """On G = W^T W as a band, with a shift that moves up to the wanted values. G is overwritten.
+
+    None where G does not resolve them, or the residual is too large for the gap at the cut.
+    """
+    band = Band.of(G)
+    sigma_max = math.sqrt(_largest(band.times, start[:, :4]))
+    found = _nearest(band, start, rank, (exact.RESOLVED * sigma_max) ** 2)
+    if found is None:
+        return None
+    vectors, above = found
+    U, S, Vh = triplets(W, orthonormal(band.expanded(vectors))[0])
+    below = float(S[0])
+    gap = relative_gap(above, below)
+    result = assemble(W, U=U, S=S, Vh=Vh, gap=gap, sigma_max=sigma_max, route="band-krylov")
+    return result if believable(result, above, below) else None
 
 
-def _converged(basis: Tensor, images: Tensor, values: Tensor, Y: Tensor) -> bool:
-    """Each vector's residual against its distance to the first unwanted value (Wedin, BIT 12, 1972)."""
-    wanted, beyond = values[1:], values[0]
-    residuals = (images @ Y - basis @ (Y * wanted)).norm(dim=0)
-    distances = torch.maximum(wanted - beyond, SMALLEST_GAP * wanted)
-    return bool((residuals <= _WANTED_SINE * distances).all())
+def _nearest(band: Band, block: Tensor, rank: int, floor: float) -> tuple[Tensor, float] | None:
+    """The `rank` lowest eigenvectors of the band, from `block`, and the root of the eigenvalue after them. None if the
+    lowest is not above `floor`."""
+    shift, factor = 0.0, band.factor(0.0)
+    for _ in range(_ROUNDS):
+        if factor is None:
+            return None
+        found = inverse_krylov(factor.solve, block, rank, _stalling)
+        values = shift + found.values.reciprocal()  # from above
+        if float(values[0]) <= floor:
+            return None
+        if found.converged:
+            return factor.solve(found.vectors[:, :rank]), math.sqrt(float(values[rank]))
+        block = found.vectors
+        low, high = float(values[0]), float(values[rank])
+        shift, factor = _closer(band, shift, low, (high - low) / 4)
+    return None
+
+
+def _closer(band: Band, shift: float, above: float, within: float) -> tuple[float, BandFactor | None]:
+    """A shift below the lowest eigenvalue, which lies between `shift` and `above`, but not further than `within`, by
+    bisection: what can be factorised is positive definite."""
+    for _ in range(_BISECTIONS):
+        if above - shift <= within:
+            break
+        middle = (shift + above) / 2
+        shift, above = (middle, above) if band.factor(middle) else (shift, middle)
+    return shift, band.factor(shift)
+
+
+def _extremes(R: Tensor, start: Tensor) -> tuple[float, float]:
+    """The largest and the smallest singular value of R to two digits."""
+    Y = start
+    for _ in range(3):
+        Y = _inverse(R, orthonormal(Y)[0])
+    return math.sqrt(_largest(lambda X: R.T @ (R @ X), start)), _spectral_norm(Y) ** -0.5
+
+
+def _largest(times: Callable[[Tensor], Tensor], start: Tensor) -> float:
+    """The largest eigenvalue of `times`, symmetric positive semidefinite, to two digits by a small Krylov space."""
+    basis, _ = orthonormal(start)
+    for _ in range(8):
+        basis, _ = torch.linalg.qr(torch.cat([basis, times(basis[:, -4:])], 1))
+    return _spectral_norm(times(basis))
+
+
+def _spectral_norm(Y: Tensor) -> float:
+    return float(torch.linalg.matrix_norm(torch.linalg.qr(Y, mode="r")[1].cpu(), 2))
+
+
+def _inverse(R: Tensor, X: Tensor) -> Tensor:
+    """(R^T R)^-1 X (n, width)."""
+    half: Tensor = torch.linalg.solve_triangular(R.T, X, upper=False)
+    whole: Tensor = torch.linalg.solve_triangular(R, half, upper=True)
+    return whole
+
+
+def _stalling(step: int, sine: float) -> bool:
+    return step == _PATIENCE and sine > _HOPELESS
+
+
+def _never(step: int, sine: float) -> bool:
+    return False

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from . import exact
 from .components import SMALLEST_GAP, Components, assemble, believable, relative_gap, require_rank, triplets
+from .orthonormal import orthonormal
 
 _DIRECT_SIDE = 640  # up to here `eigh` of the Gram matrix is faster than iterating (measured on two cores)
-_OVERSAMPLING = 8
-_GROWTH = 1.1  # the projected SVD is repeated each time the basis has grown by this factor
+_LEAST_WIDTH = 16  # of a block; from there on a block of the rank is cheapest, below 12 float32 does not get there
+_GROWTH = 1.25  # the projected SVD is repeated each time the basis has grown by this factor
 _FIRST_TEST = 5  # blocks
 _BASIS_SHARE = 2  # give up when the basis fills this fraction of the smaller side
 _WANTED_SINE = 1e-3  # of the largest principal angle, by Wedin's bound; the cosine is then 1 - 5e-7
@@ -34,8 +35,9 @@ def principal(W: Tensor, rank: int, generator: torch.Generator) -> Components:
     require_rank(W, rank)
     part = slice(0, rank)
     found = None
-    if min(W.shape) > max(_DIRECT_SIDE, 2 * _BASIS_SHARE * (rank + _OVERSAMPLING)):
-        start = torch.randn(W.shape[1], rank + _OVERSAMPLING, generator=generator, dtype=torch.float64).to(W.device)
+    width = max(rank, _LEAST_WIDTH)
+    if min(W.shape) > max(_DIRECT_SIDE, 2 * _BASIS_SHARE * width):
+        start = torch.randn(W.shape[1], width, generator=generator, dtype=torch.float64).to(W.device)
         found = _block_krylov(W, rank, start, torch.float64 if W.dtype == torch.float64 else torch.float32)
     return found or exact.gram_eigh(W, part) or exact.svd(W, part)
 
@@ -54,15 +56,15 @@ def _block_krylov(W: Tensor, rank: int, start: Tensor, dtype: torch.dtype) -> Co
     X = W.to(dtype)
     width = start.shape[1]
     limit = min(W.shape) // _BASIS_SHARE
-    V, B = torch.linalg.qr(start.to(dtype))[0], X.new_zeros(0, 0)  # (n, width), upper block bidiagonal (basis, basis)
+    V, B = orthonormal(start.to(dtype))[0], X.new_zeros(0, 0)  # (n, width), upper block bidiagonal (basis, basis)
     U = X.new_zeros(W.shape[0], 0)
     test_at = _FIRST_TEST * width
     while U.shape[1] + width <= limit:
         # W V_j = U B_j: a new block of left vectors, then a new block of right ones from W^T.
-        block, column = _orthonormal(X @ V[:, -width:], U)
+        block, column = _extended(X @ V[:, -width:], U)
         U = torch.cat([U, block], 1)
         B = torch.cat([torch.nn.functional.pad(B, (0, 0, 0, width)), column], 1)
-        following, row = _orthonormal(X.T @ block, V)
+        following, row = _extended(X.T @ block, V)
         coupling = row[-width:]  # W^T U_j = V B^T + V_next coupling E_j^T
         if U.shape[1] >= test_at:
             test_at = int(U.shape[1] * _GROWTH)
@@ -78,7 +80,7 @@ def _block_krylov(W: Tensor, rank: int, start: Tensor, dtype: torch.dtype) -> Co
     return None
 
 
-def _orthonormal(Y: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
+def _extended(Y: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
     """Q (m, width) with orthonormal columns, orthogonal to `basis`, and Y's coordinates in [basis, Q].
 
     Two passes are enough (Kahan and Parlett; Giraud et al., Numer. Math. 101, 2005).
@@ -86,15 +88,15 @@ def _orthonormal(Y: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
     inside = basis.T @ Y  # (basis, width)
     Y = Y - basis @ inside
     again = basis.T @ Y
-    Q, R = torch.linalg.qr(Y - basis @ again)
+    Q, R = orthonormal(Y - basis @ again)
     return Q, torch.cat([inside + again, R])
 
 
 def _ritz(B: Tensor, coupling: Tensor, rank: int) -> _Ritz:
     """SVD of the projected matrix; a triplet's residual is the part of W^T u that leaves the basis."""
-    P, S, Zh = torch.linalg.svd(B.double())
-    leaving = coupling.double() @ P[-len(coupling) :, :rank]  # (width, rank)
-    return _Ritz(S, Zh.T.to(B.dtype), leaving.norm(dim=0))
+    P, S, Zh = torch.linalg.svd(B.double().cpu())
+    leaving = coupling.double().cpu() @ P[-len(coupling) :, :rank]  # (width, rank)
+    return _Ritz(S, Zh.T.to(B), leaving.norm(dim=0))
 
 
 def _wanted_residual(S: Tensor, rank: int) -> float:
@@ -104,7 +106,7 @@ def _wanted_residual(S: Tensor, rank: int) -> float:
 
 def _refined(W: Tensor, V: Tensor, ritz: _Ritz, rank: int) -> Components | None:
     """Orthonormalise in float64, let W itself give the triplets, and measure them."""
-    U, S, Vh = triplets(W, torch.linalg.qr(V.double())[0])
+    U, S, Vh = triplets(W, orthonormal(V.double())[0])
     above, below = float(S[-1]), float(ritz.S[rank])
     gap = relative_gap(above, below)
     found = assemble(W, U=U, S=S, Vh=Vh, gap=gap, sigma_max=float(S[0]), route="block-krylov")

@@ -9,6 +9,7 @@ from torch import Tensor
 
 _ORDINARY = 40  # powers of two: within 2^-40 and 2^40 float32 holds squares and sums of squares
 _WELL_INSIDE = 1e140  # float64 holds the squares of norms up to this, and down to its inverse
+_BLOCK_ELEMENTS = 1 << 20
 _FURTHEST = 500  # powers of four that one float64 factor can have
 
 
@@ -19,10 +20,24 @@ def peak(X: Tensor) -> float:
 
 def norm(X: Tensor) -> float:
     """The Frobenius norm of X, any shape and float dtype, in float64, also where squares of its entries leave that."""
-    found = float(torch.linalg.vector_norm(X, dtype=torch.float64))
+    found = _plain_norm(X)
     if 1 / _WELL_INSIDE < found < _WELL_INSIDE or not (largest := peak(X)) or not math.isfinite(largest):
         return found
-    return largest * float(torch.linalg.vector_norm(X.double() / largest))
+    return largest * _plain_norm(X, largest)
+
+
+def _plain_norm(X: Tensor, unit: float = 1.0) -> float:
+    """Of X / unit, by rows: a float64 copy of a large matrix would be four times its size."""
+    found = 0.0
+    for part in X.split(max(1, _BLOCK_ELEMENTS // max(1, X[:1].numel()))) if X.ndim else (X,):
+        found = math.hypot(found, float(torch.linalg.vector_norm(part.double() / unit if unit != 1 else part.double())))
+    return found
+
+
+def row_norms(X: Tensor) -> Tensor:
+    """(m,) of X (m, n) in float64, by blocks of rows."""
+    blocks = X.split(max(1, _BLOCK_ELEMENTS // X.shape[1]))
+    return torch.cat([torch.linalg.vector_norm(rows.double(), dim=1) for rows in blocks])
 
 
 def near_one(X: Tensor) -> tuple[Tensor, int]:

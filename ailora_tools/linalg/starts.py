@@ -18,7 +18,7 @@ from .components import Components, product, require_rank
 from .lowrank import factorise
 from .minor import minor
 from .principal import principal
-from .scale import near_one
+from .scale import near_one, norm
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def random_orthonormal(W: Tensor, rank: int, generator: torch.Generator) -> Star
     require_rank(W, rank)
     draws = (torch.randn(side, rank, generator=generator, dtype=torch.float64) for side in W.shape)
     U, V = (torch.linalg.qr(draw)[0].to(W.device) for draw in draws)
-    size = float(torch.linalg.vector_norm(W, dtype=torch.float64)) / math.sqrt(min(W.shape))
+    size = norm(W) / math.sqrt(min(W.shape))
     S = torch.full((rank,), size, dtype=torch.float64, device=W.device)
     A, B = _balanced(U, S, V.T)
     return Start(A=A, B=B, U=U, S=S, Vh=V.T, route="random")

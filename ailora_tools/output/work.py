@@ -65,7 +65,7 @@ class WorkFolder:
         if before and before[0] != plain(value):
             raise OutputError(
                 f"{self.root}: the unfinished run had {kind} {before[0]}, this one has {plain(value)}.",
-                "Go on where it ran (same machine, threads and versions), or give --overwrite to start again.",
+                "Go on where it ran (same kind of machine and versions), or give --overwrite to start again.",
             )
         if not before:
             self.record({kind: value})

@@ -20,7 +20,7 @@ from ..errors import NumericalError, listed
 from ..linalg.components import product
 from ..linalg.finite import require_finite, stored
 from ..linalg.recombine import recombination_error
-from ..linalg.rounding import can_be_stochastic
+from ..linalg.rounding import Dither, can_be_stochastic
 from ..linalg.scale import norm
 from ..linalg.starts import Start, find_start
 from ..methods import RULES, SURVIVAL_WANTED
@@ -28,7 +28,7 @@ from .grid import settle
 
 _DIVERGED = "The checkpoint is damaged or its training diverged: it has no SVD. Leave the layer out with --layers."
 _LEAVE_OUT = "Leave the layer out with --layers."
-_CHUNK_ELEMENTS = 1 << 21  # residual arithmetic goes by row blocks of this many elements
+_CHUNK_ELEMENTS = 1 << 19  # residual arithmetic goes by row blocks of this many elements
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def decompose(W: Tensor, recipe: Recipe) -> Decomposition:
 
 
 def _split(W: Tensor, recipe: Recipe) -> tuple[Start, Tensor, Tensor]:
-    start = find_start(recipe.rule, W, recipe.rank, _generator(recipe, "start"))
+    start = find_start(recipe.rule, W, recipe.rank, seeded(_stream(recipe, "start")))
     return (start, *_factors(start, recipe))
 
 
@@ -236,12 +236,12 @@ def _rounded_residual(
         if recipe.rounding == "nearest" or nearest >= SURVIVAL_WANTED or not stochastic_possible:
             return residual, nearest, nearest, "nearest"
         del residual
-    residual, survival = _residual(W, A, B, start, recipe, _generator(recipe, "rounding"))
+    residual, survival = _residual(W, A, B, start, recipe, _dither(recipe))
     return residual, survival, nearest, "stochastic"
 
 
 def _residual(
-    W: Tensor, A: Tensor, B: Tensor, start: Start, recipe: Recipe, generator: torch.Generator | None
+    W: Tensor, A: Tensor, B: Tensor, start: Start, recipe: Recipe, dither: Dither | None
 ) -> tuple[Tensor, float]:
     """W - s B A rounded to the base dtype, and its survival, by blocks of rows."""
     wide = torch.float32 if recipe.base_dtype.itemsize == 2 else torch.float64
@@ -251,7 +251,8 @@ def _residual(
     residual = torch.empty(W.shape, dtype=recipe.base_dtype, device=W.device)
     leak = torch.zeros(len(A), len(A), dtype=torch.float64, device=W.device)  # U_r^T E V_r
     for rows, exact in _differences(W, A, B, recipe.scaling):
-        residual[rows] = stored(exact, recipe.base_dtype, f"{recipe.name}, residual", hint, generator)
+        block = dither and dither.at(rows.start * W.shape[1])
+        residual[rows] = stored(exact, recipe.base_dtype, f"{recipe.name}, residual", hint, block)
         E = (residual[rows] - exact).to(wide)
         leak += (U[rows].T @ (E @ V)).double()
     moved_norm = norm(start.S)
@@ -261,10 +262,11 @@ def _residual(
 def subtract(W: Tensor, A: Tensor, B: Tensor, recipe: Recipe, rounding: str) -> Tensor:
     """W - s B A in the recipe's base dtype, bit for bit as `decompose` stores it; `rounding` is the one it used.
     NumericalError where that dtype cannot hold it."""
-    generator = _generator(recipe, "rounding") if rounding == "stochastic" else None
+    dither = _dither(recipe) if rounding == "stochastic" else None
     residual = torch.empty(W.shape, dtype=recipe.base_dtype, device=W.device)
     for rows, exact in _differences(W, A, B, recipe.scaling):
-        residual[rows] = stored(exact, recipe.base_dtype, recipe.name, "Load the model in float32.", generator)
+        block = dither and dither.at(rows.start * W.shape[1])
+        residual[rows] = stored(exact, recipe.base_dtype, recipe.name, "Load the model in float32.", block)
     return residual
 
 
@@ -281,12 +283,20 @@ def _row_blocks(W: Tensor) -> Iterator[slice]:
     return (slice(top, top + step) for top in range(0, W.shape[0], step))
 
 
-def _generator(recipe: Recipe, purpose: str) -> torch.Generator:
+def _dither(recipe: Recipe) -> Dither:
+    return Dither(_key(_stream(recipe, "rounding")))
+
+
+def _stream(recipe: Recipe, purpose: str) -> str:
     """Random numbers that depend on the seed, the tensor's name and the purpose, never on the order of work."""
-    return seeded(f"{recipe.seed}/{recipe.name}/{purpose}")
+    return f"{recipe.seed}/{recipe.name}/{purpose}"
 
 
 def seeded(text: str) -> torch.Generator:
     """Random numbers that depend on nothing but `text`."""
-    key = hashlib.sha256(text.encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(key[:8], "little") >> 1)
+    return torch.Generator().manual_seed(_key(text) >> 1)
+
+
+def _key(text: str) -> int:
+    """64 bits of its SHA-256."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")

@@ -6,21 +6,25 @@ B_v in the rows of W^V and the last r columns, zero elsewhere; the rows of W^K k
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..adapters.peft import MAGNITUDE_DTYPE
-from ..checkpoint.stream import DTYPES, matrix_bytes
+from ..checkpoint.steps import Steps
+from ..checkpoint.tensors import DTYPES, matrix_bytes
 from ..errors import NumericalError
 from ..linalg import finite
+from ..linalg.scale import row_norms
+from ..matrices.dequantise import dequantise
 from ..matrices.gather import gather, scatter
 from ..output.manifest import ModuleRecord
 from ..output.spans import sha256
 from ..targets.projections import Carrier, Target
 from .blocks import spread
-from .decompose import Decomposition, decompose
+from .decompose import Numbers, decompose
 from .describe import module_record
 from .operation import Operation
 
@@ -39,40 +43,65 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class _Projection:
-    """One target, what became of it, and the SHA-256 of what the base holds of it before and after."""
+class _Early:
+    """SHA-256 of each projection as it was, and DoRA's magnitudes."""
 
-    target: Target
-    decomposition: Decomposition
-    source_sha256: str
-    base_sha256: str
+    hashes: tuple[str, ...]
+    magnitudes: Tensor | None
 
 
-def operate_on(carrier: Carrier, stored: Tensor, operation: Operation) -> Outcome:
-    """`stored` is the carrier's tensor on the device of the work."""
-    found = [_decomposed(carrier, target, stored, operation) for target in carrier.targets]
-    A = torch.cat([one.decomposition.A for one in found])
-    B = torch.cat([spread(one.decomposition.B, one.target.part, carrier.sides[0]) for one in found], dim=1)
-    factors = [A, B, _magnitudes(carrier, stored).to(A.device)] if operation.settings.dora else [A, B]
-    parts = tuple(matrix_bytes(factor) for factor in factors)
-    digest = sha256(*parts)
-    records = tuple(
-        module_record(
-            operation, carrier, one.target, one.decomposition.numbers, (one.source_sha256, one.base_sha256, digest)
+class Surgery(Steps[Carrier, _Early, tuple[Numbers, ...], Outcome]):
+    """What is done with one stored tensor: decomposed on a device, while the CPU hashes; then put together there."""
+
+    def __init__(self, operation: Operation) -> None:
+        self._operation = operation
+
+    def sides(self, item: Carrier) -> Sequence[int]:
+        return item.sides
+
+    def prepare(self, item: Carrier, stored: Tensor) -> Tensor:
+        return dequantise(stored, item.quantised, self._operation.checkpoint.files)
+
+    def beside(self, item: Carrier, W: Tensor) -> _Early:
+        hashes = tuple(sha256(matrix_bytes(gather(W, target.part))) for target in item.targets)
+        return _Early(hashes, _magnitudes(item, W) if self._operation.settings.dora else None)
+
+    def compute(self, item: Carrier, W: Tensor) -> tuple[list[Tensor], tuple[Numbers, ...]]:
+        """A, B and, where something was moved and a base is wanted, W_res of each projection."""
+        found = [decompose(gather(W, target.part), self._operation.recipe(item, target)) for target in item.targets]
+        tensors = [tensor for one in found for tensor in (one.A, one.B, one.residual) if tensor is not None]
+        return tensors, tuple(one.numbers for one in found)
+
+    def finish(
+        self, item: Carrier, W: Tensor, early: _Early, tensors: Sequence[Tensor], rest: tuple[Numbers, ...]
+    ) -> Outcome:
+        operation, left = self._operation, iter(tensors)
+        found = [(next(left), next(left), next(left) if one.rounding != "none" else None) for one in rest]
+        A = torch.cat([A for A, _, _ in found])
+        spreads = zip(item.targets, found, strict=True)
+        B = torch.cat([spread(B, target.part, item.sides[0]) for target, (_, B, _) in spreads], dim=1)
+        parts = tuple(matrix_bytes(one) for one in (A, B, early.magnitudes) if one is not None)
+        digest = sha256(*parts)
+        residuals = [residual for _, _, residual in found]
+        after = [
+            _sha256_after(item, target, W, residual, before, operation)
+            for target, residual, before in zip(item.targets, residuals, early.hashes, strict=True)
+        ]
+        records = tuple(
+            module_record(operation, item, target, numbers, (before, held, digest))
+            for target, numbers, before, held in zip(item.targets, rest, early.hashes, after, strict=True)
         )
-        for one in found
-    )
-    residual = _put_back(carrier, stored, found, operation)
-    whole = residual is not None and not carrier.fused  # then the tensor is W_res, which has been hashed
-    residual_sha256 = None if residual is None else records[0].base_sha256 if whole else sha256(residual)
-    return Outcome(records, parts, residual, residual_sha256)
+        residual = _put_back(item, W, residuals, operation)
+        whole = residual is not None and not item.fused  # then the tensor is W_res, which has been hashed
+        residual_sha256 = None if residual is None else after[0] if whole else sha256(residual)
+        return Outcome(records, parts, residual, residual_sha256)
 
 
 def _magnitudes(carrier: Carrier, stored: Tensor) -> Tensor:
     """Norms of the rows of the original (DoRA, arXiv 2402.09353, section 4.1): W_res + s B A has them again, so that
     nothing changes at step 0. Of all rows of a fused module, because PEFT renormalises all of them. In float32;
     NumericalError for rows of zeros, whose output PEFT makes NaN from the first step on (0 / 0)."""
-    norms = torch.linalg.vector_norm(stored.double(), dim=0 if carrier.transposed else 1)
+    norms = row_norms(stored.T if carrier.transposed else stored)
     magnitudes = finite.stored(norms, DTYPES[MAGNITUDE_DTYPE], f"{carrier.stored.name}, norms of its rows", _NO_DORA)
     zero = (magnitudes == 0).nonzero()
     if len(zero):
@@ -84,28 +113,29 @@ def _magnitudes(carrier: Carrier, stored: Tensor) -> Tensor:
     return magnitudes
 
 
-def _decomposed(carrier: Carrier, target: Target, stored: Tensor, operation: Operation) -> _Projection:
-    W = gather(stored, target.part)
-    found, before = decompose(W, operation.recipe(carrier, target)).cpu(), sha256(matrix_bytes(W.cpu()))
-    if found.residual is not None:
-        after = sha256(matrix_bytes(found.residual))
-    elif operation.touches(carrier):  # by another projection in the same tensor, whose dtype this one shares
-        after = sha256(matrix_bytes(W.cpu().to(_base_dtype(carrier, operation))))
-    else:
-        after = before
-    return _Projection(target, found, before, after)
+def _sha256_after(
+    carrier: Carrier, target: Target, W: Tensor, residual: Tensor | None, before: str, operation: Operation
+) -> str:  # fmt: skip
+    """SHA-256 of what the base holds of one projection."""
+    if residual is not None:
+        return sha256(matrix_bytes(residual))
+    if operation.touches(carrier):  # by another projection in the same tensor, whose dtype this one shares
+        return sha256(matrix_bytes(gather(W, target.part).to(_base_dtype(carrier, operation))))
+    return before
 
 
 def _base_dtype(carrier: Carrier, operation: Operation) -> torch.dtype:
     return DTYPES[operation.base_dtype(carrier)]
 
 
-def _put_back(carrier: Carrier, stored: Tensor, found: list[_Projection], operation: Operation) -> memoryview | None:
+def _put_back(
+    carrier: Carrier, stored: Tensor, residuals: Sequence[Tensor | None], operation: Operation
+) -> memoryview | None:
     """The bytes of the tensor with every residual in its place; None where nothing was moved."""
-    residuals = [(one.target.part, W) for one in found if (W := one.decomposition.residual) is not None]
-    if not residuals:
+    places = [(target.part, W) for target, W in zip(carrier.targets, residuals, strict=True) if W is not None]
+    if not places:
         return None
-    base = stored.cpu().to(_base_dtype(carrier, operation), copy=True) if carrier.fused else stored
-    for part, W in residuals:
+    base = stored.to(_base_dtype(carrier, operation), copy=True) if carrier.fused else stored
+    for part, W in places:
         base = scatter(base, part, W)
     return matrix_bytes(base)

@@ -12,6 +12,7 @@ from ..analysis.allocation import parse_budget, suggest_ranks
 from ..analysis.document import AnalysisJob, write_up
 from ..analysis.tuned import open_tuned
 from ..checkpoint.index import Checkpoint, read_checkpoint
+from ..checkpoint.machine import parse_size
 from ..checkpoint.source import SourceOptions, user_path
 from ..checkpoint.transfer import Traffic
 from ..display.shown import shows_progress
@@ -112,6 +113,7 @@ def analyze(
     heads: bool = False,
     suggest_ranks: str | int | None = None,
     device: str = "auto",
+    memory: str | int | None = None,
     q_tensor: str | None = None,
     v_tensor: str | None = None,
     overwrite: bool = False,
@@ -127,7 +129,8 @@ def analyze(
     `model` is a folder, one .safetensors file, or a Hub id with options `source`; `against` are fine-tuned checkpoints
     of the same architecture or PEFT LoRA folders for it, here or on the Hub. `output` defaults to `reports/<name>`.
     `rank` is that of the subspaces which are compared and of the sentences about a rank. `heads` adds the per-head
-    view. `suggest_ranks` is an average rank (8) or a number of parameters ("2M"), and adds ranks.json for `init`.
+    view. `memory` is how much to use at most ("8GB"), which decides how many matrices are worked on at a time.
+    `suggest_ranks` is an average rank (8) or a number of parameters ("2M"), and adds ranks.json for `init`.
 
     Under torchrun all processes call this, the first one alone writes, and the others get an empty document; `mixed`
     and `shared_folder` as for `initialize`.
@@ -143,13 +146,14 @@ def analyze(
     >>> figure = found.figure("spectra-q")  # a plotly.graph_objects.Figure
     """
     progress = heard(progress)
+    limit = None if memory is None else parse_size(memory)
     started = time.monotonic()
     selection = Selection(tuple(roles), layers, q_tensor, v_tensor)
     asked = {name: value for name, value in asdict(selection).items() if name != "unbuilt"}  # of that the notices tell
     settings = {**asked, "roles": list(roles), "rank": rank, "heads": heads, "device": device}
     with find_team().job("analyze") as job:
         if not job.leads:
-            decided = help_analyze(job, model, selection, against, settings, mixed, source)
+            decided = help_analyze(job, model, selection, against, settings, limit, mixed, source)
             return Analysis({}, Path(), decided.checkpoint.files.traffic)
         library = Library(job)
         checkpoint = read_checkpoint(library.open(model, **source))
@@ -174,14 +178,20 @@ def analyze(
             resume=resume or job.restarted, force=force,
         )  # fmt: skip
         with building(out, publishing(job, folder, sources.require_unchanged)) as work:
-            rows = _measure(job, decided, work, progress, mixed, shared_folder)
+            rows = _measure(job, decided, work, progress, limit, mixed, shared_folder)
             document = write_up(decided, rows, notices, time.monotonic() - started, processes(job))
             _write(work.tree, document, budget)
     return Analysis(document, folder, checkpoint.files.traffic)
 
 
 def _measure(
-    job: Job, decided: AnalysisJob, work: WorkFolder, progress: Progress, mixed: bool, shared_folder: bool
+    job: Job,
+    decided: AnalysisJob,
+    work: WorkFolder,
+    progress: Progress,
+    memory: int | None,
+    mixed: bool,
+    shared_folder: bool,
 ) -> dict[str, Any]:
     """Label -> record, those of an interrupted run included; every finished matrix is kept at once."""
     rows = {label: record for records in work.finished("records") for label, record in records.items()}
@@ -189,9 +199,9 @@ def _measure(
     waiting = [
         carrier for carrier in decided.plan.carriers if not {target.label for target in carrier.targets} <= rows.keys()
     ]
-    device = device_of(decided.settings["device"], job)
+    device = device_of(decided.settings["device"], job, progress.notice)
     spool = call_for_work(job, agree_on_kind(work, device, mixed), work, shared_folder)
-    measured = measuring(decided, device, progress.notice)
+    measured = measuring(decided, device, progress.notice, memory)
     for matrix, part in share(job, "matrices", [Matrix(carrier) for carrier in waiting], measured, spool, progress):
         records = part.meta["records"]
         credit(decided.checkpoint.files.traffic, part)

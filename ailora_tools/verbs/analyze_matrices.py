@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,61 +12,43 @@ from ..analysis.document import AnalysisJob
 from ..analysis.tuned import open_tuned
 from ..checkpoint.index import read_checkpoint
 from ..checkpoint.source import SourceOptions
-from ..errors import NumericalError
 from ..metrics.heads import read_heads
 from ..output.manifest import fingerprint
 from ..targets.plan import make_plan
-from ..targets.projections import Target
 from ..targets.selection import Selection
 from ..team.part import Part
 from ..team.sharing import Work, serve
 from ..team.team import Job
+from .memory import at_once, need
 from .processes import Library, Matrix, device_of, kind_of, require_alike, require_same, spending, spool_of
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
-
-_LARGE_SIDE = 3072  # above, two Gram matrices at a time take more memory than the tenth of time that they save
 
 
 def measuring(
-    job: AnalysisJob, device: torch.device, notice: Callable[[str], None], kind: str | None = None
+    job: AnalysisJob, device: torch.device, notice: Callable[[str], None], memory: int | None, kind: str | None = None
 ) -> Work[Matrix]:
-    """Matrices in, the records of their projections by label out; `kind` is noted in them."""
+    """Matrices in, the records of their projections by label out, in `memory` bytes; `kind` is noted in them."""
+    from ..analysis.measuring import Measuring
     from ..checkpoint.arithmetic import ieee
+    from ..checkpoint.steps import Within
     from ..checkpoint.stream import stream
-    from ..matrices.dequantise import dequantise
-    from ..matrices.gather import gather
 
     files = job.checkpoint.files
+    measure = Within(attrgetter("carrier"), Measuring(job))
     noted = {} if kind is None else {"computed_on": kind}
-
-    def work_on(matrix: Matrix, stored: Tensor) -> dict[str, dict[str, Any]]:
-        W = dequantise(stored, matrix.carrier.quantised, files)
-        return {target.label: _measured(job, target, gather(W, target.part)) for target in matrix.carrier.targets}
+    verb = "analyze --against" if job.tuned else "analyze"
 
     def work(matrices: Iterator[Matrix]) -> Generator[tuple[Matrix, Part]]:
         spent = spending(files.traffic)
-        at_once = 2 if max(min(target.shape) for target in job.plan.targets) <= _LARGE_SIDE else 1
+        count = at_once(need(verb, job.plan.targets), memory, notice)
         with ieee():
-            for matrix, records in stream(files, matrices, work_on, device, notice, at_once):
+            for matrix, records in stream(files, matrices, measure, device, notice, count, in_order=False):
                 noted_records = {label: {**record, **noted} for label, record in records.items()}
                 yield matrix, Part({"records": noted_records, "spent": spent()})
 
     return work
-
-
-def _measured(job: AnalysisJob, target: Target, W: Tensor) -> dict[str, Any]:
-    """One projection; the reason instead where it cannot be measured."""
-    from ..analysis.measure import measure
-
-    changes = [lambda W, other=other: other.difference(target, W) for other in job.tuned]
-    count = job.heads.count(target.role, target.shape) if job.heads else None
-    try:
-        return measure(W, target.tensor, target.role, count, job.rank, changes)
-    except NumericalError as error:
-        return {"skipped": error.problem}
 
 
 def call_for_plan(job: Job, library: Library, decided: AnalysisJob, selection: Selection) -> None:
@@ -76,7 +59,7 @@ def call_for_plan(job: Job, library: Library, decided: AnalysisJob, selection: S
 
 def help_analyze(
     job: Job, model: str | Path, selection: Selection, against: Sequence[str | Path], settings: dict[str, Any],
-    mixed: bool, source: SourceOptions,
+    memory: int | None, mixed: bool, source: SourceOptions,
 ) -> AnalysisJob:  # fmt: skip
     """The part of all processes but the first, until it is done; `settings` as the document has them."""
     told = job.expect()
@@ -92,5 +75,5 @@ def help_analyze(
         device = device_of(settings["device"], job)
         kind = require_alike(job, work["kind"], kind_of(device), mixed)
         items = [Matrix(carrier) for carrier in plan.carriers]
-        serve(job, "matrices", items, measuring(decided, device, lambda text: None, kind), spool_of(work))
+        serve(job, "matrices", items, measuring(decided, device, lambda text: None, memory, kind), spool_of(work))
     return decided

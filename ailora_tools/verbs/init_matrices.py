@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,33 +18,34 @@ from ..targets.projections import Carrier
 from ..team.part import Part
 from ..team.sharing import Work, serve
 from ..team.team import Job
+from .memory import at_once, need
 from .processes import Library, Matrix, device_of, kind_of, require_alike, require_same, spending, spool_of
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
 
     from ..surgery.tensor import Outcome
 
 
 def computing(
-    operation: Operation, device: torch.device, notice: Callable[[str], None], kind: str | None = None
-) -> Work[Matrix]:
-    """Matrices in, what is written for each out; `kind` is noted in their records."""
+    operation: Operation, device: torch.device, notice: Callable[[str], None], memory: int | None,
+    kind: str | None = None,
+) -> Work[Matrix]:  # fmt: skip
+    """Matrices in, what is written for each out, in `memory` bytes; `kind` is noted in their records."""
     from ..checkpoint.arithmetic import ieee
+    from ..checkpoint.steps import Within
     from ..checkpoint.stream import stream
-    from ..matrices.dequantise import dequantise
-    from ..surgery.tensor import operate_on
+    from ..surgery.tensor import Surgery
 
     files = operation.checkpoint.files
-
-    def operate(matrix: Matrix, stored: Tensor) -> Outcome:
-        return operate_on(matrix.carrier, dequantise(stored, matrix.carrier.quantised, files), operation)
+    operate = Within(attrgetter("carrier"), Surgery(operation))
+    verb = "init" if operation.layouts else "init --no-base"
 
     def work(matrices: Iterator[Matrix]) -> Generator[tuple[Matrix, Part]]:
         spent = spending(files.traffic)
+        count = at_once(need(verb, operation.plan.targets, operation.method.rules), memory, notice)
         with ieee():
-            for matrix, outcome in stream(files, matrices, operate, device, notice):
+            for matrix, outcome in stream(files, matrices, operate, device, notice, count, in_order=False):
                 yield matrix, _packed(outcome, kind, spent())
 
     return work
@@ -68,13 +70,13 @@ def unpacked(
         return records, blobs[:count], blobs[count] if digest is not None else None, digest
     from ..checkpoint.stream import load_matrix
     from ..surgery.residual import form_residual
-    from ..surgery.tensor import operate_on
+    from ..surgery.tensor import Surgery
 
     stored = load_matrix(operation.checkpoint.files, carrier.stored).to(device)
     residual = form_residual(carrier, stored, blobs, records, digest, operation)
     if residual is not None:
         return records, blobs, residual, digest
-    own = operate_on(carrier, stored, operation)
+    own = Surgery(operation)(carrier, stored)
     return own.records, own.factors, own.residual, own.residual_sha256
 
 
@@ -92,8 +94,9 @@ def call_for_plan(job: Job, library: Library, operation: Operation) -> None:
 
 
 def help_init(
-    job: Job, model: str | Path, settings: Settings, row: Method, mixed: bool, source: SourceOptions
-) -> Operation:
+    job: Job, model: str | Path, settings: Settings, row: Method, memory: int | None, mixed: bool,
+    source: SourceOptions,
+) -> Operation:  # fmt: skip
     """The part of all processes but the first, until it is done; what was planned last."""
     # What trains beside the factors is written by the first process.
     settings = replace(settings, modules_to_save=(), trainable_tokens=None)
@@ -113,5 +116,5 @@ def help_init(
         device = device_of(settings.device, job)
         kind = require_alike(job, told["kind"], kind_of(device), mixed)
         items = [Matrix(carrier) for carrier in operation.plan.carriers]
-        serve(job, "matrices", items, computing(operation, device, lambda text: None, kind), spool_of(told))
+        serve(job, "matrices", items, computing(operation, device, lambda text: None, memory, kind), spool_of(told))
     return operation

@@ -10,6 +10,7 @@ from typing import Any, Unpack
 
 from ..adapters.peft import ADAPTER_CONFIG
 from ..checkpoint.index import Checkpoint, read_checkpoint
+from ..checkpoint.machine import parse_size
 from ..checkpoint.source import SourceOptions, user_path
 from ..display.shown import shows_progress
 from ..methods import Method, find_method
@@ -129,6 +130,7 @@ def initialize(
     num_labels: int | None = None,
     seed: int = 0,
     device: str = "auto",
+    memory: str | int | None = None,
     q_tensor: str | None = None,
     v_tensor: str | None = None,
     transformers_major: int | None = None,
@@ -162,8 +164,9 @@ def initialize(
     are copied from the base into the adapter; `trainable_tokens`, such as "3,7,32000-32010", rows of the input
     embedding. `model_class` is the class of transformers that will train, where that is not the one of config.json:
     modules are called as in it, and a head that the base lacks is made anew, with `num_labels` (default: as config.json
-    says). The other options take the values that
-    `ailora-tools init --help` lists. Same source, options, device and thread count give the same bytes.
+    says). `memory` is how much to use at most ("8GB"): how many matrices are worked on at a time depends on it and on
+    the cores, no byte does. The other options take the values that `ailora-tools init --help` lists. Same source,
+    options and device give the same bytes.
 
     Under torchrun all processes call this, the first one alone writes, and the others get no manifest. Results come to
     it as files beside the output, without `shared_folder` by torchrun's store. `mixed` allows machines of several
@@ -179,6 +182,7 @@ def initialize(
     True
     """
     progress = heard(progress)
+    limit = None if memory is None else parse_size(memory)
     sizes = Ranks(None, {}, {}) if ranks is None else read_ranks(user_path(ranks, "--ranks"))
     general = rank if rank is not None else sizes.rank or 8
     row, roles = find_method(method, roles)
@@ -193,7 +197,7 @@ def initialize(
     )  # fmt: skip
     with find_team().job("init") as job:
         if not job.leads:
-            return Initialization(help_init(job, model, settings, row, mixed, source), None)
+            return Initialization(help_init(job, model, settings, row, limit, mixed, source), None)
         library = Library(job)
         checkpoint = read_checkpoint(library.open(model, **source))
         settings, row, left = spell_out(checkpoint, settings, row)
@@ -203,7 +207,7 @@ def initialize(
         out = Output(folder, "init", overwrite=overwrite, resume=resume or job.restarted, force=force)
         if out.resume:
             settings = replace(settings, unbuilt=_unbuilt_before(folder))
-        run = _Run(job, library, row, progress, dry_run, mixed, shared_folder)
+        run = _Run(job, library, row, progress, dry_run, limit, mixed, shared_folder)
         while True:
             try:
                 return run.attempt(checkpoint, settings, out)
@@ -225,6 +229,7 @@ class _Run:
     row: Method
     progress: Progress
     dry_run: bool
+    memory: int | None
     mixed: bool
     shared_folder: bool
     told: set[str] = field(default_factory=set)
@@ -262,13 +267,13 @@ class _Run:
         offset = _adapter_writer(operation, work.tree / OFFSET_FOLDER) if operation.offset else None
         with BaseWriter(files, operation.layouts, work.tree, dict(work.finished("copied"))) as base:
             # Here torch loads (about a second) while the shards are already being copied.
-            device = device_of(operation.settings.device, self.job)
+            device = device_of(operation.settings.device, self.job, progress.notice)
             kind = agree_on_kind(work, device, self.mixed)
             folder = InitFolder(work, adapter, base, offset)
             progress.start("Decomposing", len(carriers), len(folder.records))
             waiting = [Matrix(carrier) for carrier in carriers if carrier.module not in folder.records]
             spool = call_for_work(self.job, kind, work, self.shared_folder)
-            computed = computing(operation, device, progress.notice)
+            computed = computing(operation, device, progress.notice, self.memory)
             for matrix, part in share(self.job, "matrices", waiting, computed, spool, progress):
                 credit(files.traffic, part)
                 folder.store(*unpacked(matrix.carrier, part, operation, device))

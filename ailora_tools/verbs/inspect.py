@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -12,12 +12,13 @@ from ..checkpoint.source import SourceOptions
 from ..targets.as_built import plan_as_built
 from ..targets.projections import Plan, Target
 from ..targets.selection import Selection
+from .memory import RUNTIME, Need, needs
 from .result import Result
 
 
 @dataclass(frozen=True, repr=False)
 class Inspection(Result):
-    """A checkpoint and the plan for it; `working_memory` is in bytes, on top of Python and torch themselves."""
+    """A checkpoint and the plan for it."""
 
     _columns = ("role", "layer", "tensor", "shape", "dtype")
 
@@ -25,11 +26,9 @@ class Inspection(Result):
     plan: Plan
 
     @property
-    def working_memory(self) -> int:
-        """Two workers, each with W, a float64 copy and a float64 Gram of the smaller side, and one read ahead."""
-        elements = sorted((target.shape[0] * target.shape[1] for target in self.plan.targets), reverse=True)
-        smaller = max(min(target.shape) for target in self.plan.targets)
-        return sum(24 * count for count in elements[:2]) + 2 * 16 * smaller**2 + 4 * elements[0]
+    def working_memory(self) -> dict[str, Need]:
+        """What each verb takes on top of Python and torch themselves."""
+        return needs(self.plan.targets)
 
     def told(self) -> str:
         """Of which model, and how many projections it has."""
@@ -50,7 +49,7 @@ class Inspection(Result):
             "shards": {name: header.file_size for name, header in self.checkpoint.headers.items()},
             "bytes_total": self.checkpoint.nbytes,
             "bytes_to_read": plan.read_bytes,
-            "working_memory": self.working_memory,
+            "working_memory": {"runtime": RUNTIME, **{verb: asdict(n) for verb, n in self.working_memory.items()}},
             "targets": self.rows(),
             "notices": list(plan.notices),
             "traffic": traffic.to_json() if traffic else None,

@@ -75,7 +75,7 @@ class Library:
         return [told(files) for files in self._opened]
 
 
-def device_of(name: str, job: Job) -> torch.device:
+def device_of(name: str, job: Job, notice: Callable[[str], None] = lambda text: None) -> torch.device:
     """As `find_device`; `auto` gives each process of a machine the next GPU, or its share of the cores."""
     import torch
 
@@ -83,7 +83,7 @@ def device_of(name: str, job: Job) -> torch.device:
 
     place = job.place
     if job.alone or name != "auto":
-        return find_device(name)
+        return find_device(name, notice)
     if torch.cuda.is_available():
         return find_device(f"cuda:{place.local % torch.cuda.device_count()}")
     if "OMP_NUM_THREADS" not in os.environ:  # torchrun and accelerate set OMP_NUM_THREADS, srun does not

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
 import torch
 from kit.memory_files import MemoryFiles
-from kit.waiting import SAFETY
+from kit.waiting import SAFETY, Gate
 from torch import Tensor
 
-from ailora_tools.checkpoint import stream as room
 from ailora_tools.checkpoint.header import StoredTensor
 from ailora_tools.checkpoint.stream import find_device, load_matrix, matrix_bytes, stream
 from ailora_tools.errors import CheckpointError, OptionError
@@ -63,7 +63,7 @@ def test_reading_goes_ahead_but_not_far(threads: int) -> None:
     for taken in range(1, 6):
         next(results)
         time.sleep(0.05)
-        assert len(files.reads) <= taken + threads + 1
+        assert len(files.reads) <= taken - 1 + 2 * threads
     results.close()
 
 
@@ -92,24 +92,50 @@ def test_a_fault_in_reading_reaches_the_caller() -> None:
         list(stream(files, [*targets, at(48)], lambda item, W: None, CPU, pytest.fail))
 
 
-def test_a_device_without_room_hands_the_matrix_to_the_cpu_with_a_notice(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The device is played by `meta`; the work says that it ran out of memory there."""
-    files, targets, values = items(2)
+def test_an_item_is_asked_for_when_there_is_room_for_it(threads: int) -> None:
+    files, targets, _ = items(20)
+    asked: list[Item] = []
 
-    def stage(read: object, offset: int, stored: StoredTensor, device: torch.device) -> object:
-        host = load_matrix(files, stored)
-        return room._Staged(host, host.to("meta"))
+    def pulled() -> Iterator[Item]:
+        for item in targets:
+            asked.append(item)
+            yield item
 
-    def work(item: Item, W: Tensor) -> Tensor:
-        if W.device.type == "meta":
-            raise torch.OutOfMemoryError("no room")
-        return W.clone()
+    results = stream(files, pulled(), lambda item, W: None, CPU, pytest.fail)
+    for taken in range(1, 6):
+        next(results)
+        time.sleep(0.05)
+        assert len(asked) <= taken - 1 + 2 * threads
+    results.close()
 
-    monkeypatch.setattr(room, "_stage", stage)
-    told: list[str] = []
-    found = [W for _, W in stream(files, targets, work, torch.device("meta"), told.append)]
-    assert all(torch.equal(W, value) for W, value in zip(found, values, strict=True))
-    assert len(told) == 2 and all("worked on by the CPU" in text for text in told)
+
+def test_a_slow_matrix_holds_up_no_other_where_order_is_not_asked_for(threads: int) -> None:
+    if threads == 1:
+        return
+    files, targets, _ = items(12)
+    gate = Gate()
+
+    def slow_at_first(item: Item, W: Tensor) -> None:
+        if item.stored.start == 0:
+            gate.wait()
+
+    found = []
+    for item, _ in stream(files, targets, slow_at_first, CPU, pytest.fail, in_order=False):
+        found.append(item)
+        if len(found) == 11:
+            gate.open()
+    assert found == [*targets[1:], targets[0]]
+
+
+def test_every_matrix_has_one_thread_and_the_process_its_own_afterwards(threads: int) -> None:
+    files, targets, _ = items(4)
+    found = [count for _, count in stream(files, targets, lambda item, W: torch.get_num_threads(), CPU, pytest.fail)]
+    assert found == [1] * 4
+    seen: list[int] = []
+    other = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+    other.start()
+    other.join()
+    assert seen == [torch.get_num_threads()] == [threads]
 
 
 def test_devices_that_are_not_here() -> None:

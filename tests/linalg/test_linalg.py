@@ -118,11 +118,12 @@ LARGE = [
     ("principal", 16, "flat", (1100, 1100), "float32", "block-krylov"),
     ("principal", 16, "condition 1e8", (1100, 1100), "float32", "block-krylov"),
     ("principal", 16, "clustered", (1100, 1100), "float64", "block-krylov"),
-    ("minor", 16, "quarter circle", (1100, 1100), "float64", "cholesky-krylov"),
-    ("minor", 16, "quarter circle", (1100, 1301), "bfloat16", "cholesky-krylov"),
-    ("minor", 16, "condition 1e3", (1100, 1100), "float64", "cholesky-krylov"),
+    ("minor", 16, "quarter circle", (1100, 1100), "float64", "band-krylov"),
+    ("minor", 16, "quarter circle", (1100, 1301), "bfloat16", "band-krylov"),
+    ("minor", 16, "condition 1e3", (1100, 1100), "float64", "band-krylov"),
     ("minor", 16, "condition 1e8", (1100, 1100), "float64", "qr-krylov"),
-    ("minor", 16, "power 0.1", (1100, 1100), "float32", "gram-eigh"),
+    ("minor", 16, "power 0.1", (1100, 1100), "float32", "band-krylov"),
+    ("minor", 16, "power 0.5", (1100, 1301), "bfloat16", "band-krylov"),
     ("minor", 16, "deficient", (1100, 1100), "float64", "svd"),
 ]
 

@@ -7,13 +7,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ailora_tools.linalg.rounding import can_be_stochastic, round_stochastic
+from ailora_tools.linalg.rounding import Dither, can_be_stochastic, round_stochastic
 
 HALVES = (torch.bfloat16, torch.float16)
 
 
 def rounded(x: torch.Tensor, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
-    return round_stochastic(x, dtype, torch.Generator().manual_seed(seed))
+    return round_stochastic(x, dtype, Dither(seed))
 
 
 def finite_patterns(dtype: torch.dtype) -> torch.Tensor:

@@ -101,11 +101,11 @@ def test_layers_are_in_natural_order(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_run_goes_on(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ailora_tools.analysis import measure
+    from ailora_tools.analysis import measuring
     from ailora_tools.checkpoint.files import LocalFiles
 
     whole = analyze(model, output=tmp_path / "whole").document
-    real, count = measure.measure, [0]
+    real, count = measuring.put_together, [0]
 
     def interrupted(*arguments: Any) -> Any:
         count[0] += 1
@@ -114,7 +114,7 @@ def test_an_interrupted_run_goes_on(model: Path, tmp_path: Path, monkeypatch: py
         return real(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(measure, "measure", interrupted)
+        patch.setattr(measuring, "put_together", interrupted)
         with pytest.raises(KeyboardInterrupt):
             analyze(model, output=tmp_path / "out")
     assert not (tmp_path / "out").exists()
