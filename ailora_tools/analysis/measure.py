@@ -30,7 +30,8 @@ def measure(
     require_finite(W, name)
     require_measurable(W, name)
     shape = (W.shape[0], W.shape[1])
-    found = spectrum(W)
+    anatomy = Anatomy.of(W) if changes else None
+    found = anatomy.spectrum if anatomy else spectrum(W)
     S = found.S.numpy()
     ranks = rank_grid(len(S))
     grid = bfloat16_grid(W)
@@ -45,18 +46,20 @@ def measure(
         },
         "elements": {**element_statistics(W), "quantile_levels": list(QUANTILES)},
         "heads": head_metrics(W, role, heads) if heads else None,
-        "changes": _changes(W, name, role, heads, min(rank, *shape), changes),
+        "changes": _changes(anatomy, name, role, heads, min(rank, *shape), changes) if anatomy else [],
     }
     return {key: rounded(value) for key, value in record.items()}
 
 
 def _changes(
-    W: Tensor, name: str, role: str, heads: int | None, rank: int, changes: Sequence[Callable[[Tensor], Difference]]
+    anatomy: Anatomy,
+    name: str,
+    role: str,
+    heads: int | None,
+    rank: int,
+    changes: Sequence[Callable[[Tensor], Difference]],
 ) -> list[Record]:
-    if not changes:
-        return []
-    anatomy = Anatomy.of(W)
-    found = [change(W) for change in changes]
+    found = [change(anatomy.W) for change in changes]
     for change in found:
         require_measurable(change.delta, f"{name}, change")
     return [_change(anatomy, role, heads, rank, change) for change in found]
