@@ -16,7 +16,7 @@ from torch import Tensor
 from ..linalg.components import Components
 from ..linalg.minor import minor
 from ..linalg.principal import principal
-from ..linalg.scale import near_one
+from ..linalg.scale import near_one, norm
 from ..linalg.spectrum import Spectrum, whole
 from .elements import chunks, rounding_rms, stored_dtype
 from .noise import change_edge
@@ -62,8 +62,8 @@ def amount(base: Tensor, change: Difference) -> dict[str, float | None]:
     """Norms and rank of the change, the edges that its singular values must beat, and the best rescaling."""
     D, S = change.delta, change.S
     shape = (D.shape[0], D.shape[1])
-    norm, whole_norm = float(D.norm()), _norm(base)
-    rms = norm / math.sqrt(D.numel())
+    size, whole_size = norm(D), norm(base)
+    rms = size / math.sqrt(D.numel())
     edge = change_edge(rms, shape)
     rounding = 0.0 if change.low_rank else _rounding(base, change.tuned)
     rounding_edge = change_edge(rounding, shape)
@@ -72,8 +72,8 @@ def amount(base: Tensor, change: Difference) -> dict[str, float | None]:
     factor, rest = _rescaling(base, D)
     return {
         "changed": float((D != 0).double().mean()),
-        "delta_norm": norm,
-        "relative_change": norm / whole_norm if whole_norm else None,
+        "delta_norm": size,
+        "relative_change": size / whole_size if whole_size else None,
         "delta_rms": rms,
         "delta_spectral_norm": float(S[0]),
         **{
@@ -81,13 +81,13 @@ def amount(base: Tensor, change: Difference) -> dict[str, float | None]:
             for name in ("stable_rank", "effective_rank", "effective_rank_share", "rank_90")
         },
         "delta_edge": edge,
-        "delta_above": float(above.sum()) if norm else 0.0,
-        "delta_above_energy": float((S[above] ** 2).sum()) / norm**2 if norm else None,
+        "delta_above": float(above.sum()) if size else 0.0,
+        "delta_above_energy": float((S[above] ** 2).sum()) / size**2 if size else None,
         "rounding_rms": rounding,
         "rounding_edge": rounding_edge,
-        "rounding_above": float((S > rounding_edge).sum()) if norm else 0.0,
+        "rounding_above": float((S > rounding_edge).sum()) if size else 0.0,
         "scale": factor,
-        "rescaled_change": rest / whole_norm if whole_norm else None,
+        "rescaled_change": rest / whole_size if whole_size else None,
     }
 
 
@@ -128,15 +128,15 @@ def _shares(base: Anatomy, change: Difference, rank: int) -> tuple[float, Tensor
         D = near_one(change.delta)[0].float()
         left = base.U.T @ D  # (k, n)
         corners = [left[part] @ base.V[:, part] for part in ends]
-        right, total = (D @ base.V).T, D.norm()
+        right, total = (D @ base.V).T, norm(D)
     else:
         B, A = (near_one(factor)[0].float() for factor in change.factors)
         left, right = base.U.T @ B, base.V.T @ A.T  # (k, r)
         corners = [left[part] @ right[part].T for part in ends]
         Rb, Ra = (torch.linalg.qr(side.cpu(), mode="r").R.to(B.device) for side in (B, A.T))
-        left, right, total = left @ Ra.T, right @ Rb.T, (Rb @ Ra.T).norm()
+        left, right, total = left @ Ra.T, right @ Rb.T, norm(Rb @ Ra.T)
     energies = [float(part.square().sum()) for part in corners]
-    return max(float(total) ** 2, 1e-300), left.square().sum(1), right.square().sum(1), energies
+    return max(total**2, 1e-300), left.square().sum(1), right.square().sum(1), energies
 
 
 def _angles(base: Anatomy, change: Difference, rank: int) -> dict[str, Any]:
@@ -176,11 +176,7 @@ def _rescaling(base: Tensor, delta: Tensor) -> tuple[float, float]:
         inner += float(wide.dot(D))
         energy += float(wide.dot(wide))
     if energy == 0:
-        return 1.0, float(delta.norm())
+        return 1.0, norm(delta)
     share = inner / energy
     rest = sum(float((D - share * W.double()).square().sum()) for W, D in chunks(base, delta))
     return 1 + share, math.sqrt(rest)
-
-
-def _norm(W: Tensor) -> float:
-    return math.sqrt(sum(float(part.double().square().sum()) for (part,) in chunks(W)))
