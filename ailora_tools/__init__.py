@@ -11,13 +11,16 @@ them on the command line. Nothing ever builds the model, and memory holds a few 
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    __version__: str
     from .errors import AiloraError as AiloraError
     from .training.attach import attach as attach
     from .training.biases import train_biases as train_biases
     from .training.decay import decay_to_start as decay_to_start
+    from .training.groups import freeze_a as freeze_a
     from .training.groups import freeze_b as freeze_b
     from .training.groups import lr_groups as lr_groups
     from .training.masks import mask_fused_gradients as mask_fused_gradients
@@ -57,6 +60,7 @@ _HOMES = {
     "decay_to_start": ".training.decay",
     "mask_fused_gradients": ".training.masks",
     "lr_groups": ".training.groups",
+    "freeze_a": ".training.groups",
     "freeze_b": ".training.groups",
     "train_biases": ".training.biases",
     "check_start": ".training.start",
@@ -74,8 +78,15 @@ _HOMES = {
 __all__ = sorted(_HOMES)
 
 
+def __dir__() -> list[str]:
+    """What completion offers: the public names, though none of them is loaded yet."""
+    return [*__all__, "__doc__", "__file__", "__name__", "__path__", "__version__"]
+
+
 def __getattr__(name: str) -> Any:
     """Load a public name when it is asked for: importing the package stays fast and needs no torch."""
+    if name == "__version__":  # pyproject.toml is the one place where it is written
+        return importlib.metadata.version("ailora-tools")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name], __name__), name)

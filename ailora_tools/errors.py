@@ -7,6 +7,7 @@ AiloraError                 a named problem: one message, exit code 1
 ├── NumericalError          the numbers of a matrix forbid the operation
 ├── OutputError             the result cannot be written where it was asked for
 ├── UnfinishedError         something unforeseen stopped the work; what is finished is kept
+│   └── TeamError           the processes of one job have lost each other, or do not fit together
 └── VerificationError       what is on disk is not what the manifest promises (exit code 3)
 """
 
@@ -18,10 +19,12 @@ from collections.abc import Sequence
 class AiloraError(Exception):
     """A problem the user can act on.
 
-    `problem` says what is wrong and where, with what was expected and found; `hint` says what to do.
+    `problem` says what is wrong and where, with what was expected and found; `hint` says what to do. told: another
+    process of the same job says it to the user.
     """
 
     exit_code = 1
+    told = False
 
     def __init__(self, problem: str, hint: str = "") -> None:
         super().__init__(problem)
@@ -54,6 +57,10 @@ class OutputError(AiloraError):
 
 class UnfinishedError(AiloraError):
     """Something unforeseen stopped the work; what is finished is kept, and the hint says how to go on."""
+
+
+class TeamError(UnfinishedError):
+    """The processes of one job have lost each other, or do not fit together."""
 
 
 class VerificationError(AiloraError):

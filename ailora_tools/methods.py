@@ -24,12 +24,13 @@ _EXAMPLE = "q=principal,v=minor"
 
 @dataclass(frozen=True)
 class Rule:
-    """What one adapter starts from; `moved` if that leaves the base, `frozen_b` if only A is to be trained."""
+    """What one adapter starts from; `moved` if that leaves the base. `frozen` is the factor that is not to be trained,
+    "A" or "B", if any."""
 
     name: str
     summary: str
     moved: bool = True
-    frozen_b: bool = False
+    frozen: str = ""
 
 
 RULES: Mapping[str, Rule] = {
@@ -45,7 +46,11 @@ RULES: Mapping[str, Rule] = {
             "Nystroem approximation of W from its first r rows and columns; it may be larger than W itself, and a base "
             "stored in 16 bits then loses much of W to rounding",
         ),
-        Rule("minor-left", "B: minor left singular vectors, frozen; A: zero", moved=False, frozen_b=True),
+        Rule("minor-orthonormal", "smallest singular components, each of size 1 whatever its singular value"),
+        Rule("minor-left", "B: minor left singular vectors, frozen; A: zero", moved=False, frozen="B"),
+        Rule("principal-right", "A: principal right singular vectors; B: zero", moved=False),
+        Rule("minor-right", "A: minor right singular vectors; B: zero", moved=False),
+        Rule("principal-right-frozen", "the same as principal-right, with A frozen", moved=False, frozen="A"),
         Rule("kaiming", "A random, B zero", moved=False),
     )
 }
@@ -101,6 +106,26 @@ METHODS: Mapping[str, Method] = {
         Method(
             "mica", _all_roles("minor-left"), "MiCA, arXiv 2604.01694",
             "minor left singular vectors in a frozen B, zero A, base untouched",
+        ),
+        Method(
+            "rlpo", _all_roles("principal-right"), "RLPO, arXiv 2606.31813",
+            "principal right singular vectors in A, zero B, base untouched",
+        ),
+        Method(
+            "rlmo", _all_roles("minor-right"), "RLMO, arXiv 2606.31813",
+            "minor right singular vectors in A, zero B, base untouched",
+        ),
+        Method(
+            "pica", _all_roles("principal-right-frozen"), "PiCa, arXiv 2505.20211",
+            "principal right singular vectors in a frozen A, zero B, base untouched (every layer has its own B)",
+        ),
+        Method(
+            "olora-tail", _all_roles("minor-orthonormal"), "OLoRA-tail, arXiv 2606.02437",
+            "minor singular vectors without their singular values, taken out of the base",
+        ),
+        Method(
+            "ailora-orthonormal", {"q": "principal-right", "v": "minor-right"}, "control for AILoRA",
+            "AILoRA's directions in A, zero B, base untouched: both roles move alike",
         ),
         Method(
             "lora", _all_roles("kaiming"), "LoRA, arXiv 2106.09685",

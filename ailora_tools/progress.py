@@ -13,8 +13,8 @@ class Progress(Protocol):
         """A stage of `total` steps begins, `done` of them already behind it."""
         ...
 
-    def advance(self, label: str) -> None:
-        """One step of the stage is done."""
+    def advance(self, label: str, nbytes: int = 0) -> None:
+        """One step of the stage is done; `nbytes` were read or written for it, if that is known."""
         ...
 
     def reading(self, arrived: Callable[[], int], nbytes: int, total: int) -> None:
@@ -32,7 +32,7 @@ class Silent:
     def start(self, stage: str, total: int, done: int) -> None:
         pass
 
-    def advance(self, label: str) -> None:
+    def advance(self, label: str, nbytes: int = 0) -> None:
         pass
 
     def reading(self, arrived: Callable[[], int], nbytes: int, total: int) -> None:
@@ -40,3 +40,8 @@ class Silent:
 
     def notice(self, text: str) -> None:
         pass
+
+
+def heard(progress: Progress | bool | None) -> Progress:
+    """The listener of a verb: silence unless one was given. For True, `display.shown` has put one there before."""
+    return Silent() if progress is None or isinstance(progress, bool) else progress

@@ -47,6 +47,12 @@ def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
     return None
 
 
+@pytest.fixture(scope="session")
+def hub_server() -> HubServer:
+    """The server, for fixtures that outlast a test: they leave it empty."""
+    return _SERVER
+
+
 @pytest.fixture
 def hub() -> Iterator[HubServer]:
     """The server, empty and without faults; the local cache of the client is emptied, too."""

@@ -18,21 +18,23 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Each wing may import from those before it.
 ORDER = (
-    "errors", "progress", "methods", "checkpoint", "linalg", "matrices", "metrics", "targets", "adapters", "output",
-    "surgery", "report", "proof", "analysis", "training", "verbs", "cli", "__main__",
+    "errors", "progress", "team", "methods", "checkpoint", "linalg", "matrices", "metrics", "targets", "adapters",
+    "output", "surgery", "report", "proof", "analysis", "training", "display", "verbs", "cli", "__main__",
 )  # fmt: skip
-ONLY_IN = {
-    "rich": "cli.",
+ONLY_IN: dict[str, str | tuple[str, ...]] = {
+    "rich": ("cli.", "display."),
+    "tqdm": "display.",
     "click": "cli.",
     "huggingface_hub": "checkpoint.hub",
-    "plotly": "nowhere",
+    "plotly": "report.pieces",
+    "pandas": "verbs.result",
     "msgspec": "checkpoint.gate",
 }
 # Loaded by `--help`, by decisions and by rendering: torch comes with the first weight that is read.
 NO_TORCH = (
-    "errors", "progress", "methods", "metrics.motion", "matrices.heads", "matrices.layouts", "matrices.quantisation",
-    "targets.", "adapters.", "output.", "surgery.settings", "surgery.operation", "report.", "analysis.tuned",
-    "analysis.allocation", "verbs.", "cli.",
+    "errors", "progress", "team.", "methods", "metrics.motion", "matrices.heads", "matrices.layouts",
+    "matrices.quantisation", "targets.", "adapters.", "output.", "surgery.settings", "surgery.operation", "report.",
+    "analysis.tuned", "analysis.allocation", "display.", "verbs.", "cli.",
 )  # fmt: skip
 
 

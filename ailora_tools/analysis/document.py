@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -42,8 +43,10 @@ class AnalysisJob:
         }
 
 
-def write_up(job: AnalysisJob, rows: dict[str, Any], notices: list[str], seconds: float) -> dict[str, Any]:
-    """Matrices in natural order, and what was found in them."""
+def write_up(
+    job: AnalysisJob, rows: dict[str, Any], notices: list[str], seconds: float, ran_on: Mapping[str, str]
+) -> dict[str, Any]:
+    """Matrices in natural order, and what was found in them. ran_on: facts about the run beside the versions."""
     ordered = sorted(job.plan.targets, key=lambda target: (target.stack, target.layer, ROLES.index(target.role)))
     whole = [target for target in ordered if "skipped" not in rows[target.label]]
     matrices = [{**_place(target), "copy_of": None, **rows[target.label]} for target in whole]
@@ -62,7 +65,7 @@ def write_up(job: AnalysisJob, rows: dict[str, Any], notices: list[str], seconds
     document: dict[str, Any] = {
         "format": ANALYSIS_FORMAT,
         "version": ANALYSIS_VERSION,
-        "tool": tool,
+        "tool": {**tool, **ran_on},
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "seconds": round(seconds, 2),
         "model": {

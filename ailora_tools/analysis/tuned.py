@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..adapters.binding import bind
@@ -17,7 +16,6 @@ from ..adapters.places import base_directory
 from ..checkpoint.files import Files, Origin
 from ..checkpoint.header import StoredTensor
 from ..checkpoint.index import Checkpoint, read_checkpoint
-from ..checkpoint.source import open_files
 from ..errors import TargetError, listed
 from ..matrices.layouts import Part
 from ..output.names import MANIFEST
@@ -54,12 +52,11 @@ class Tuned(Protocol):
         ...
 
 
-def open_tuned(model: str | Path, checkpoint: Checkpoint, plan: Plan, selection: Selection) -> Tuned:
-    """Pair `model` with the plan; `selection` is what was asked for of the base.
+def open_tuned(files: Files, checkpoint: Checkpoint, plan: Plan, selection: Selection) -> Tuned:
+    """Pair a fine-tune with the plan; `selection` is what was asked for of the base.
 
     Raises CheckpointError for damaged files, TargetError where the two do not belong together.
     """
-    files = open_files(model)
     if ADAPTER_CONFIG in files.names():
         return _adapter(files, checkpoint, plan)
     tuned = read_checkpoint(files)

@@ -27,12 +27,16 @@ Wanted = TypeVar("Wanted", bound=Held)
 
 
 def join_neighbours(wanted: Iterable[Wanted], join: bool) -> Iterator[list[Wanted]]:
-    """Runs worth one request: neighbours in one file with little between them; `join` false: one by one."""
+    """Runs worth one request: neighbours in one file with little between them; `join` false: one by one, and none is
+    asked for before the last was taken."""
+    if not join:
+        yield from ([one] for one in wanted)
+        return
     run: list[Wanted] = []
     nbytes = 0
     for one in wanted:
         length = one.stored.nbytes
-        if run and not (join and _neighbours(run, one, nbytes + length)):
+        if run and not _neighbours(run, one, nbytes + length):
             yield run
             run, nbytes = [], 0
         run.append(one)

@@ -30,10 +30,10 @@ class Checkpoint:
     """
 
     files: Files
-    config: Mapping[str, Any]
-    headers: Mapping[str, Header]
+    config: Mapping[str, Any] = field(repr=False)
+    headers: Mapping[str, Header] = field(repr=False)
     index_name: str | None = None
-    ghosts: Mapping[str, str] = field(default_factory=dict)
+    ghosts: Mapping[str, str] = field(default_factory=dict, repr=False)
     sound_index: bool = True
     variant: str | None = None
     told: tuple[str, ...] = ()

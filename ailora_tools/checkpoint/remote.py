@@ -54,7 +54,10 @@ def open_hub(
 
 
 class HubFiles:
-    """Files of one commit; `traffic` counts what was read. At most `connections` reads are under way at a time."""
+    """Files of one commit; `traffic` counts what was read. At most `connections` reads are under way at a time.
+
+    known: bytes of (name, start, stop) that need not be read again, see `handed`; reads are added unless `settled`.
+    """
 
     def __init__(
         self,
@@ -67,12 +70,14 @@ class HubFiles:
         backoff: Backoff,
     ) -> None:
         self.origin = Origin(repository.name, listing.commit, subfolder)
-        self.connections = connections
+        self.listing, self.connections = listing, connections
+        self.known: dict[tuple[str, int, int], bytes] | None = None
+        self.settled = False
         strange = listing.strange
         told = f"{repository.name} lists {len(strange)} names that are no file in a folder, left out: {listed(strange)}"
         self.notices: tuple[str, ...] = (told,) if strange else ()
         self.traffic: Traffic | None = repository.traffic
-        self._download = download
+        self.download = download
         prefix, slots = f"{subfolder}/" if subfolder else "", threading.BoundedSemaphore(connections)
         self._files = {
             path.removeprefix(prefix): _RemoteFile(repository, listing.commit, path, size, slots, backoff)
@@ -103,17 +108,25 @@ class HubFiles:
         return self._file(name).size
 
     def read(self, name: str, start: int, stop: int) -> bytearray:
+        if self.known is not None and (name, start, stop) in self.known:
+            return bytearray(self.known[name, start, stop])
+        found = self._read(name, start, stop)
+        if self.known is not None and not self.settled:
+            self.known[name, start, stop] = bytes(found)
+        return found
+
+    def _read(self, name: str, start: int, stop: int) -> bytearray:
         file = self._file(name)
         if stop > file.size:
             raise CheckpointError(f"{self.where(name)}: ended at byte {file.size:,}, expected at least {stop:,}.")
-        path = file.local_path(self._download)
+        path = file.local_path(self.download)
         return LocalFiles(path.parent).read(path.name, start, stop) if path else file.read(start, stop)
 
     def where(self, name: str) -> str:
         return f"{self.location}/{name}"
 
     def local_path(self, name: str) -> Path | None:
-        return self._file(name).local_path(self._download)
+        return self._file(name).local_path(self.download)
 
     def _file(self, name: str) -> _RemoteFile:
         if name not in self._files:

@@ -7,7 +7,7 @@ A disk is read by one thread, the Hub by several; a few work, and the caller get
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TypeVar
@@ -35,25 +35,23 @@ Item = TypeVar("Item", bound=Held)
 
 def stream(
     files: Files,
-    items: Sequence[Item],
+    items: Iterable[Item],
     work: Callable[[Item, Tensor], Result],
     device: torch.device,
     notice: Callable[[str], None],
     at_once: int = 2,
-    of: int | None = None,
 ) -> Iterator[tuple[Item, Result]]:
     """Yield (item, work(item, W)) in the order of `items`, W the stored tensor of each, as stored, on `device`.
 
     On the CPU `at_once` matrices are worked on at a time, each with its part of the threads: LAPACK's eigensolvers
-    scale badly over threads. If a matrix does not fit on the device it is worked on by the CPU, with a notice.
-
-    of: how many items there were before an interruption. The threads of each depend on it, and bytes on the threads.
+    scale badly over threads. If a matrix does not fit on the device it is worked on by the CPU, with a notice. The next
+    item is asked for when there is room for it, so that several processes can share one list.
     """
     cores = torch.get_num_threads()
-    workers = max(1, min(at_once, cores, of or len(items))) if device.type == "cpu" else 1
+    workers = max(1, min(at_once, cores)) if device.type == "cpu" else 1
     window: deque[tuple[Item, Future[Result]]] = deque()
     told: deque[str] = deque()
-    waiting = deque(join_neighbours(items, join=files.connections > 1))
+    runs = join_neighbours(items, join=files.connections > 1)
     with (
         threads(files.connections, "read") as reader,
         threads(1, "stage") as stager,
@@ -67,9 +65,14 @@ def stream(
                 staged = stager.submit(_stage, raw, item.stored.start - first.start, item.stored, device)
                 window.append((item, pool.submit(_work, work, item, staged, told)))
 
-        while waiting or window:
-            while waiting and has_room([item.stored.nbytes for item, _ in window], workers + 1, files.connections):
-                submit(waiting.popleft())
+        def has_place() -> bool:
+            return has_room([item.stored.nbytes for item, _ in window], workers + 1, files.connections)
+
+        while True:
+            while has_place() and (run := next(runs, None)) is not None:
+                submit(run)
+            if not window:
+                return
             item, future = window.popleft()
             result = future.result()
             while told:

@@ -15,6 +15,7 @@ from ..errors import NumericalError
 from ..metrics.definitions import BY_KEY
 from ..report.rows import Row, change_metric, of_role, once, read_rows, roles
 from ..report.words import matrix, number, size
+from ..team.place import read_place
 from .command import Command, option
 from .options import (
     device_option,
@@ -24,6 +25,7 @@ from .options import (
     overwrite_options,
     reading_options,
     resume_option,
+    team_options,
 )
 from .screens import print_block, print_json, show_traffic, table
 from .terminal import out, progress
@@ -41,7 +43,7 @@ _BARS = "▁▂▃▄▅▆▇█"
 _BARS_WIDTH = 60
 
 
-@click.command(cls=Command, examples=_EXAMPLES)
+@click.command(cls=Command, together=True, examples=_EXAMPLES)
 @click.argument("model", type=str)
 @option(
     "--against",
@@ -72,6 +74,7 @@ _BARS_WIDTH = 60
 @overwrite_options("Replace DIR if an analysis is in it.")
 @device_option
 @resume_option
+@team_options
 @message_options
 def analyze(model: str, as_json: bool, quiet: bool, **options: Any) -> None:
     """Measure W^Q and W^V of MODEL in every layer, and write a report.
@@ -84,6 +87,10 @@ def analyze(model: str, as_json: bool, quiet: bool, **options: Any) -> None:
 
     with progress(as_json, quiet) as bar:
         result = run(model, progress=bar, **options)
+    if not read_place().leads:
+        return
+    if not read_place().leads:
+        return
     print_json(result.to_json()) if as_json else _show(result.document, result.report)
     show_traffic(result.traffic, quiet)
     if result.skipped:

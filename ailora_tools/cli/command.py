@@ -10,6 +10,9 @@ from typing import Any
 import click
 
 from ..errors import AiloraError
+from ..team.place import read_place
+from ..team.team import farewell, find_team
+from .log import log_of
 from .screens import show_error, show_interrupted
 
 Function = Callable[..., Any]
@@ -35,13 +38,15 @@ def option(*names: str, group: str, **settings: Any) -> Callable[[Function], Fun
 
 
 class Command(click.Command):
-    """A verb. `lists` (heading -> rows) and `examples` (without the name of the program) end its help."""
+    """A verb. `lists` (heading -> rows) and `examples` (without the name of the program) end its help. together: the
+    processes that torchrun starts share its work; else the first does all of it."""
 
     def __init__(
-        self, *args: Any, examples: Sequence[str], lists: Mapping[str, Rows] | None = None, **settings: Any
-    ) -> None:
+        self, *args: Any, examples: Sequence[str], lists: Mapping[str, Rows] | None = None, together: bool = False,
+        **settings: Any,
+    ) -> None:  # fmt: skip
         super().__init__(*args, **settings)
-        self.examples, self.lists = examples, lists or {}
+        self.examples, self.lists, self.together = examples, lists or {}, together
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The groups in the order in which their first options are declared."""
@@ -60,22 +65,45 @@ class Command(click.Command):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the verb; a defect still shows its traceback."""
+        place = read_place()
+        if not self.together and not place.leads:
+            return None
         try:
-            return super().invoke(ctx)
+            if place.restarts and (code := find_team().ended()) is not None:
+                sys.exit(code)
+            result = super().invoke(ctx)
+            _logged(ctx, "done")
+            return result
+        except SystemExit as end:
+            _logged(ctx, f"exit code {end.code}")
+            raise
         except AiloraError as error:
-            show_error(error)
-            sys.exit(error.exit_code)
+            code = _refused(ctx, error)
+            farewell(error)
+            sys.exit(code)
         except OSError as error:  # of the system, such as a file that may not be read; not a defect
             if error.filename is None:
                 raise
-            show_error(AiloraError(f"{os.fsdecode(error.filename)}: {error.strerror}.", _SYSTEM))
-            sys.exit(AiloraError.exit_code)
+            sys.exit(_refused(ctx, AiloraError(f"{os.fsdecode(error.filename)}: {error.strerror}.", _SYSTEM)))
         except KeyboardInterrupt:
             show_interrupted("resume" in ctx.params)
             # Reads that still wait for the network would hold up a regular exit; everything to keep is on disk.
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(_INTERRUPTED)
+
+
+def _refused(ctx: click.Context, error: AiloraError) -> int:
+    """Show the error unless another process has, keep it in the log, and say which exit code it has."""
+    if not error.told:
+        show_error(error)
+    _logged(ctx, f"error: {error}")
+    return error.exit_code
+
+
+def _logged(ctx: click.Context, text: str) -> None:
+    if log := log_of(ctx):
+        log.write(text)
 
 
 def write_examples(formatter: click.HelpFormatter, examples: Sequence[str]) -> None:

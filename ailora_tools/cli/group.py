@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import redirect_stderr, redirect_stdout
 from typing import Any
 
 import click
 
+from ..team.place import read_place
 from .analyze import analyze
 from .command import write_examples
 from .convert import convert
@@ -27,7 +30,10 @@ _EXAMPLES = (
 class _Group(click.Group):
     def main(self, *args: Any, **options: Any) -> Any:
         settle_streams()
-        return super().main(*args, **options)
+        if read_place().leads:
+            return super().main(*args, **options)
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+            return super().main(*args, **options)  # a defect shows its traceback on leaving
 
     def invoke(self, ctx: click.Context) -> Any:
         """Wrong usage quotes arguments, which may be names of files that a shell has put in."""

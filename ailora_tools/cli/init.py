@@ -14,6 +14,7 @@ from ..methods import BITFIT, METHODS, RULES, find_method
 from ..output.loading import load_lines
 from ..output.names import CARD
 from ..report.words import matrix, size
+from ..team.place import read_place
 from .command import Command, option
 from .options import (
     RUN,
@@ -27,6 +28,7 @@ from .options import (
     overwrite_options,
     reading_options,
     resume_option,
+    team_options,
 )
 from .screens import (
     decimals,
@@ -86,9 +88,11 @@ def _major(ctx: click.Context, param: click.Parameter, value: str) -> int | None
     return None if value == "auto" else int(value)
 
 
-@click.command(cls=Command, examples=_EXAMPLES, lists=_LISTS)
+@click.command(cls=Command, together=True, examples=_EXAMPLES, lists=_LISTS)
 @click.argument("model", type=str, default=".")
-@option("-r", "--rank", group=_ADAPTER, type=int, help="Rank of every adapter.")
+@option(
+    "-r", "--rank", group=_ADAPTER, type=int, help="Rank of every adapter.  [default: that of --ranks, without it 8]"
+)
 @option(
     "--ranks",
     group=_ADAPTER,
@@ -190,6 +194,7 @@ def _major(ctx: click.Context, param: click.Parameter, value: str) -> int | None
 @device_option
 @option("--seed", group=RUN, type=int, default=0, show_default=True, help="Seed of all random numbers.")
 @resume_option
+@team_options
 @option("--dry-run", group=RUN, is_flag=True, help="Check everything and say what would be written, but write nothing.")
 @message_options
 def init(model: str, as_json: bool, quiet: bool, **options: Any) -> None:
@@ -199,16 +204,19 @@ def init(model: str, as_json: bool, quiet: bool, **options: Any) -> None:
     complete checkpoint, with the adapter in DIR/ailora_init for PEFT. The source is never changed.
     """
     if options["method"] == BITFIT:
-        _list_biases(model, as_json, quiet, options)
+        if read_place().leads:
+            _list_biases(model, as_json, quiet, options)
         return
     if not given("roles"):
         options["roles"] = None  # those of the method
-    if options["rank"] is None and options["ranks"] is None:
-        raise click.UsageError("Missing option '-r' / '--rank' (or --ranks FILE).")
     from ..verbs.initialize import initialize
 
     with progress(as_json, quiet) as bar:
         result = initialize(model, progress=bar, **options)
+    if not read_place().leads:
+        return
+    if not read_place().leads:
+        return
     print_json(result.to_json()) if as_json else _show(result)
     show_traffic(result.operation.checkpoint.files.traffic, quiet)
 

@@ -12,6 +12,7 @@ from click.core import ParameterSource
 from ..checkpoint.header import BASE_DTYPES, FACTOR_DTYPES
 from ..methods import ROLES
 from .command import MESSAGES, Function, option
+from .log import open_log, set_verbose
 
 MATRICES = "Matrices to work on"
 READING = "Reading the model"
@@ -111,12 +112,26 @@ def resume_option(command: Function) -> Function:
     return option("--resume", group=RUN, is_flag=True, help=text)(command)
 
 
+def team_options(command: Function) -> Function:
+    """What concerns several processes: --mixed, --no-shared-folder."""
+    return _together(
+        option("--mixed", group=RUN, is_flag=True,
+               help="With torchrun: allow machines of several kinds, named in the record of each matrix."),
+        option("--no-shared-folder", "shared_folder", group=RUN, is_flag=True, flag_value=False, default=True,
+               help="With torchrun: the processes do not see one folder; results go over the network."),
+    )(command)  # fmt: skip
+
+
 def message_options(command: Function) -> Function:
-    """What is printed: --json, --quiet."""
+    """What is printed: --json, --quiet, --verbose, --log."""
     return _together(
         option("--json", "as_json", group=MESSAGES, is_flag=True, help="Print one JSON document and nothing else."),
-        option("--quiet", group=MESSAGES, is_flag=True, help="Show no progress and no notices."),
-    )(command)
+        option("--quiet", group=MESSAGES, is_flag=True, help="Show no progress and no notices; results all the same."),
+        option("--verbose", group=MESSAGES, is_flag=True, expose_value=False, callback=set_verbose,
+               help="Tell every step on stderr."),
+        option("--log", group=MESSAGES, metavar="FILE", type=FOLDER, expose_value=False, callback=open_log,
+               help="Add every step and message to FILE, with times."),
+    )(command)  # fmt: skip
 
 
 def base_dtype_option(group: str, what: str) -> Decorator:

@@ -25,7 +25,8 @@ from .scale import near_one, norm
 class Start:
     """B (m, r) and A (r, n); U (m, r), S (r,) descending and Vh (r, n) with U S Vh = B A where that is moved.
 
-    gap, sigma_max, error: as in `Components`; None where the rule needs no singular values of W.
+    gap, sigma_max, error: as in `Components`; None where the rule needs no singular values of W. overlap:
+    <W, B A> / <B A, B A> where the rule knows it, 1 for singular components; None: to be computed.
     """
 
     A: Tensor
@@ -37,14 +38,19 @@ class Start:
     gap: float | None = None
     sigma_max: float | None = None
     error: float | None = None
+    overlap: float | None = None
     moved: bool = True
-    halves: tuple[int, int] = (1, 1)  # of W's scale: how much of it is in A and in B; together all that is moved
+    halves: tuple[int, int] = (1, 1)  # of the square root of W's scale: how many are in A and in B
 
     def times(self, k: int) -> Start:
         """The start of 4^k W from that of W."""
         (a, b), unit, whole = self.halves, 2.0**k, 4.0**k
-        sigma_max = None if self.sigma_max is None else self.sigma_max * whole
-        return replace(self, A=self.A * unit**a, B=self.B * unit**b, S=self.S * whole, sigma_max=sigma_max)
+        part = unit ** (a + b)
+        return replace(
+            self, A=self.A * unit**a, B=self.B * unit**b, S=self.S * part,
+            sigma_max=None if self.sigma_max is None else self.sigma_max * whole,
+            overlap=None if self.overlap is None else self.overlap * whole / part,
+        )  # fmt: skip
 
 
 Finder = Callable[[Tensor, int, torch.Generator], Components]
@@ -59,10 +65,29 @@ def _spectral(find: Finder) -> Starter:
         A, B = _balanced(found.U, found.S, found.Vh)
         return Start(
             A=A, B=B, U=found.U, S=found.S, Vh=found.Vh,
-            gap=found.gap, sigma_max=found.sigma_max, error=found.error, route=found.route,
+            gap=found.gap, sigma_max=found.sigma_max, error=found.error, overlap=1.0, route=found.route,
         )  # fmt: skip
 
     return start
+
+
+def _right(find: Finder) -> Starter:
+    """RLPO and RLMO (arXiv 2606.31813): A holds right singular vectors, B = 0; W is left alone. PiCa (arXiv 2505.20211)
+    freezes the A of the principal ones; its code shares one B among the layers, which no adapter of PEFT does."""
+
+    def start(W: Tensor, rank: int, generator: torch.Generator) -> Start:
+        found = find(W, rank, generator)
+        return replace(_untouched(found), A=found.Vh, B=torch.zeros_like(found.U))
+
+    return start
+
+
+def _untouched(found: Components) -> Start:
+    """What is known of a start from these triplets that leaves W alone; both factors are zero."""
+    return Start(
+        A=torch.zeros_like(found.Vh), B=torch.zeros_like(found.U), U=found.U, S=found.S, Vh=found.Vh,
+        gap=found.gap, sigma_max=found.sigma_max, error=found.error, route=found.route, moved=False, halves=(0, 0),
+    )  # fmt: skip
 
 
 def _balanced(U: Tensor, S: Tensor, Vh: Tensor) -> tuple[Tensor, Tensor]:
@@ -122,10 +147,17 @@ def nystrom(W: Tensor, rank: int, generator: torch.Generator) -> Start:
 def minor_left(W: Tensor, rank: int, generator: torch.Generator) -> Start:
     """MiCA (arXiv 2604.01694): B holds the minor left singular vectors and stays frozen, A = 0; W is left alone."""
     found = minor(W, rank, generator)
-    A = torch.zeros(rank, W.shape[1], dtype=torch.float64, device=W.device)
+    return replace(_untouched(found), B=found.U)
+
+
+def minor_orthonormal(W: Tensor, rank: int, generator: torch.Generator) -> Start:
+    """OLoRA-tail (arXiv 2606.02437, section 4.1.2): B = U and A = Vh of the minor triplets, without their singular
+    values; U Vh leaves the base. As in `leading_qr` the same is moved whatever alpha is; with scaling 1 that is the
+    paper's."""
+    found = minor(W, rank, generator)
     return Start(
-        A=A, B=found.U, U=found.U, S=found.S, Vh=found.Vh,
-        gap=found.gap, sigma_max=found.sigma_max, error=found.error, route=found.route, moved=False, halves=(0, 0),
+        A=found.Vh, B=found.U, U=found.U, S=torch.ones_like(found.S), Vh=found.Vh, gap=found.gap,
+        sigma_max=found.sigma_max, error=found.error, overlap=float(found.S.mean()), route=found.route, halves=(0, 0),
     )  # fmt: skip
 
 
@@ -158,6 +190,10 @@ STARTS: dict[str, Starter] = {
     "random-orthonormal": random_orthonormal,
     "qr": leading_qr,
     "nystrom": nystrom,
+    "minor-orthonormal": minor_orthonormal,
     "minor-left": minor_left,
+    "principal-right": _right(principal),
+    "minor-right": _right(minor),
+    "principal-right-frozen": _right(principal),
     "kaiming": kaiming,
 }

@@ -57,20 +57,26 @@ def read_analysis(path: Path) -> dict[str, Any]:
 _AGAIN = "It was changed or is damaged: run `analyze` again."
 
 
+def metric_rows(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One record a matrix and fine-tune ("against" is empty for the matrix itself), one entry a metric; None where a
+    metric is not of that, or undefined."""
+    nothing = {row.key: None for kind in ("matrix", "change") for row in DEFINITIONS if row.of == kind}
+    rows: list[dict[str, Any]] = []
+    for matrix in document["matrices"]:
+        where = (matrix["role"], matrix["stack"], matrix["layer"], matrix["tensor"], *matrix["shape"], matrix["dtype"])
+        place = dict(zip(_PLACE, where, strict=True))
+        rows.append({**place, "against": "", **nothing, **matrix["metrics"]})
+        for tuned, change in zip(document["against"], matrix["changes"], strict=True):
+            rows.append({**place, "against": tuned["name"], **nothing, **change["metrics"]})
+    return rows
+
+
 def metrics_csv(document: Mapping[str, Any]) -> str:
-    """One row a matrix and fine-tune ("against" is empty for the matrix itself), one column a metric."""
-    of = {kind: [row.key for row in DEFINITIONS if row.of == kind] for kind in ("matrix", "change")}
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*_PLACE, "against", *of["matrix"], *of["change"]])
-    for row in document["matrices"]:
-        place = [_plain(value) for value in (row["role"], row["stack"], row["layer"], row["tensor"])]
-        place += [*row["shape"], row["dtype"]]
-        own = [row["metrics"][key] for key in of["matrix"]]
-        writer.writerow([*place, "", *own, *("" for _ in of["change"])])
-        for tuned, change in zip(document["against"], row["changes"], strict=True):
-            moved = [change["metrics"][key] for key in of["change"]]
-            writer.writerow([*place, _plain(tuned["name"]), *("" for _ in own), *moved])
+    """`metric_rows` for a spreadsheet."""
+    rows, out = metric_rows(document), io.StringIO()
+    writer = csv.DictWriter(out, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: _plain(value) for name, value in row.items()} for row in rows)
     return out.getvalue()
 
 

@@ -126,9 +126,11 @@ class Skipped(Place, kw_only=True):
 
 
 class Matrix(Place, kw_only=True):
-    """One matrix with everything measured of it; copy_of: the label of the one before that holds the same numbers."""
+    """One matrix with everything measured of it; copy_of: the label of the one before that holds the same numbers.
+    computed_on: what was unlike the first process of the job, where several kinds of machines were allowed."""
 
     copy_of: str | None = None
+    computed_on: str = ""
     spectrum: Singular
     metrics: MatrixMetrics  # type: ignore[valid-type]
     cuts: Cuts

@@ -161,7 +161,7 @@ def require_free(output: Output) -> None:
 
 def _after(error: BaseException, work: WorkFolder, output: Output) -> None:
     """Keep what can be gone on with, and say so; remove what bad input has made worthless."""
-    worthless = isinstance(error, AiloraError) and not isinstance(error, OutputError | ExhaustedError)
+    worthless = isinstance(error, AiloraError) and not isinstance(error, OutputError | ExhaustedError | UnfinishedError)
     if not work.tree.exists():
         if isinstance(error, OSError):
             told = f"is complete, but the disk did not confirm the last step: {error.strerror or error}"

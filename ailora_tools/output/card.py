@@ -184,12 +184,12 @@ def _beside(facts: CardFacts) -> str:
 
 def _frozen(facts: CardFacts, records: Sequence[ModuleRecord]) -> str:
     """What a loader does not know to keep frozen."""
-    if not any(RULES[record.rule].frozen_b for record in records):
-        return ""
-    return (
-        "\n**Train A alone.** B is to stay frozen, which the adapter's config cannot say. Do it after loading, and "
-        "after every `set_adapter`. Trainers that load the adapter by themselves train B too.\n\n"
-        + _python("from ailora_tools import freeze_b", "", f"freeze_b(model, {_adapter(facts)})")
+    return "".join(
+        f"\n**{factor} stays frozen**, which the adapter's config cannot say. Do it after loading, and after every "
+        f"`set_adapter`. Trainers that load the adapter by themselves train {factor} too.\n\n"
+        + _python(f"from ailora_tools import {call}", "", f"{call}(model, {_adapter(facts)})")
+        for factor, call in (("A", "freeze_a"), ("B", "freeze_b"))
+        if any(RULES[record.rule].frozen == factor for record in records)
     )
 
 

@@ -43,7 +43,8 @@ class ModuleRecord:
     In a fused module `part` names the lines (rows, or columns if it is transposed) that are W, and the module's
     adapter has the ranks of its projections one after the other, W^Q first. `source_sha256` and `base_sha256` are over
     the bytes of W (out, in) before and after, `adapter_sha256` over those of the module's A and then B; the numbers are
-    those of `decompose.Numbers`.
+    those of `decompose.Numbers`. `computed_on` tells what was unlike the first process, where several kinds of machines
+    were allowed.
     """
 
     module: str
@@ -76,6 +77,7 @@ class ModuleRecord:
     source_sha256: Digest
     base_sha256: Digest
     adapter_sha256: Digest
+    computed_on: str | None = None
 
 
 @dataclass(frozen=True)
@@ -107,18 +109,23 @@ class Manifest:
     base: bool
     offset: bool
     motion: Mapping[str, float]
-    modules: tuple[ModuleRecord, ...]
-    files: Mapping[str, Mapping[str, Any]]
+    modules: tuple[ModuleRecord, ...] = field(repr=False)
+    files: Mapping[str, Mapping[str, Any]] = field(repr=False)
     notices: tuple[str, ...] = field(default=())
     extras: tuple[ExtraRecord, ...] = field(default=())
 
     def to_json(self) -> str:
         """Indented JSON that ends with the SHA-256 of itself without that last field."""
         body: dict[str, Any] = {"schema": SCHEMA, **{item.name: getattr(self, item.name) for item in fields(self)}}
-        body["modules"] = [asdict(module) for module in self.modules]
+        body["modules"] = [_as_json(module) for module in self.modules]
         body["extras"] = [asdict(extra) for extra in self.extras]
         body["sha256"] = sha256(_dump(body).encode())
         return _dump(body)
+
+
+def _as_json(record: ModuleRecord) -> dict[str, Any]:
+    """Without a word on the machine where there is nothing to say."""
+    return {key: value for key, value in asdict(record).items() if key != "computed_on" or value is not None}
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -31,7 +31,7 @@ _CHUNK_ELEMENTS = 1 << 19  # residual arithmetic goes by row blocks of this many
 
 @dataclass(frozen=True)
 class Recipe:
-    """What to do with one matrix. `rule` is a key of `methods.RULES`; `frozen_b` if only A will be trained."""
+    """What to do with one matrix. `rule` is a key of `methods.RULES`; `frozen` is the factor that is not trained."""
 
     rule: str
     rank: int
@@ -42,7 +42,7 @@ class Recipe:
     seed: int
     name: str  # of the matrix (`matrix_name`): in messages, and as the key of its random numbers
     residual: bool = True  # whether W_res is wanted: without it nothing is rounded
-    frozen_b: bool = False
+    frozen: str = ""  # A or B
 
 
 def matrix_name(tensor: str, role: str, *, fused: bool) -> str:
@@ -118,7 +118,7 @@ def decompose(W: Tensor, recipe: Recipe) -> Decomposition:
         singular_values=tuple(values.tolist()),
         dead=_dead(start, A, B) if start.moved else 0,
         residual_error=start.error,
-        overlap=1.0 if start.sigma_max is not None else _overlap(W, A, B, recipe.scaling),
+        overlap=_overlap(W, A, B, recipe.scaling) if start.overlap is None else start.overlap,
         motion=_motion(W, A, B, recipe),
         route=start.route,
         rounding=rounding,
@@ -168,9 +168,10 @@ def _overlap(W: Tensor, A: Tensor, B: Tensor, scaling: float) -> float:
 def _motion(W: Tensor, A: Tensor, B: Tensor, recipe: Recipe) -> float:
     """Expected norm(s (B dA + dB A)) / norm(W) where every entry of dA and dB is 1 in size, with independent signs:
     E norm(B dA)^2 = in * norm(B)^2 and E norm(dB A)^2 = out * norm(A)^2. The first step of Adam is that, times lr."""
-    a, b, w = norm(A), norm(B), norm(W)
-    step = recipe.scaling * math.hypot(math.sqrt(W.shape[1]) * b, 0.0 if recipe.frozen_b else math.sqrt(W.shape[0]) * a)
-    return step / w if w else 0.0
+    by_a = 0.0 if recipe.frozen == "A" else math.sqrt(W.shape[1]) * norm(B)
+    by_b = 0.0 if recipe.frozen == "B" else math.sqrt(W.shape[0]) * norm(A)
+    w = norm(W)
+    return recipe.scaling * math.hypot(by_a, by_b) / w if w else 0.0
 
 
 def _rounded_residual(

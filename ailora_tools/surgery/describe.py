@@ -85,12 +85,12 @@ def extra_record(extra: Extra, digest: str) -> ExtraRecord:
 
 def manifest(
     operation: Operation, records: Sequence[ModuleRecord], extras: Sequence[ExtraRecord],
-    files: Mapping[str, Mapping[str, Any]], device: str,
+    files: Mapping[str, Mapping[str, Any]], ran_on: Mapping[str, str],
 ) -> Manifest:  # fmt: skip
-    """The proof: modules in reading order and the hash of every file."""
+    """The proof: modules in reading order and the hash of every file. ran_on: the device, and how many processes."""
     tool = {"ailora_tools": version("ailora-tools"), "torch": version("torch"), "python": platform.python_version()}
     return Manifest(
-        tool={**tool, "device": device},
+        tool={**tool, **ran_on},
         source=operation.source(),
         settings=asdict(operation.settings),
         base=bool(operation.layouts),

@@ -159,5 +159,5 @@ class Operation:
             seed=self.settings.seed,
             name=matrix_name(target.tensor, target.role, fused=carrier.fused),
             residual=bool(self.layouts),
-            frozen_b=rule.frozen_b,
+            frozen=rule.frozen,
         )

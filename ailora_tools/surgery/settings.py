@@ -126,15 +126,15 @@ def _bare(plan: Plan) -> Iterator[str]:
 
 
 def _half_frozen(method: Method, plan: Plan) -> Iterator[str]:
-    """Fused modules of whose B one part should be frozen and another trained."""
+    """Fused modules of whose B (or A) one part should be frozen and another trained."""
     rules = method.rules
     mixed = [
-        carrier for carrier in plan.carriers if len({RULES[rules[one.role]].frozen_b for one in carrier.targets}) > 1
+        carrier for carrier in plan.carriers if len({RULES[rules[one.role]].frozen for one in carrier.targets}) > 1
     ]
     if mixed:
         parts = ", ".join(f"{target.role}={rules[target.role]}" for target in mixed[0].targets)
         shared = listed([carrier.module for carrier in mixed])
-        yield f"{shared} has one B for {parts}, of which only a part is to be frozen"
+        yield f"{shared} has one A and one B for {parts}, of which only a part is to be frozen"
 
 
 def _ranks(settings: Settings, plan: Plan) -> Iterator[str]:

@@ -99,9 +99,9 @@ class Plan:
 
     model_type: str | None
     family: str
-    targets: tuple[Target, ...]
+    targets: tuple[Target, ...] = field(repr=False)
     notices: tuple[str, ...]
-    unbuilt: Mapping[str, str] = field(default_factory=dict)
+    unbuilt: Mapping[str, str] = field(default_factory=dict, repr=False)
     counted: bool = False
 
     @cached_property

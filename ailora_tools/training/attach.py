@@ -29,9 +29,6 @@ def attach(model: nn.Module, adapter_dir: str | Path, *, adapters: Sequence[str]
     it: call it after every `PeftModel.from_pretrained`, before anything shards the model. The frozen adapter of
     `--no-base` is not needed, and must not be loaded.
 
-        model = PeftModel.from_pretrained(original, adapter_dir, is_trainable=True)
-        attach(model, adapter_dir)
-
     At the start the model computes, to the bit, what the original does, in any dtype, under autocast and on quantised
     layers: both products have the same rounding, and their difference is exactly zero. In every state:
 
@@ -53,6 +50,10 @@ def attach(model: nn.Module, adapter_dir: str | Path, *, adapters: Sequence[str]
 
     Raises TargetError, and changes nothing, where no adapter comes from the start, where the frozen adapter is loaded,
     or where the weights are not the original; CheckpointError if there is no manifest beside `adapter_dir`.
+
+    >>> with_start = PeftModel.from_pretrained(original, "start/ailora_init", is_trainable=True)
+    >>> attach(with_start, "start/ailora_init")
+    4
     """
     folder = start_folder(adapter_dir)
     manifest, adapter = read_manifest(folder.parent), open_adapter(folder)

@@ -26,6 +26,10 @@ def train_biases(model: nn.Module, folder: str | Path) -> list[nn.Parameter]:
     Biases of the checkpoint that the model lacks, such as those of a head, are named in a warning.
 
     Raises CheckpointError if there is no bitfit.json, TargetError, and changes nothing, if the model has none of them.
+
+    >>> found = bitfit("encoder", output="list")
+    >>> len(train_biases(encoder, "list")) == len(found.biases)
+    True
     """
     path = user_path(folder, "folder") / BIAS_LIST
     wanted = read_document(path, _BiasList, "Give the folder that `ailora-tools init --method bitfit` wrote.").biases

@@ -28,11 +28,12 @@ def decay_to_start(
     the parameters of `model`, whose own weight decay is 0 for them, as in the groups of `lr_groups`. The handle's
     `remove()` ends it. Needs the memory of the start.
 
-        optimizer = torch.optim.AdamW(lr_groups(model, adapter_dir, lr=1e-4))
-        decay_to_start(optimizer, model, adapter_dir, weight_decay=0.01)
-
     Raises OptionError for a weight decay below 0, or where the optimiser decays them as well; TargetError where they
     are not in it or have another shape; else as `lr_groups`.
+
+    >>> optimizer = torch.optim.AdamW(lr_groups(model, "start/ailora_init", lr=1e-4))
+    >>> handle = decay_to_start(optimizer, model, "start/ailora_init", weight_decay=0.01)
+    >>> handle.remove()
     """
     if not weight_decay >= 0:
         raise OptionError(f"weight_decay is {weight_decay}, expected 0 or more.")

@@ -27,14 +27,16 @@ def lr_groups(model: nn.Module, adapter_dir: str | Path, lr: float) -> list[dict
     its rows: decay moves the model away from the original there, where in a plain LoRA it moves it back. The others
     keep what the optimiser is given. `decay_to_start` decays towards the start instead.
 
-        optimizer = torch.optim.AdamW(lr_groups(model, adapter_dir, lr=1e-3))
-
     Where several projections share a module they share A and B and so one learning rate, which cannot make them move
     alike: a warning says so.
 
     Raises CheckpointError if there is no lr_groups.json or manifest beside `adapter_dir`, TargetError where LoRA is not
     on those modules, or at random, or on the original of `--no-base` without `attach` or another way to take its part
     out (`check_start` looks closer; this holds for resumed training, too).
+
+    >>> optimizer = torch.optim.AdamW(lr_groups(model, "start/ailora_init", lr=1e-3))
+    >>> all(group["lr"] > 0 for group in optimizer.param_groups)
+    True
     """
     document = read_lr_groups(init_folder(adapter_dir))
     scales = document.modules
@@ -67,20 +69,38 @@ def lr_groups(model: nn.Module, adapter_dir: str | Path, lr: float) -> list[dict
     ]
 
 
+def freeze_a(model: nn.Module, adapter_dir: str | Path) -> int:
+    """Take A out of training where the method wants it frozen (PiCa, arXiv 2505.20211); how many matrices that are.
+
+    As `freeze_b` in all else.
+
+    >>> freeze_a(model, "start/ailora_init")  # the method is ailora here, which trains A
+    0
+    """
+    return _freeze(model, adapter_dir, "A")
+
+
 def freeze_b(model: nn.Module, adapter_dir: str | Path) -> int:
     """Take B out of training where the method wants it frozen (MiCA, arXiv 2604.01694); how many matrices that are.
 
     Call it once, before the optimiser is made, on the PeftModel loaded from `adapter_dir`. Elsewhere it does nothing.
 
     Raises CheckpointError if there is no manifest beside `adapter_dir`, TargetError as `lr_groups`.
+
+    >>> freeze_b(model, "start/ailora_init")  # the method is ailora here, which trains B
+    0
     """
-    wanted = {record.module for record in manifest_of(adapter_dir).modules if RULES[record.rule].frozen_b}
+    return _freeze(model, adapter_dir, "B")
+
+
+def _freeze(model: nn.Module, adapter_dir: str | Path, factor: str) -> int:
+    wanted = {record.module for record in manifest_of(adapter_dir).modules if RULES[record.rule].frozen == factor}
     require_loaded(model, adapter_dir)
     met = set()
     for layer in lora_layers(model):
         if module := layer.module(wanted):
             met.add(module)
-            for parameter in layer.parameters("lora_B"):
+            for parameter in layer.parameters(f"lora_{factor}"):
                 parameter.requires_grad = False
     return len(met)
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ..matrices.layouts import Part
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Residualized:
     """What was taken out of which model; `undo` restores the original weights bit for bit.
 
@@ -37,6 +37,9 @@ class Residualized:
     weights: tuple[Tensor, ...]
     originals: tuple[Tensor, ...]
     exact: bool | None = None
+
+    def __repr__(self) -> str:
+        return f"<Residualized {len(self.weights)} weights, exact: {self.exact}>"
 
     @torch.no_grad()
     def undo(self) -> None:
@@ -66,6 +69,11 @@ def residualize(model: nn.Module, adapter_dir: str | Path) -> Residualized:
 
     Raises TargetError, and changes nothing, where a module is missing or quantised, where the weights are those of
     another model, or where they are residualised already; NumericalError where their dtype cannot hold the residual.
+
+    >>> taken = residualize(original, "start/ailora_init")
+    >>> taken.exact
+    True
+    >>> taken.undo()
     """
     with ieee():
         return _residualize(model, start_folder(adapter_dir))

@@ -50,6 +50,9 @@ def check_start(model: nn.Module, adapter_dir: str | Path, *, trained: bool = Fa
     No collective operation is called, and so one process may ask alone.
 
     Raises CheckpointError if there is no manifest beside `adapter_dir`, VerificationError if it was changed.
+
+    >>> check_start(model, "start/ailora_init")
+    4
     """
     folder = start_folder(adapter_dir)
     manifest, adapter = read_manifest(folder.parent), open_adapter(folder)

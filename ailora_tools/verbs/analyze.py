@@ -6,43 +6,51 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import Any, Unpack
 
 from ..analysis.allocation import parse_budget, suggest_ranks
 from ..analysis.document import AnalysisJob, write_up
 from ..analysis.tuned import open_tuned
-from ..checkpoint.index import Checkpoint, open_checkpoint
-from ..checkpoint.source import SourceOptions
+from ..checkpoint.index import Checkpoint, read_checkpoint
+from ..checkpoint.source import SourceOptions, user_path
 from ..checkpoint.transfer import Traffic
-from ..errors import NumericalError, OptionError, listed
+from ..display.shown import shows_progress
+from ..errors import OptionError, listed
 from ..metrics.heads import Heads, read_heads
-from ..output.analysis import dump, metrics_csv
+from ..output.analysis import dump, metric_rows, metrics_csv, read_analysis
 from ..output.atomic import Output, building
 from ..output.names import ANALYSIS, METRICS, RANKS, REPORT
 from ..output.place import output_folder
 from ..output.sources import Sources
 from ..output.spans import write_json, write_text
 from ..output.work import WorkFolder
-from ..progress import Progress, Silent
+from ..progress import Progress, heard
 from ..report.page import render
+from ..report.pieces import digest, figure, figure_names
 from ..targets.module_tree import plan_as_built
-from ..targets.projections import Carrier, Plan, Target
+from ..targets.projections import Plan
 from ..targets.selection import Selection
+from ..team.sharing import share
+from ..team.team import Job, find_team
+from .analyze_matrices import call_for_plan, help_analyze, measuring
 from .announce import announce
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-_LARGE_SIDE = 3072  # above, two Gram matrices at a time take more memory than the tenth of time that they save
+from .processes import Library, Matrix, agree_on_kind, call_for_work, device_of, is_published, processes, publishing
+from .result import Result
 
 
-@dataclass(frozen=True)
-class Analysis:
+@dataclass(frozen=True, repr=False)
+class Analysis(Result):
     """The document that analysis.json holds, and the folder it was written to."""
 
     document: dict[str, Any]
     folder: Path
     traffic: Traffic | None = None
+
+    @classmethod
+    def read(cls, folder: str | Path) -> Analysis:
+        """One that was written before. CheckpointError if the folder does not hold an analysis of this version."""
+        path = user_path(folder, "ANALYSIS")
+        return cls(read_analysis(path), path if path.is_dir() else path.parent)
 
     @property
     def report(self) -> Path:
@@ -53,12 +61,36 @@ class Analysis:
         """Matrices that could not be analysed, with the reason."""
         return list(self.document["skipped"])
 
+    def told(self) -> str:
+        """Of which model, and where the report lies."""
+        names = [self.document["model"]["name"], *(other["name"] for other in self.document["against"])]
+        counts = f"{len(self.document['matrices'])} matrices, {len(self.document['findings'])} findings"
+        return f"of {' against '.join(names)}: {counts}, {self.report}"
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One record a matrix and fine-tune, as in metrics.csv."""
+        return metric_rows(self.document)
+
+    @property
+    def figures(self) -> list[str]:
+        """Names of the figures of the report, for `figure`."""
+        return figure_names(self.document)
+
+    def figure(self, name: str, metric: str | None = None) -> Any:
+        """A figure of the report as a plotly.graph_objects.Figure, such as "spectra-q"; of a map ("map-weights")
+        that of `metric`, a column of metrics.csv. OptionError for names that are not in `figures`."""
+        return figure(self.document, name, metric)
+
+    def _repr_html_(self) -> str:
+        return digest(self.document, str(self.report))
+
     def to_json(self) -> dict[str, Any]:
         """What `--json` prints: the document, where it lies, and what went over the network."""
         traffic = self.traffic.to_json() if self.traffic else None
         return {"folder": str(self.folder), "traffic": traffic, **self.document}
 
 
+@shows_progress
 def analyze(
     model: str | Path,
     *,
@@ -75,7 +107,9 @@ def analyze(
     overwrite: bool = False,
     force: bool = False,
     resume: bool = False,
-    progress: Progress | None = None,
+    mixed: bool = False,
+    shared_folder: bool = True,
+    progress: Progress | bool | None = None,
     **source: Unpack[SourceOptions],
 ) -> Analysis:
     """Measure every W^Q and W^V of `model` and write report.html, analysis.json and metrics.csv.
@@ -85,72 +119,73 @@ def analyze(
     `rank` is that of the subspaces which are compared and of the sentences about a rank. `heads` adds the per-head
     view. `suggest_ranks` is an average rank (8) or a number of parameters ("2M"), and adds ranks.json for `init`.
 
+    Under torchrun all processes call this, the first one alone writes, and the others get an empty document; `mixed`
+    and `shared_folder` as for `initialize`.
+
     A matrix with NaN or infinity is left out and named in `skipped`; the rest is analysed. Raises CheckpointError,
     TargetError, OptionError or OutputError; NumericalError if no matrix could be analysed.
+
+    >>> found = analyze("model", rank=2, output="report")
+    >>> found.report.name, len(found.document["matrices"])
+    ('report.html', 4)
+    >>> [row["layer"] for row in found.rows() if row["role"] == "q"]
+    [0, 1]
+    >>> figure = found.figure("spectra-q")  # a plotly.graph_objects.Figure
     """
-    progress = progress or Silent()
+    progress = heard(progress)
     started = time.monotonic()
-    checkpoint = open_checkpoint(model, **source)
-    plan, selection = plan_as_built(checkpoint, Selection(tuple(roles), layers, q_tensor, v_tensor))
-    tuned = tuple(open_tuned(other, checkpoint, plan, selection) for other in against)
+    selection = Selection(tuple(roles), layers, q_tensor, v_tensor)
     asked = {name: value for name, value in asdict(selection).items() if name != "unbuilt"}  # of that the notices tell
     settings = {**asked, "roles": list(roles), "rank": rank, "heads": heads, "device": device}
-    job = AnalysisJob(checkpoint, plan, tuned, _heads(checkpoint, heads, progress), rank, settings)
-    _require_rank(plan, rank)
-    budget = None if suggest_ranks is None else parse_budget(suggest_ranks, plan)
-    inputs = [checkpoint.origin, *(other.origin for other in tuned)]
-    folder = output_folder(output, Path("reports", checkpoint.origin.name), inputs, progress)
-    notices = [*plan.notices, *(text for other in tuned for text in other.notices)]
-    for text in notices:
-        progress.notice(text)
-    announce(checkpoint.files, plan.reads, checkpoint.nbytes, progress)
-    sources = Sources((checkpoint.files, checkpoint.headers), *(other.reads for other in tuned))
-    out = Output(
-        folder, "analyze", {**job.to_json(), "files": sources.to_json()}, overwrite=overwrite, resume=resume,
-        force=force,
-    )  # fmt: skip
-    with building(out, sources.require_unchanged) as work:
-        rows = _measure(job, work, progress)
-        document = write_up(job, rows, notices, time.monotonic() - started)
-        _write(work.tree, document, budget)
+    with find_team().job("analyze") as job:
+        if not job.leads:
+            decided = help_analyze(job, model, selection, against, settings, mixed, source)
+            return Analysis({}, Path(), decided.checkpoint.files.traffic)
+        library = Library(job)
+        checkpoint = read_checkpoint(library.open(model, **source))
+        plan, selection = plan_as_built(checkpoint, selection)
+        tuned = tuple(open_tuned(library.open(other), checkpoint, plan, selection) for other in against)
+        decided = AnalysisJob(checkpoint, plan, tuned, _heads(checkpoint, heads, progress), rank, settings)
+        _require_rank(plan, rank)
+        budget = None if suggest_ranks is None else parse_budget(suggest_ranks, plan)
+        inputs = [checkpoint.origin, *(other.origin for other in tuned)]
+        folder = output_folder(output, Path("reports", checkpoint.origin.name), inputs, progress)
+        notices = [*plan.notices, *(text for other in tuned for text in other.notices)]
+        for text in notices:
+            progress.notice(text)
+        announce(checkpoint.files, plan.reads, checkpoint.nbytes, progress)
+        call_for_plan(job, library, decided, selection)
+        if is_published(job, folder):
+            return Analysis(read_analysis(folder), folder, checkpoint.files.traffic)
+        sources = Sources((checkpoint.files, checkpoint.headers), *(other.reads for other in tuned))
+        out = Output(
+            folder, "analyze", {**decided.to_json(), "files": sources.to_json()}, overwrite=overwrite,
+            resume=resume or job.restarted, force=force,
+        )  # fmt: skip
+        with building(out, publishing(job, folder, sources.require_unchanged)) as work:
+            rows = _measure(job, decided, work, progress, mixed, shared_folder)
+            document = write_up(decided, rows, notices, time.monotonic() - started, processes(job))
+            _write(work.tree, document, budget)
     return Analysis(document, folder, checkpoint.files.traffic)
 
 
-def _measure(job: AnalysisJob, work: WorkFolder, progress: Progress) -> dict[str, Any]:
-    """Tensor name -> record, those of an interrupted run included; every finished matrix is kept at once."""
-    from ..analysis.measure import measure
-    from ..checkpoint.arithmetic import ieee
-    from ..checkpoint.stream import computing, find_device, stream
-    from ..matrices.dequantise import dequantise
-    from ..matrices.gather import gather
-
-    def work_on(carrier: Carrier, stored: Tensor) -> dict[str, dict[str, Any]]:
-        W = dequantise(stored, carrier.quantised, job.checkpoint.files)
-        return {target.label: look_at(target, gather(W, target.part)) for target in carrier.targets}
-
-    def look_at(target: Target, W: Tensor) -> dict[str, Any]:
-        changes = [lambda W, other=other: other.difference(target, W) for other in job.tuned]
-        count = job.heads.count(target.role, target.shape) if job.heads else None
-        try:
-            return measure(W, target.tensor, target.role, count, job.rank, changes)
-        except NumericalError as error:
-            return {"skipped": error.problem}
-
+def _measure(
+    job: Job, decided: AnalysisJob, work: WorkFolder, progress: Progress, mixed: bool, shared_folder: bool
+) -> dict[str, Any]:
+    """Label -> record, those of an interrupted run included; every finished matrix is kept at once."""
     rows = {label: record for records in work.finished("records") for label, record in records.items()}
-    progress.start("Analysing", len(job.plan.targets), len(rows))
+    progress.start("Analysing", len(decided.plan.targets), len(rows))
     waiting = [
-        carrier for carrier in job.plan.carriers if not {target.label for target in carrier.targets} <= rows.keys()
+        carrier for carrier in decided.plan.carriers if not {target.label for target in carrier.targets} <= rows.keys()
     ]
-    device = find_device(job.settings["device"])
-    work.agree("compute", computing(device))
-    at_once = 2 if max(min(target.shape) for target in job.plan.targets) <= _LARGE_SIDE else 1
-    of = len(job.plan.carriers)
-    with ieee():
-        for _, records in stream(job.checkpoint.files, waiting, work_on, device, progress.notice, at_once, of):
-            rows.update(records)
-            work.record({"records": records})
-            for label in records:
-                progress.advance(label)
+    device = device_of(decided.settings["device"], job)
+    spool = call_for_work(job, agree_on_kind(work, device, mixed), work, shared_folder)
+    measured = measuring(decided, device, progress.notice)
+    for matrix, part in share(job, "matrices", [Matrix(carrier) for carrier in waiting], measured, spool, progress):
+        rows.update(part.meta)
+        work.record({"records": part.meta})
+        for at, label in enumerate(part.meta):
+            progress.advance(label, 0 if at else matrix.nbytes)
     return rows
 
 

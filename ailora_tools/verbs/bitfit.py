@@ -12,6 +12,7 @@ from typing import Any, Unpack
 
 from ..checkpoint.index import open_checkpoint
 from ..checkpoint.source import SourceOptions
+from ..display.shown import shows_progress
 from ..errors import OptionError
 from ..output.atomic import Output, making, require_possible
 from ..output.loading import Loader, absolute, find_loader, literal
@@ -19,11 +20,12 @@ from ..output.names import BIAS_LIST, CARD
 from ..output.place import output_folder
 from ..output.result import write_result
 from ..output.spans import write_json, write_text
-from ..progress import Progress, Silent
+from ..progress import Progress, heard
+from .result import Result
 
 
-@dataclass(frozen=True)
-class BiasList:
+@dataclass(frozen=True, repr=False)
+class BiasList(Result):
     """Where the list lies, the biases by tensor name, and how many of the model's parameters they hold."""
 
     folder: Path
@@ -31,6 +33,18 @@ class BiasList:
     biases: tuple[str, ...]
     count: int
     total: int
+
+    _columns = ("bias",)
+
+    def told(self) -> str:
+        """Of which model, how many, and where the list lies."""
+        return (
+            f"of {self.source}: {len(self.biases)} biases, {self.count:,} of {self.total:,} parameters, {self.folder}"
+        )
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One record a bias."""
+        return [{"bias": name} for name in self.biases]
 
     def to_json(self) -> dict[str, Any]:
         """What `--json` prints: bitfit.json, and where it lies."""
@@ -41,6 +55,7 @@ class BiasList:
         return {"source": self.source, "count": self.count, "total": self.total, "biases": list(self.biases)}
 
 
+@shows_progress
 def bitfit(
     model: str | Path,
     output: str | Path | None = None,
@@ -48,12 +63,16 @@ def bitfit(
     overwrite: bool = False,
     force: bool = False,
     dry_run: bool = False,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     **source: Unpack[SourceOptions],
 ) -> BiasList:
     """Write bitfit.json, the names of all biases of `model`, and a card (not with `dry_run`); only headers are read.
 
     Raises OptionError for a model without biases (LLaMA and its kin): there BitFit has nothing to train.
+
+    >>> found = bitfit("encoder", output="biases")
+    >>> found.biases[0]
+    'bert.embeddings.LayerNorm.bias'
     """
     checkpoint = open_checkpoint(model, **source)
     shapes = {name: stored.shape for name, stored in checkpoint.tensors.items() if stored.dtype not in _BUFFERS}
@@ -63,7 +82,7 @@ def bitfit(
             f"{checkpoint.location}: none of its {len(shapes)} tensors is a bias, so that BitFit has nothing to train.",
             "Choose a method with an adapter, such as ailora or lora.",
         )
-    folder = output_folder(output, f"{checkpoint.origin.name}-bitfit", [checkpoint.origin], progress or Silent())
+    folder = output_folder(output, f"{checkpoint.origin.name}-bitfit", [checkpoint.origin], heard(progress))
     count, total = (sum(prod(shapes[name]) for name in names) for names in (biases, shapes))
     found = BiasList(folder, checkpoint.location, biases, count, total)
     out = Output(folder, "bitfit", overwrite=overwrite, force=force)

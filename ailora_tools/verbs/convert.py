@@ -32,6 +32,7 @@ from ..checkpoint.arithmetic import ieee
 from ..checkpoint.files import Origin
 from ..checkpoint.header import FACTOR_DTYPES, StoredTensor, build_header
 from ..checkpoint.source import user_path
+from ..display.shown import shows_progress
 from ..errors import OptionError, TargetError, listed
 from ..output.atomic import Output, making
 from ..output.manifest import Manifest, read_manifest
@@ -40,8 +41,9 @@ from ..output.place import output_folder
 from ..output.result import write_result
 from ..output.sources import Sources
 from ..output.spans import create, write_json, write_span
-from ..progress import Progress, Silent
+from ..progress import Progress, heard
 from ..surgery.all_layers import AllLayers, find_all_layers
+from .result import Result
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,8 +67,8 @@ class Converted:
     truncated: float
 
 
-@dataclass(frozen=True)
-class Conversion:
+@dataclass(frozen=True, repr=False)
+class Conversion(Result):
     """Where the plain LoRA lies, the base it fits, and every module in the order of the manifest."""
 
     folder: Path
@@ -74,6 +76,13 @@ class Conversion:
     modules: tuple[Converted, ...]
     kept: tuple[str, ...]
     added: tuple[str, ...] = ()
+
+    _columns = ("module", "rank", "filled", "changed", "error", "truncated")
+
+    def told(self) -> str:
+        """Of which modules, how exact, and where it lies."""
+        worst = max((module.error for module in self.modules), default=0.0)
+        return f"of {len(self.modules)} modules for {self.base}, error at most {worst:.1e}, {self.folder}"
 
     def to_json(self) -> dict[str, Any]:
         """What `--json` prints; `kept` names tensors that were copied as they are (`modules_to_save`, biases), `added`
@@ -123,6 +132,7 @@ class _ConvertJob:
         return str(source["location"]).removeprefix("hf://"), source["revision"]
 
 
+@shows_progress
 def convert(
     trained: str | Path,
     init: str | Path,
@@ -134,7 +144,7 @@ def convert(
     dtype: str = "float32",
     overwrite: bool = False,
     force: bool = False,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> Conversion:
     """Write a LoRA that does to the original base what `trained` does to the base in `init`.
 
@@ -147,11 +157,15 @@ def convert(
 
     Raises CheckpointError, TargetError (DoRA, or an adapter of another start), OptionError, NumericalError or
     OutputError.
+
+    >>> made = convert("start/ailora_init", "start", "plain")
+    >>> made.modules[0].rank, made.modules[0].changed  # nothing was trained here
+    (4, False)
     """
     if dtype not in FACTOR_DTYPES or (rank is not None and rank < 1):
         known = ", ".join(FACTOR_DTYPES)
         raise OptionError(f"dtype {dtype!r}, rank {rank!r}: a dtype of {known} and a rank of at least 1.")
-    progress = progress or Silent()
+    progress = heard(progress)
     held, root = open_adapter(trained), _root(user_path(init, "--init"))
     inputs = [held.files.origin, Origin(str(root))]
     job = _match(held, root, output_folder(output, "", inputs, progress))

@@ -17,6 +17,7 @@ from ..checkpoint.files import Files, LocalFiles
 from ..checkpoint.gate import read_json
 from ..checkpoint.index import CONFIG
 from ..checkpoint.source import open_files, user_path
+from ..display.shown import shows_progress
 from ..errors import TargetError, listed
 from ..output.atomic import Output, making
 from ..output.manifest import read_manifest
@@ -25,11 +26,12 @@ from ..output.place import output_folder
 from ..output.result import write_result
 from ..output.sources import Sources
 from ..output.spans import write_json, write_new, write_text
-from ..progress import Progress, Silent
+from ..progress import Progress, heard
+from .result import Result
 
 
-@dataclass(frozen=True)
-class Exported:
+@dataclass(frozen=True, repr=False)
+class Exported(Result):
     """The folder, the files in it, how many modules they hold, and what to do with them in the trainer."""
 
     folder: Path
@@ -37,6 +39,16 @@ class Exported:
     files: tuple[str, ...]
     modules: int
     load: str
+
+    _columns = ("file",)
+
+    def told(self) -> str:
+        """For which trainer, and where it lies."""
+        return f"for {self.trainer}: {self.modules} modules, {self.folder}"
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One record a file."""
+        return [{"file": str(self.folder / name)} for name in self.files]
 
     def to_json(self) -> dict[str, Any]:
         """What `--json` prints."""
@@ -46,6 +58,7 @@ class Exported:
         }  # fmt: skip
 
 
+@shows_progress
 def export(
     adapter: str | Path,
     to: str,
@@ -55,7 +68,7 @@ def export(
     component: str | None = None,
     overwrite: bool = False,
     force: bool = False,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> Exported:
     """Write `adapter` for `to`: "torchtune", "mlx" or "diffusers".
 
@@ -66,12 +79,15 @@ def export(
     goes into B.
 
     Raises CheckpointError, TargetError for DoRA, `modules_to_save` and models the trainer does not know, OutputError.
+
+    >>> export("start", "mlx", "for-mlx").files
+    ('adapters.safetensors', 'adapter_config.json', 'lora_config.yaml')
     """
     row = find_trainer(to)
     root = user_path(adapter, "ADAPTER")
     held = open_adapter(root / ADAPTER_FOLDER if (root / MANIFEST).is_file() else root)
     _require_plain(held, to)
-    folder = output_folder(output, "", [held.files.origin], progress or Silent())
+    folder = output_folder(output, "", [held.files.origin], heard(progress))
     context = _context(held, root, folder, base, component)
     with ieee():
         made = row.make(_pairs(held), context)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import Any, Unpack
 
 from ..adapters.peft import ADAPTER_CONFIG
-from ..checkpoint.index import Checkpoint, open_checkpoint
+from ..checkpoint.index import Checkpoint, read_checkpoint
 from ..checkpoint.source import SourceOptions, user_path
+from ..display.shown import shows_progress
 from ..methods import RULES, Method, find_method
 from ..output.adapter import AdapterWriter
 from ..output.atomic import Output, building, require_possible
@@ -18,35 +19,35 @@ from ..output.base import BaseWriter, copy_file, left_out, require_readable
 from ..output.init_folder import InitFolder
 from ..output.layout import restate_index
 from ..output.lr_groups import lr_document
-from ..output.manifest import ExtraRecord, Manifest, ModuleRecord
+from ..output.manifest import ExtraRecord, Manifest, ModuleRecord, read_manifest
 from ..output.names import ADAPTER_FOLDER, CARD, LR_GROUPS, MANIFEST, OFFSET_FOLDER
 from ..output.place import output_folder
 from ..output.ranks import Ranks, read_ranks
 from ..output.sources import Sources
 from ..output.spans import sha256, write_json, write_text
 from ..output.work import WorkFolder, find
-from ..progress import Progress, Silent
+from ..progress import Progress, heard
 from ..surgery.describe import adapter_name, card, extra_record, manifest, peft_config, provenance
 from ..surgery.operation import Operation, plan_operation
 from ..surgery.settings import Settings
 from ..targets.extras import Extra
 from ..targets.module_names import installed_transformers_major
 from ..targets.module_tree import ModuleCheck, UnbuiltError, check_modules
-from ..targets.projections import Carrier
+from ..team.sharing import share
+from ..team.team import Job, find_team
 from .announce import announce
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ..surgery.tensor import Outcome
-
+from .init_matrices import call_for_plan, computing, help_init, unpacked
+from .processes import Library, Matrix, agree_on_kind, call_for_work, device_of, is_published, processes, publishing
+from .result import Result
 
 _POOR = 0.01  # of norm(W); rounding a residual to bfloat16 costs 0.0016
 
 
-@dataclass(frozen=True)
-class Initialization:
+@dataclass(frozen=True, repr=False)
+class Initialization(Result):
     """The planned operation, where its results lie, and their manifest (None after a dry run)."""
+
+    _columns = ("module", "role", "rule", "rank", "gap", "survival", "reconstruction_error", "motion")
 
     operation: Operation
     manifest: Manifest | None
@@ -65,6 +66,18 @@ class Initialization:
         """The frozen adapter, with `no_base`."""
         return self.folder / OFFSET_FOLDER
 
+    def told(self) -> str:
+        """By which method, of how many matrices, and where it lies."""
+        if self.manifest is None:
+            return f"of {self.operation.checkpoint.location}: a dry run, nothing written to {self.folder}"
+        worst = max(record.reconstruction_error for record in self.manifest.modules)
+        method, count = self.operation.settings.method, len(self.manifest.modules)
+        return f"by {method}: {count} matrices, reconstruction error at most {worst:.1e}, {self.folder}"
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One record a matrix, as in ailora.json; none after a dry run."""
+        return [asdict(record) for record in self.manifest.modules] if self.manifest else []
+
     def to_json(self) -> dict[str, Any]:
         """What `--json` prints: where things lie, the bytes, and every module with its numbers."""
         modules = self.manifest.modules if self.manifest else ()
@@ -81,6 +94,7 @@ class Initialization:
         }
 
 
+@shows_progress
 def initialize(
     model: str | Path = ".",
     rank: int | None = None,
@@ -111,7 +125,9 @@ def initialize(
     force: bool = False,
     resume: bool = False,
     dry_run: bool = False,
-    progress: Progress | None = None,
+    mixed: bool = False,
+    shared_folder: bool = True,
+    progress: Progress | bool | None = None,
     **source: Unpack[SourceOptions],
 ) -> Initialization:
     """Write an adapter that starts from the weights, and the base without what went into it.
@@ -135,10 +151,20 @@ def initialize(
     says). The other options take the values that
     `ailora-tools init --help` lists. Same source, options, device and thread count give the same bytes.
 
+    Under torchrun all processes call this, the first one alone writes, and the others get no manifest. Results come to
+    it as files beside the output, without `shared_folder` by torchrun's store. `mixed` allows machines of several
+    kinds, on which a matrix may have other last bits.
+
     Raises CheckpointError, TargetError, OptionError, NumericalError or OutputError. Then nothing stands under
     the final name; the source is never written to.
+
+    >>> made = initialize("model", rank=2, output="made")
+    >>> made.adapter.name, [record.role for record in made.manifest.modules]
+    ('ailora_init', ['q', 'v', 'q', 'v'])
+    >>> max(record.reconstruction_error for record in made.manifest.modules) < 1e-6
+    True
     """
-    progress = progress or Silent()
+    progress = heard(progress)
     sizes = Ranks(None, {}, {}) if ranks is None else read_ranks(user_path(ranks, "--ranks"))
     general = rank if rank is not None else sizes.rank or 8
     row, roles = find_method(method, roles)
@@ -151,18 +177,24 @@ def initialize(
         modules_to_save=_names(modules_to_save), trainable_tokens=trainable_tokens, model_class=model_class,
         num_labels=num_labels,
     )  # fmt: skip
-    checkpoint = open_checkpoint(model, **source)
-    default = f"{checkpoint.origin.name}-{row.slug}-{f'r{general}' if ranks is None else 'ranks'}"
-    folder = output_folder(output, default, [checkpoint.origin], progress)
-    out = Output(folder, "init", overwrite=overwrite, resume=resume, force=force)
-    if resume:
-        settings = replace(settings, unbuilt=_unbuilt_before(folder))
-    told: set[str] = set()
-    while True:
-        try:
-            return _attempt(checkpoint, settings, row, out, dry_run, progress, told)
-        except UnbuiltError as error:  # rare: the class, asked beside the work, has not all of it; start anew without
-            settings = replace(settings, unbuilt=tuple(sorted({*settings.unbuilt, *error.modules})))
+    with find_team().job("init") as job:
+        if not job.leads:
+            return Initialization(help_init(job, model, settings, row, mixed, source), None)
+        library = Library(job)
+        checkpoint = read_checkpoint(library.open(model, **source))
+        default = f"{checkpoint.origin.name}-{row.slug}-{f'r{general}' if ranks is None else 'ranks'}"
+        folder = output_folder(output, default, [checkpoint.origin], progress)
+        out = Output(folder, "init", overwrite=overwrite, resume=resume or job.restarted, force=force)
+        if out.resume:
+            settings = replace(settings, unbuilt=_unbuilt_before(folder))
+        run = _Run(job, library, row, progress, dry_run, mixed, shared_folder)
+        while True:
+            try:
+                return run.attempt(checkpoint, settings, out)
+            except (
+                UnbuiltError
+            ) as error:  # rare: the class, asked beside the work, has not all of it; start anew without
+                settings = replace(settings, unbuilt=tuple(sorted({*settings.unbuilt, *error.modules})))
 
 
 def _names(names: Sequence[str]) -> tuple[str, ...]:
@@ -170,29 +202,72 @@ def _names(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys([names] if isinstance(names, str) else names))
 
 
-def _attempt(
-    checkpoint: Checkpoint, settings: Settings, row: Method, out: Output, dry_run: bool, progress: Progress,
-    told: set[str],
-) -> Initialization:  # fmt: skip
-    """One plan carried out, with what was not `told` before; UnbuiltError, with nothing left of it, if the class turns
-    out not to build all of it."""
-    operation = plan_operation(checkpoint, settings, row, out.final)
-    plan = operation.plan
-    copied = left_out(checkpoint) if operation.layouts else []
-    require_readable(checkpoint, operation.companions)
-    _tell([text for text in (*plan.notices, *copied) if text not in told], progress)
-    told.update(plan.notices, copied)
-    announce(checkpoint.files, operation.reads, operation.source_bytes, progress)
-    sources = Sources((checkpoint.files, [*checkpoint.headers, *operation.companions]))
-    out = replace(out, job={**operation.job(), "files": sources.to_json()}, nbytes=operation.nbytes)
-    with checking(operation) as check:
-        if dry_run:
-            require_possible(out)
-            _tell(check.finish().notices, progress)
-            return Initialization(operation, None)
-        with building(out, sources.require_unchanged) as work:
-            manifest = _operate(operation, work, check, progress)
-    return Initialization(operation, manifest)
+@dataclass
+class _Run:
+    """What the attempts at one `init` have in common."""
+
+    job: Job
+    library: Library
+    row: Method
+    progress: Progress
+    dry_run: bool
+    mixed: bool
+    shared_folder: bool
+    told: set[str] = field(default_factory=set)
+
+    def attempt(self, checkpoint: Checkpoint, settings: Settings, out: Output) -> Initialization:
+        """One plan carried out, with what was not `told` before; UnbuiltError, with nothing left of it, if the class
+        turns out not to build all of it."""
+        operation = plan_operation(checkpoint, settings, self.row, out.final)
+        copied = left_out(checkpoint) if operation.layouts else []
+        require_readable(checkpoint, operation.companions)
+        self._tell(*operation.plan.notices, *copied)
+        announce(checkpoint.files, operation.reads, operation.source_bytes, self.progress)
+        call_for_plan(self.job, self.library, operation)
+        if is_published(self.job, out.final):
+            return Initialization(operation, read_manifest(out.final))
+        sources = Sources((checkpoint.files, [*checkpoint.headers, *operation.companions]))
+        out = replace(out, job={**operation.job(), "files": sources.to_json()}, nbytes=operation.nbytes)
+        with checking(operation) as check:
+            if self.dry_run:
+                require_possible(out)
+                _tell(check.finish().notices, self.progress)
+                return Initialization(operation, None)
+            with building(out, publishing(self.job, out.final, sources.require_unchanged)) as work:
+                manifest = self._operate(operation, work, check)
+        return Initialization(operation, manifest)
+
+    def _tell(self, *notices: str) -> None:
+        _tell([text for text in notices if text not in self.told], self.progress)
+        self.told.update(notices)
+
+    def _operate(self, operation: Operation, work: WorkFolder, check: ModuleCheck) -> Manifest:
+        """The main path: start copying; read, decompose and store one matrix after the other; seal and describe."""
+        files, carriers, progress = operation.checkpoint.files, operation.plan.carriers, self.progress
+        adapter = _adapter_writer(operation, work.tree / ADAPTER_FOLDER, operation.extras)
+        offset = _adapter_writer(operation, work.tree / OFFSET_FOLDER) if operation.offset else None
+        with BaseWriter(files, operation.layouts, work.tree, dict(work.finished("copied"))) as base:
+            # Here torch loads (about a second) while the shards are already being copied.
+            device = device_of(operation.settings.device, self.job)
+            kind = agree_on_kind(work, device, self.mixed)
+            folder = InitFolder(work, adapter, base, offset)
+            progress.start("Decomposing", len(carriers), len(folder.records))
+            waiting = [Matrix(carrier) for carrier in carriers if carrier.module not in folder.records]
+            spool = call_for_work(self.job, kind, work, self.shared_folder)
+            computed = computing(operation, device, progress.notice)
+            for matrix, part in share(self.job, "matrices", waiting, computed, spool, progress):
+                folder.store(*unpacked(matrix.carrier, part, operation, device))
+                progress.advance(matrix.carrier.label, matrix.nbytes)
+                check.look()
+            progress.start("Copying", len(base.shards), 0)
+            extras = [_store_extra(extra, operation, adapter) for extra in operation.extras]
+            for shard in folder.seal():
+                progress.advance(shard, operation.layouts[shard].size)
+            verdict = check.finish()
+            records = [record for carrier in carriers for record in folder.records[carrier.module]]
+            _tell([*verdict.notices, *_warnings(records)], progress)
+            ran_on = {"device": str(device), **processes(self.job)}
+            return _describe(operation, work.tree, folder, records, extras, verdict.exact, ran_on)
 
 
 def _unbuilt_before(folder: Path) -> tuple[str, ...]:
@@ -216,41 +291,6 @@ def checking(operation: Operation) -> Iterator[ModuleCheck]:
 def _tell(notices: Sequence[str], progress: Progress) -> None:
     for text in notices:
         progress.notice(text)
-
-
-def _operate(operation: Operation, work: WorkFolder, check: ModuleCheck, progress: Progress) -> Manifest:
-    """The main path: start copying; read, decompose and store one matrix after the other; seal and describe."""
-    files, carriers = operation.checkpoint.files, operation.plan.carriers
-    adapter = _adapter_writer(operation, work.tree / ADAPTER_FOLDER, operation.extras)
-    offset = _adapter_writer(operation, work.tree / OFFSET_FOLDER) if operation.offset else None
-    with BaseWriter(files, operation.layouts, work.tree, dict(work.finished("copied"))) as base:
-        # Imported here so that torch loads (about a second) while the shards are already being copied.
-        from ..checkpoint.arithmetic import ieee
-        from ..checkpoint.stream import computing, find_device, stream
-        from ..matrices.dequantise import dequantise
-        from ..surgery.tensor import operate_on
-
-        def operate(carrier: Carrier, stored: Tensor) -> Outcome:
-            return operate_on(carrier, dequantise(stored, carrier.quantised, files), operation)
-
-        device = find_device(operation.settings.device)
-        work.agree("compute", computing(device))
-        folder = InitFolder(work, adapter, base, offset)
-        progress.start("Decomposing", len(carriers), len(folder.records))
-        waiting = [carrier for carrier in carriers if carrier.module not in folder.records]
-        with ieee():
-            for carrier, outcome in stream(files, waiting, operate, device, progress.notice, of=len(carriers)):
-                folder.store(outcome.records, outcome.factors, outcome.residual, outcome.residual_sha256)
-                progress.advance(carrier.label)
-                check.look()
-        progress.start("Copying", len(base.shards), 0)
-        extras = [_store_extra(extra, operation, adapter) for extra in operation.extras]
-        for shard in folder.seal():
-            progress.advance(shard)
-        verdict = check.finish()
-        records = [record for carrier in carriers for record in folder.records[carrier.module]]
-        _tell([*verdict.notices, *_warnings(records)], progress)
-        return _describe(operation, work.tree, folder, records, extras, verdict.exact, str(device))
 
 
 def _adapter_writer(operation: Operation, folder: Path, extras: Sequence[Extra] = ()) -> AdapterWriter:
@@ -281,16 +321,17 @@ def _warnings(records: Sequence[ModuleRecord]) -> Iterator[str]:
             f"{_POOR:.0%}, {worst.module} by {worst.reconstruction_error:.1%}; a residual in {worst.base_dtype} cannot "
             f"hold what {worst.rule} moves: use --base-dtype float32"
         )
-    if any(RULES[record.rule].frozen_b for record in records):
+    for factor in sorted({RULES[record.rule].frozen for record in records} - {""}):
         yield (
-            "B is to stay frozen, and the adapter's config cannot say so: call ailora_tools.freeze_b(model, "
-            "adapter_dir) after loading; a trainer that loads the adapter by itself would train B too"
+            f"{factor} is to stay frozen, and the adapter's config cannot say so: call "
+            f"ailora_tools.freeze_{factor.lower()}(model, adapter_dir) after loading; a trainer that loads the adapter "
+            f"by itself would train {factor} too"
         )
 
 
 def _describe(
     operation: Operation, tree: Path, folder: InitFolder, records: Sequence[ModuleRecord],
-    extras: Sequence[ExtraRecord], short: bool, device: str,
+    extras: Sequence[ExtraRecord], short: bool, ran_on: Mapping[str, str],
 ) -> Manifest:  # fmt: skip
     """Everything besides the weights: copied files, the adapter's config, the card, and last the manifest."""
     for name in operation.companions:
@@ -303,6 +344,6 @@ def _describe(
         write_json(tree / OFFSET_FOLDER / ADAPTER_CONFIG, peft_config(operation, short, frozen=True))
     write_text(tree / CARD, card(operation, records))
     write_json(tree / LR_GROUPS, lr_document(records))
-    proof = manifest(operation, records, extras, folder.file_hashes(), device)
+    proof = manifest(operation, records, extras, folder.file_hashes(), ran_on)
     write_text(tree / MANIFEST, proof.to_json())
     return proof

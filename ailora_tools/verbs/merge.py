@@ -19,6 +19,7 @@ from ..checkpoint.gate import stated_path
 from ..checkpoint.header import BASE_DTYPES
 from ..checkpoint.index import CONFIG, Checkpoint, open_checkpoint
 from ..checkpoint.source import SourceOptions
+from ..display.shown import shows_progress
 from ..errors import AiloraError, OptionError, TargetError, listed
 from ..output.atomic import Output, making
 from ..output.base import BaseWriter, companions, copy_file, left_out, require_readable
@@ -29,9 +30,10 @@ from ..output.place import output_folder
 from ..output.result import write_result
 from ..output.sources import Sources
 from ..output.spans import write_json
-from ..progress import Progress, Silent
+from ..progress import Progress, heard
 from ..targets.ties import untied
 from .announce import announce
+from .result import Result
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,13 +51,19 @@ class Merged:
     change: float
 
 
-@dataclass(frozen=True)
-class Merge:
+@dataclass(frozen=True, repr=False)
+class Merge(Result):
     """Where the merged checkpoint lies, and what was changed by how much."""
 
     folder: Path
     modules: tuple[Merged, ...]
     dtypes: tuple[str, ...]
+
+    _columns = ("tensor", "change")
+
+    def told(self) -> str:
+        """How many tensors changed, and where the model is."""
+        return f"of {len(self.modules)} tensors, {self.folder}"
 
     def to_json(self) -> dict[str, Any]:
         """What `--json` prints."""
@@ -66,6 +74,7 @@ class Merge:
         }
 
 
+@shows_progress
 def merge(
     base: str | Path,
     adapter: str | Path,
@@ -75,7 +84,7 @@ def merge(
     device: str = "auto",
     overwrite: bool = False,
     force: bool = False,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     **source: Unpack[SourceOptions],
 ) -> Merge:
     """Write the checkpoint `base` with `adapter` added in, as PEFT's `merge_and_unload` would, but without the model.
@@ -84,10 +93,14 @@ def merge(
     for a plain LoRA. `base_dtype` "float32" widens the changed tensors. Inputs are never changed.
 
     Raises CheckpointError, TargetError where the two do not belong together, OptionError, NumericalError, OutputError.
+
+    >>> made = merge("start", "start/ailora_init", "merged")
+    >>> len(made.modules), made.dtypes
+    (4, ('F32',))
     """
     if base_dtype not in BASE_DTYPES:
         raise OptionError(f"base dtype {base_dtype!r}: it must be {' or '.join(BASE_DTYPES)}.")
-    progress = progress or Silent()
+    progress = heard(progress)
     checkpoint, held = open_checkpoint(base, **source), open_adapter(adapter)
     folder = output_folder(output, "", [checkpoint.origin, held.files.origin], progress)
     _require_right_base(checkpoint, held)
@@ -200,7 +213,7 @@ def _write(
     with ieee():
         for place, (W, change, wide) in stream(checkpoint.files, places, merging, find_device(device), progress.notice):
             writer.write(place.stored.file, place.name, matrix_bytes(W))
-            progress.advance(place.name)
+            progress.advance(place.name, place.stored.nbytes)
             yield Merged(place.name, change), wide
     progress.start("Copying", len(writer.shards), 0)
     for shard in writer.shards:

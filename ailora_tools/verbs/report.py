@@ -21,6 +21,9 @@ def render_report(analysis: str | Path, output: str | Path | None = None) -> Pat
 
     Raises CheckpointError if it is not an analysis of this version, OutputError if the page cannot be written, or would
     replace another file than such a page.
+
+    >>> render_report("analysis").name
+    'report.html'
     """
     source = user_path(analysis, "ANALYSIS")
     beside = (source if source.is_dir() else source.parent) / REPORT

@@ -15,9 +15,10 @@ from typing import Any, Unpack
 from ..checkpoint.arithmetic import ieee
 from ..checkpoint.index import Checkpoint, open_checkpoint
 from ..checkpoint.source import SourceOptions, user_path
+from ..display.shown import shows_progress
 from ..errors import CheckpointError
 from ..output.manifest import Manifest, fingerprint, read_manifest
-from ..progress import Progress, Silent
+from ..progress import Progress, heard
 from ..proof.adapter_config import check_adapter_config
 from ..proof.built import check_built
 from ..proof.companions import check_companions, check_shards
@@ -28,11 +29,14 @@ from ..proof.plan import check_plan, derive
 from ..proof.subject import Subject
 from ..proof.untouched import check_untouched
 from .announce import announce
+from .result import Result
 
 
-@dataclass(frozen=True)
-class Verification:
+@dataclass(frozen=True, repr=False)
+class Verification(Result):
     """The checks in order; `source` is the checkpoint compared with, None if the hashes alone were used."""
+
+    _held, _columns = "checks", ("name", "holds", "detail")
 
     folder: Path
     source: str | None
@@ -42,6 +46,12 @@ class Verification:
     @property
     def holds(self) -> bool:
         return all(check.holds for check in self.checks)
+
+    def told(self) -> str:
+        """Whether it holds, and what does not."""
+        broken = [check.name for check in self.checks if not check.holds]
+        verdict = f"does not hold ({', '.join(broken)})" if broken else "holds"
+        return f"of {self.folder}: {verdict}, compared with {self.source or 'hashes alone'}"
 
     def to_json(self) -> dict[str, Any]:
         """What `--json` prints."""
@@ -53,11 +63,12 @@ class Verification:
         }
 
 
+@shows_progress
 def verify(
     folder: str | Path,
     *,
     source: str | Path | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     **options: Unpack[SourceOptions],
 ) -> Verification:
     """Check a folder that `initialize` wrote against its manifest and, if it can be found, its source.
@@ -65,8 +76,12 @@ def verify(
     `source`, read with `options`, defaults to the folder that the manifest names; a model on the Hub is only read
     again if it is given. It is an error if one is given and cannot be opened. Raises VerificationError for a manifest
     that is changed or not there; every other fault is a check that does not hold.
+
+    >>> found = verify("start")
+    >>> found.holds, [check.name for check in found.checks if not check.holds]
+    (True, [])
     """
-    progress = progress or Silent()
+    progress = heard(progress)
     folder = user_path(folder, "DIR")
     manifest = read_manifest(folder)
     original, strange = _find_source(manifest, source, options, progress)

@@ -42,6 +42,8 @@ ARMS: Mapping[str, Arm] = {
         Arm("ailora", {"method": "ailora"}, _MIDDLE),
         Arm("ailora-balanced", {"method": "ailora"}, _MIDDLE, balanced=True),
         Arm("ailora-reversed", {"method": "ailora-reversed"}, _MIDDLE),
+        Arm("ailora-orthonormal", {"method": "ailora-orthonormal"}, _HIGH),
+        Arm("rlmo", {"method": "rlmo"}, _HIGH),
         Arm("bitfit", None, _HIGH),
         Arm("full", None, _LOW),
     )

@@ -10,7 +10,8 @@ from outcome import Line, Outcome, at_one_rate, contest
 
 ASKED = (
     ("ailora", "lora"), ("ailora", "ailora-reversed"), ("ailora", "pissa"), ("ailora", "milora"),
-    ("ailora-balanced", "ailora"), ("ailora-balanced", "lora"),
+    ("ailora-balanced", "ailora"), ("ailora-balanced", "lora"), ("ailora-orthonormal", "ailora"),
+    ("ailora-orthonormal", "lora"), ("ailora-orthonormal", "rlmo"),
 )  # fmt: skip
 CONTROLS = ("ailora-reversed",)
 

@@ -31,6 +31,7 @@ COLOURS = {
     "lora": "#1c7ed6", "ailora": "#e8590c", "ailora-balanced": "#f08c00", "ailora-reversed": "#9c36b5",
     "full": "#5c6770", "pissa": "#0c8599", "milora": "#2f9e44", "rslora": "#74b8f0", "dora": "#5c7cfa",
     "olora": "#8fae5b", "nlora": "#b59a5b", "mica": "#d6336c", "bitfit": "#a1887f",
+    "ailora-orthonormal": "#c2255c", "rlmo": "#37b24d",
 }  # fmt: skip
 _OPEN = 8  # sentences
 _SHOWN = 1.35  # times the lowest loss: what is above is cut off, lest it flattens the rest

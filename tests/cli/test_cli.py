@@ -106,7 +106,6 @@ def test_model_defaults_to_here_and_the_output_to_its_name(model: Path, tmp_path
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["init"],
         ["init", ".", "--rank", "four"],
         ["init", ".", "--rank", "4", "--method", "magic"],
         ["init", ".", "--rank", "4", "--roles", "q,x"],

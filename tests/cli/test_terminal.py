@@ -16,9 +16,10 @@ from click.testing import CliRunner
 from kit.checkpoints import llama_tensors, write_checkpoint
 from rich.text import Text
 
-from ailora_tools.cli import screens, terminal
+from ailora_tools.cli import screens
 from ailora_tools.cli.group import main
-from ailora_tools.cli.terminal import OBEYED, visible
+from ailora_tools.display.console import Console
+from ailora_tools.display.text import OBEYED, visible
 from ailora_tools.errors import AiloraError
 
 EVIL = "\x1b[2J\x1b[31mx\x9b31m\x07\u202eholds\nmodel holds\r[bold]b[/x]:smile:\x7f\udce9"
@@ -35,7 +36,7 @@ def test_every_control_character_is_shown() -> None:
 def drawn(terminal_on: bool) -> str:
     """Every way in which screens show names, on a console that takes itself for a terminal or not."""
     file = io.StringIO()
-    console = terminal._Console(file=file, force_terminal=terminal_on, width=300, markup=False, emoji=False)
+    console = Console(file=file, force_terminal=terminal_on, width=300, markup=False, emoji=False)
     grid = screens.table("name", "value")
     grid.add_row(EVIL, Text(EVIL, style="bold", overflow="fold"))
     for shown in (EVIL, Text.assemble(("error: ", "bold red"), EVIL), grid):

@@ -54,7 +54,7 @@ class Interrupting(Silent):
     def __init__(self, after: int) -> None:
         self.left = after
 
-    def advance(self, label: str) -> None:
+    def advance(self, label: str, nbytes: int = 0) -> None:
         self.left -= 1
         if self.left == 0:
             raise KeyboardInterrupt

@@ -75,7 +75,7 @@ def test_minilm_in_float32_computes_the_same(bert: Path, tmp_path: Path, method:
     base = AutoModel.from_pretrained(result.folder if moved else bert)
     alone = off(outputs(base, batch), original)
     model = PeftModel.from_pretrained(base, result.adapter)
-    assert off(outputs(model, batch), original) <= 1e-5
+    assert off(outputs(model, batch), original) <= (1e-5 if moved else 0.0)
     # Without its adapter the base has lost the principal components, and little without the minor ones.
     assert method not in ("ailora", "pissa") or alone > 1e-2
     assert method not in ("milora", "lora", "mica") or alone < 1e-2

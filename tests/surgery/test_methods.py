@@ -21,7 +21,7 @@ from transformers import AutoModel, LlamaForCausalLM
 from ailora_tools import convert, initialize, merge, residualize, verify
 from ailora_tools.cli.group import main
 from ailora_tools.errors import OptionError, TargetError
-from ailora_tools.linalg.starts import STARTS, Start
+from ailora_tools.linalg.starts import STARTS, Start, find_start
 from ailora_tools.methods import METHODS, ROLES, RULES, find_method
 from ailora_tools.progress import Silent
 
@@ -110,6 +110,31 @@ def test_random_directions_have_the_size_of_an_average_component_and_a_seed() ->
     assert worst_cosine(found.U, other.U) < 0.9
     U = torch.linalg.svd(W, full_matrices=False).U
     assert worst_cosine(found.U, U[:, :4]) < 0.9 and worst_cosine(found.U, U[:, -4:]) < 0.9
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("rule", "part"), [("principal-right", slice(4)), ("minor-right", slice(-4, None))])
+def test_right_starts_are_the_rows_of_lapack_s_vh_and_move_nothing(
+    rule: str, part: slice, shape: tuple[int, int]
+) -> None:
+    W = matrix(shape, SPECTRA["power 0.5"](min(shape)))
+    Vh = torch.linalg.svd(W, full_matrices=False)[2]
+    found = start(rule, W)
+    assert torch.allclose(found.A @ found.A.T, torch.eye(4, dtype=torch.float64), atol=1e-12)
+    assert worst_cosine(found.A.T, Vh[part].T) > 1 - 1e-8 and not found.B.any()
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-24, 1e25])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_minor_orthonormal_moves_the_minor_directions_without_their_values(
+    shape: tuple[int, int], scale: float
+) -> None:
+    W = matrix(shape, SPECTRA["power 0.5"](min(shape))) * scale
+    U, _, Vh = torch.linalg.svd(W, full_matrices=False)
+    found = find_start("minor-orthonormal", W, 4, torch.Generator())
+    moved = U[:, -4:] @ Vh[-4:]
+    assert float((found.B @ found.A - moved).norm()) < 1e-7 and torch.allclose(found.S, torch.ones_like(found.S))
+    assert found.overlap == pytest.approx(float((W * moved).sum() / (moved * moved).sum()))
 
 
 @pytest.mark.parametrize("rule", RULES)

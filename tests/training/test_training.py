@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from statistics import mean
 
 import pytest
 import torch
@@ -12,13 +14,15 @@ from kit.checkpoints import write_checkpoint
 from kit.families import build
 from kit.real_models import minilm
 from peft import PeftModel
+from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModel
 
-from ailora_tools import bitfit, freeze_b, initialize, lr_groups, train_biases
+from ailora_tools import bitfit, freeze_a, freeze_b, initialize, lr_groups, train_biases
 from ailora_tools.errors import OptionError, OutputError, TargetError
 
 LR = 1e-5
+Freeze = Callable[[PeftModel, Path], int]
 
 
 def test_bias_is_what_peft_trains(tmp_path: Path) -> None:
@@ -32,14 +36,20 @@ def test_bias_is_what_peft_trains(tmp_path: Path) -> None:
         assert trained == {"none": set(), "all": biases, "lora_only": ours}[bias]
 
 
-def test_mica_trains_a_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("method", "freeze", "other", "trained"), [("mica", freeze_b, freeze_a, "A"), ("pica", freeze_a, freeze_b, "B")]
+)
+def test_a_frozen_factor_does_not_train(
+    method: str, freeze: Freeze, other: Freeze, trained: str, tmp_path: Path
+) -> None:
     model, _ = write_model("llama", tmp_path / "source")
-    result = initialize(tmp_path / "source", 3, method="mica", output=tmp_path / "out")
+    result = initialize(tmp_path / "source", 3, method=method, output=tmp_path / "out")
     adapted = load_start(model, tmp_path / "out", tmp_path / "source", is_trainable=True)
-    assert freeze_b(adapted, result.adapter) == len(result.manifest.modules)
-    trained = [name for name, value in adapted.named_parameters() if value.requires_grad]
-    assert trained and all(".lora_A." in name for name in trained)
-    assert "freeze_b" in (result.folder / "README.md").read_text()
+    assert other(adapted, result.adapter) == 0
+    assert freeze(adapted, result.adapter) == len(result.manifest.modules)
+    left = [name for name, value in adapted.named_parameters() if value.requires_grad]
+    assert left and all(f".lora_{trained}." in name for name in left)
+    assert freeze.__name__ in (result.folder / "README.md").read_text()
 
 
 def moved(model: PeftModel, groups: list[dict[str, object]], seed: int) -> dict[str, float]:
@@ -69,12 +79,22 @@ def one_group(model: PeftModel) -> list[dict[str, object]]:
     return [{"params": [value for value in model.parameters() if value.requires_grad], "lr": LR}]
 
 
-@pytest.mark.parametrize("options", [{}, {"alpha": 16}, {"method": "pissa"}, {"method": "lora"}, {"method": "mica"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"alpha": 16},
+        {"method": "pissa"},
+        {"method": "lora"},
+        *({"method": name} for name in ("mica", "pica", "olora-tail", "ailora-orthonormal")),
+    ],
+)
 def test_motion_is_what_the_first_step_of_adam_does(options: dict[str, object], tmp_path: Path) -> None:
     """On real weights, where queries run far ahead of values."""
     minilm(tmp_path / "source")
     result = initialize(tmp_path / "source", 8, output=tmp_path / "out", **options)
     adapted = trainable(tmp_path / "out", tmp_path / "source")
+    freeze_a(adapted, result.adapter)
     freeze_b(adapted, result.adapter)
     found = moved(adapted, one_group(adapted), 0)
     for record in result.manifest.modules:
@@ -85,12 +105,25 @@ def test_motion_is_what_the_first_step_of_adam_does(options: dict[str, object], 
         assert result.manifest.motion[role] == pytest.approx((sum(squares) / len(squares)) ** 0.5)
 
 
+def test_orthonormal_starts_move_queries_and_values_alike(tmp_path: Path) -> None:
+    """norm(change of W): AILoRA's square roots of singular values make queries run twenty times as far."""
+    weights = load_file(minilm(tmp_path / "source") / "model.safetensors")
+    ratio = {}
+    for method in ("ailora", "ailora-orthonormal", "rlpo", "rlmo"):
+        modules = initialize(tmp_path / "source", 8, method=method, output=tmp_path / method).manifest.modules
+        step = {role: [one.motion * float(weights[one.tensor].norm()) for one in modules if one.role == role]
+                for role in "qv"}  # fmt: skip
+        ratio[method] = mean(step["q"]) / mean(step["v"])
+    assert ratio.pop("ailora") == pytest.approx(20.4, rel=0.02)
+    assert list(ratio.values()) == pytest.approx([1.0, 1.0, 1.0], abs=0.005)
+
+
 @pytest.mark.parametrize("dora", [False, True])
 def test_lr_groups_make_queries_and_values_move_alike(dora: bool, tmp_path: Path) -> None:
     """By A and B: the magnitudes of DoRA keep the learning rate that was asked for."""
     minilm(tmp_path / "source")
     result = initialize(tmp_path / "source", 8, dora=dora, output=tmp_path / "out")
-    mean: dict[bool, dict[str, float]] = {}
+    means: dict[bool, dict[str, float]] = {}
     for balanced in (True, False):
         adapted = trainable(tmp_path / "out", tmp_path / "source")
         groups = lr_groups(adapted, result.adapter, LR) if balanced else one_group(adapted)
@@ -102,9 +135,9 @@ def test_lr_groups_make_queries_and_values_move_alike(dora: bool, tmp_path: Path
                 assert id(value) in plain
         found = moved(adapted, groups, 1)
         roles = {role: [value for name, value in found.items() if name.endswith(role)] for role in ("query", "value")}
-        mean[balanced] = {role: sum(values) / len(values) for role, values in roles.items()}
-    assert mean[True]["query"] == pytest.approx(mean[True]["value"], rel=0.05)
-    assert mean[False]["query"] > 10 * mean[False]["value"]
+        means[balanced] = {role: sum(values) / len(values) for role, values in roles.items()}
+    assert means[True]["query"] == pytest.approx(means[True]["value"], rel=0.05)
+    assert means[False]["query"] > 10 * means[False]["value"]
     document = json.loads((result.folder / "lr_groups.json").read_text())
     assert document["roles"]["v"]["scale"] > 1 > document["roles"]["q"]["scale"] and not document["shared"]
 
