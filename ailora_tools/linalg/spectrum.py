@@ -109,7 +109,7 @@ def whole(W: Tensor) -> Whole:
     narrow = V.float()
     U = _left(near_one(W)[0].float(), narrow[:, :large])
     if large < len(S):
-        U = torch.cat([U, _rest(U, product(W, V[:, large:]), deficient=bool(S[-1] <= _EXACT_FLOOR * S[0]))], 1)
+        U = torch.cat([U, _rest(U, product(W, V[:, large:]), deficient=bool(S[-1] <= exact.RESOLVED * S[0]))], 1)
     return Whole(U, narrow, _resolved(W.T, squares))
 
 
@@ -127,4 +127,5 @@ def _rest(U: Tensor, Y: Tensor, *, deficient: bool) -> Tensor:
     Q = Q * diagonal.sign().where(diagonal != 0, 1.0)
     for _ in range(2 if deficient else 0):
         Q, _ = torch.linalg.qr(Q - U.double() @ (U.double().T @ Q))
-    return Q.float()
+    basis: Tensor = Q.float()
+    return basis
