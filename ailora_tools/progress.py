@@ -3,7 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How far several processes are with one list: items done of `total`, bytes read for them, seconds that the rest
+    takes at this pace (None: not known yet), and which process has done least of the work (None: all alike)."""
+
+    processes: int
+    done: int
+    total: int
+    nbytes: int
+    seconds: float | None
+    slowest: int | None
 
 
 class Progress(Protocol):
@@ -21,6 +35,10 @@ class Progress(Protocol):
         """`nbytes` of a source of `total` bytes will come over the network; `arrived` counts them."""
         ...
 
+    def together(self, look: Callable[[], Standing]) -> None:
+        """Several processes work on the stage; `look` tells, at any time and in any thread, how far all of them are."""
+        ...
+
     def notice(self, text: str) -> None:
         """Something the user should know although the work goes on."""
         ...
@@ -36,6 +54,9 @@ class Silent:
         pass
 
     def reading(self, arrived: Callable[[], int], nbytes: int, total: int) -> None:
+        pass
+
+    def together(self, look: Callable[[], Standing]) -> None:
         pass
 
     def notice(self, text: str) -> None:

@@ -43,9 +43,10 @@ def table() -> str:
 def method_table() -> str:
     """One line a method; every one is proven by its formula (tests/surgery/), some by PEFT's own init too."""
     own = ", PEFT's own init"
-    head = ["| method | W^Q | W^V | residual | needs data | paper | proven by |", "| --- " * 7 + "|"]
+    head = ["| method | W^Q | W^V | others | residual | needs data | paper | proven by |", "| --- " * 8 + "|"]
     rows = [
-        f"| `{row.name}`{' (default)' if row.name == 'ailora' else ''} | {row.rules['q']} | {row.rules['v']} "
+        f"| `{row.name}`{' (default)' if row.name == 'ailora' else ''} | {row.rule('q').name} | {row.rule('v').name} "
+        f"| {row.every or 'none'} "
         f"| {'yes' if row.residual else 'no'} | no | {row.paper} "
         f"| formula, step 0{own if row.name in PEERS else ''} |"
         for row in METHODS.values()

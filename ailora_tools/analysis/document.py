@@ -11,7 +11,7 @@ from typing import Any
 
 from ..checkpoint.index import Checkpoint
 from ..errors import NumericalError
-from ..methods import ROLES
+from ..methods import role_order
 from ..metrics.heads import Heads
 from ..output.analysis import ANALYSIS_FORMAT, ANALYSIS_VERSION
 from ..output.manifest import fingerprint
@@ -47,7 +47,7 @@ def write_up(
     job: AnalysisJob, rows: dict[str, Any], notices: list[str], seconds: float, ran_on: Mapping[str, str]
 ) -> dict[str, Any]:
     """Matrices in natural order, and what was found in them. ran_on: facts about the run beside the versions."""
-    ordered = sorted(job.plan.targets, key=lambda target: (target.stack, target.layer, ROLES.index(target.role)))
+    ordered = sorted(job.plan.targets, key=lambda target: (target.stack, target.layer, role_order(target.role)))
     whole = [target for target in ordered if "skipped" not in rows[target.label]]
     matrices = [{**_place(target), "copy_of": None, **rows[target.label]} for target in whole]
     copied = copies([Row.read(matrix) for matrix in matrices])

@@ -20,6 +20,14 @@ _HUB_ID = re.compile(rf"(?P<repo>{_NAME}/{_NAME})(?:@(?P<revision>[^@\s]+))?")
 _URL = re.compile(
     rf"https?://(?P<host>[^/]+)/(?P<repo>{_NAME}/{_NAME})(?:/tree/(?P<revision>[^/]+)(?:/(?P<subfolder>.+?))?)?/?(?:\?.*)?"
 )
+_OWNERS = {
+    "openai-community": ("gpt2", "openai-gpt"),
+    "google-bert": ("bert-",),
+    "google-t5": ("t5-",),
+    "FacebookAI": ("roberta-", "xlm-"),
+    "distilbert": ("distil",),
+    "albert": ("albert-",),
+}
 _FORMS = "MODEL is a folder, a .safetensors file, or a Hub id such as org/name or org/name@revision"
 
 
@@ -84,11 +92,19 @@ def parse_hub_name(text: str, revision: str | None = None, subfolder: str = "") 
         raise CheckpointError(f"{text}: {page['host']} is not the Hub.", f"{_FORMS}.")
     found = page or _HUB_ID.fullmatch(text.removeprefix(SCHEME))
     if found is None:
-        raise CheckpointError(f"{text}: no such file or folder.", f"{_FORMS}: check the spelling.")
+        raise CheckpointError(f"{text}: no such file or folder.", f"{_FORMS}: check the spelling.{_owned(text)}")
     named = found.groupdict()
     if revision is not None and named["revision"] not in (None, revision):
         raise OptionError(f"--revision {revision}, but {text} names {named['revision']}.", "Give one of the two.")
     return HubName(named["repo"], revision or named["revision"], subfolder or named.get("subfolder") or "")
+
+
+def _owned(text: str) -> str:
+    """On the Hub every model has an owner now; those that once had none went to these."""
+    if not re.fullmatch(_NAME, text):
+        return ""
+    owner = next((owner for owner, begins in _OWNERS.items() if text.lower().startswith(begins)), "OWNER")
+    return f" On the Hub it would be {owner}/{text}."
 
 
 def _inside(subfolder: str | None) -> str:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import click
@@ -12,12 +11,12 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors import NumericalError
-from ..metrics.definitions import BY_KEY
-from ..report.rows import Row, change_metric, of_role, once, read_rows, roles
-from ..report.words import matrix, number, size
+from ..report.words import size
 from ..team.place import read_place
 from .command import Command, option
+from .course import metric_lines
 from .options import (
+    MODEL,
     device_option,
     matrix_options,
     message_options,
@@ -27,7 +26,7 @@ from .options import (
     resume_option,
     team_options,
 )
-from .screens import print_block, print_json, show_traffic, table
+from .screens import print_json, show_traffic
 from .terminal import out, progress
 
 _ANALYSIS = "Analysis"
@@ -37,18 +36,15 @@ _EXAMPLES = (
     "analyze path/to/base --against path/to/tuned -o reports/tuned",
 )
 _FINDINGS = 6  # that are shown; the rest stands in the report
-_METRICS = ("effective_rank_share", "outlier_share", "alpha")
-_CHANGE_METRICS = ("relative_change", "delta_above")
-_BARS = "▁▂▃▄▅▆▇█"
-_BARS_WIDTH = 60
 
 
 @click.command(cls=Command, together=True, examples=_EXAMPLES)
-@click.argument("model", type=str)
+@click.argument("model", type=MODEL)
 @option(
     "--against",
     group=_ANALYSIS,
     metavar="TUNED",
+    type=MODEL,
     multiple=True,
     help="Fine-tuned checkpoint or LoRA of MODEL, whose change is measured; may be given several times.",
 )
@@ -83,12 +79,10 @@ def analyze(model: str, as_json: bool, quiet: bool, **options: Any) -> None:
     DIR gets report.html, which opens offline, analysis.json and metrics.csv. With --against, the report also tells
     what fine-tuning changed. Exit code 1 if a matrix holds NaN or infinity; the others are reported all the same.
     """
-    from ..verbs.analyze import analyze as run
-
     with progress(as_json, quiet) as bar:
+        from ..verbs.analyze import analyze as run  # within: it may take a second, and something is to be seen
+
         result = run(model, progress=bar, **options)
-    if not read_place().leads:
-        return
     if not read_place().leads:
         return
     print_json(result.to_json()) if as_json else _show(result.document, result.report)
@@ -106,52 +100,20 @@ def _show(document: Mapping[str, Any], report: Path) -> None:
     out.print(f"{model['family']}, {len(document['matrices'])} matrices, {size(model['bytes_read'])} read")
     out.print()
     _print_findings([finding["text"] for finding in document["findings"]])
-    print_block(_metrics(document))
+    out.print()
+    for line in metric_lines(document, out.width):
+        out.print(line)
+    out.print()
     out.print(Text.assemble("report ", (str(report), "bold")), soft_wrap=True)
 
 
 def _print_findings(texts: Sequence[str]) -> None:
     for text in texts[:_FINDINGS]:
-        line = Table.grid(padding=(0, 1))
-        line.add_row(Text("•", style="cyan"), Text(text, overflow="fold"))
-        out.print(line)
+        if out.is_terminal:
+            line = Table.grid(padding=(0, 1))
+            line.add_row(Text("•", style="cyan"), Text(text, overflow="fold"))
+            out.print(line)
+        else:
+            out.print(Text(f"• {text}"), soft_wrap=True)
     if texts[_FINDINGS:]:
         out.print(f"  {len(texts) - _FINDINGS} more in the report.", style="dim")
-
-
-def _metrics(document: Mapping[str, Any]) -> Table:
-    """One row a metric and role: median and range, copies counted once, and its course over all layers as bars."""
-    made = table("metric", "", "median", "range", "over the layers")
-    for column in (2, 3):
-        made.columns[column].justify = "right"
-    rows = read_rows(document)
-    for key, at in _shown(len(document["against"])):
-        name = BY_KEY[key].label + (f" ({document['against'][at]['name']})" if at is not None else "")
-        for role in roles(rows):
-            of, metric = of_role(rows, role), _metric(key, at)
-            values = [metric(row) for row in of]
-            known = [value for row in once(of, at) if (value := metric(row)) is not None]
-            if known:
-                span = f"{number(min(known))} … {number(max(known))}"
-                bars = Text(_bars(values), style="blue" if role == "q" else "yellow")
-                made.add_row(Text(name), matrix(role), number(median(known)), span, bars)
-    return made
-
-
-def _metric(key: str, at: int | None) -> Callable[[Row], float | None]:
-    return (lambda row: row.metrics[key]) if at is None else change_metric(at, key)
-
-
-def _shown(tuned: int) -> Iterator[tuple[str, int | None]]:
-    """Keys of metrics, those of each fine-tune with its number first."""
-    yield from ((key, at) for at in range(tuned) for key in _CHANGE_METRICS)
-    yield from ((key, None) for key in _METRICS)
-
-
-def _bars(values: Sequence[float | None]) -> str:
-    """Eighths of a block from 0 to the largest value; at most 60, each the mean of its neighbours."""
-    step = -(-len(values) // _BARS_WIDTH)
-    parts = [[value for value in values[low : low + step] if value is not None] for low in range(0, len(values), step)]
-    means = [sum(part) / len(part) if part else None for part in parts]
-    top = max((value for value in means if value is not None), default=0.0) or 1.0
-    return "".join(" " if value is None else _BARS[min(7, int(8 * max(value, 0) / top))] for value in means)

@@ -67,9 +67,9 @@ def convert(trained: Path, start: Path, as_json: bool, quiet: bool, **options: A
 
     TRAINED is the folder that a trainer saved, DIR the one that `init` wrote; neither is changed and no model is read.
     """
-    from ..verbs.convert import convert as run
-
     with progress(as_json, quiet) as bar:
+        from ..verbs.convert import convert as run  # within: it may take a second, and something is to be seen
+
         result = run(trained, start, progress=bar, **options)
     print_json(result.to_json()) if as_json else _show(result)
 

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from rich.text import Text
 
 from ..adapters.trainers import COMPONENTS, TRAINERS
 from .command import Command, option
-from .options import FOLDER, message_options, output_option, overwrite_options
+from .options import FOLDER, MODEL, message_options, output_option, overwrite_options
 from .screens import print_json
+from .terminal import out
 
 if TYPE_CHECKING:
     from ..verbs.export import Exported
@@ -29,6 +31,7 @@ _EXAMPLES = (
     "--base",
     group=_FORMAT,
     metavar="MODEL",
+    type=MODEL,
     help="The model that the adapter is for; torchtune's order of rows depends on its config.json.  [default: DIR, "
     "or the model that the adapter names]",
 )
@@ -51,13 +54,10 @@ def export(adapter: Path, as_json: bool, quiet: bool, **options: Any) -> None:
     from ..verbs.export import export as run
 
     result = run(adapter, **options)
-    if as_json:
-        print_json(result.to_json())
-    elif not quiet:
-        _show(result)
+    print_json(result.to_json()) if as_json else _show(result)
 
 
 def _show(result: Exported) -> None:
     files = ", ".join(str(result.folder / name) for name in result.files)
-    click.echo(f"{result.modules} modules for {result.trainer}: {files}")
-    click.echo(f"load it: {result.load}")
+    out.print(Text(f"{result.modules} modules for {result.trainer}: {files}"), soft_wrap=True)
+    out.print(Text(f"load it: {result.load}"), soft_wrap=True)

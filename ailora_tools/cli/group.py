@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import redirect_stderr, redirect_stdout
+from inspect import cleandoc
 from typing import Any
 
 import click
@@ -27,6 +28,18 @@ _EXAMPLES = (
 )
 
 
+# Names of verbs in Python and in other tools, and what may be taken for one.
+_CALLED = {
+    "initialize": "init", "initialise": "init", "inspect_checkpoint": "inspect", "show": "inspect",
+    "analyse": "analyze", "render_report": "report", "check": "verify", "help": "--help", "version": "--version",
+}  # fmt: skip
+
+
+def _first_sentence(command: click.Command) -> str:
+    first = cleandoc(command.help or "").split("\n\n")[0]
+    return " ".join(first.split())
+
+
 class _Group(click.Group):
     def main(self, *args: Any, **options: Any) -> Any:
         settle_streams()
@@ -34,6 +47,21 @@ class _Group(click.Group):
             return super().main(*args, **options)
         with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
             return super().main(*args, **options)  # a defect shows its traceback on leaving
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order of work."""
+        return list(self.commands)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Each with the whole first sentence of its help."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, _first_sentence(command)) for name, command in self.commands.items()])
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        """What people call the verbs elsewhere leads to them."""
+        if args and args[0] not in self.commands and (meant := _CALLED.get(args[0].lower())):
+            ctx.fail(f"No such command {args[0]!r}. Did you mean {meant!r}?")
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Wrong usage quotes arguments, which may be names of files that a shell has put in."""
@@ -47,14 +75,20 @@ class _Group(click.Group):
         write_examples(formatter, _EXAMPLES)
 
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+@click.group(cls=_Group, invoke_without_command=True, context_settings=_SETTINGS)
 @click.version_option(package_name="ailora-tools", prog_name="ailora-tools")
-def main() -> None:
+@click.pass_context
+def main(ctx: click.Context) -> None:
     """Start LoRA adapters from the weights of the model, by function.
 
     The adapter of W^Q gets the principal singular components, the adapter of W^V the minor ones
     (AILoRA, arXiv 2510.08034); what went into the adapter is taken out of the frozen base.
     """
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
 
 
 for command in (inspect, analyze, init, verify, convert, merge, export, report):

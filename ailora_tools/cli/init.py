@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.shell_completion import CompletionItem
 from rich.table import Table
+from rich.text import Text
 
 from ..errors import OptionError, listed
-from ..methods import BITFIT, METHODS, RULES, find_method
+from ..methods import BITFIT, METHODS, RULES, find_method, role_order
 from ..output.loading import load_lines
 from ..output.names import CARD
 from ..report.words import matrix, size
 from ..team.place import read_place
 from .command import Command, option
 from .options import (
+    MODEL,
     RUN,
     base_dtype_option,
     device_option,
@@ -40,8 +43,10 @@ from .screens import (
     show_traffic,
     span,
     table,
+    width_of,
 )
 from .terminal import out, progress
+from .verdicts import STEP, VERDICTS
 
 if TYPE_CHECKING:
     from ..output.manifest import Manifest, ModuleRecord
@@ -70,7 +75,7 @@ _NUMBERS: dict[str, Callable[[list[ModuleRecord]], str]] = {
     "gap at the cut": lambda group: decimals(record.gap for record in group),
     "survival in the base": lambda group: decimals(record.survival for record in group),
     "reconstruction error": lambda group: decimals(record.reconstruction_error for record in group),
-    "first step / lr": lambda group: decimals(record.motion for record in group),
+    STEP: lambda group: decimals(record.motion for record in group),
     "dead components": lambda group: str(sum(record.dead for record in group)),
     "rounding": lambda group: ", ".join(sorted({record.rounding for record in group})),
 }
@@ -84,12 +89,16 @@ def _method(ctx: click.Context, param: click.Parameter, value: str) -> str:
         raise click.BadParameter(f"{error.problem} {error.hint}", ctx, param) from None
 
 
+def _complete_method(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    return [CompletionItem(name, help=text) for name, text in _METHODS if name.startswith(incomplete.lower())]
+
+
 def _major(ctx: click.Context, param: click.Parameter, value: str) -> int | None:
     return None if value == "auto" else int(value)
 
 
 @click.command(cls=Command, together=True, examples=_EXAMPLES, lists=_LISTS)
-@click.argument("model", type=str, default=".")
+@click.argument("model", type=MODEL, default=".")
 @option(
     "-r", "--rank", group=_ADAPTER, type=int, help="Rank of every adapter.  [default: that of --ranks, without it 8]"
 )
@@ -97,6 +106,7 @@ def _major(ctx: click.Context, param: click.Parameter, value: str) -> int | None
     "--ranks",
     group=_ADAPTER,
     metavar="FILE",
+    type=MODEL,
     help="File with a rank and an alpha for each module: the ranks.json that `analyze` wrote.",
 )
 @option(
@@ -104,6 +114,7 @@ def _major(ctx: click.Context, param: click.Parameter, value: str) -> int | None
     group=_ADAPTER,
     metavar="NAME",
     callback=_method,
+    shell_complete=_complete_method,
     default="ailora",
     show_default=True,
     help="What the adapters start from: one of the methods below, or a rule for each role.",
@@ -205,13 +216,13 @@ def init(model: str, as_json: bool, quiet: bool, **options: Any) -> None:
     """
     if options["method"] == BITFIT:
         if read_place().leads:
-            _list_biases(model, as_json, quiet, options)
+            _list_biases(model, as_json, options)
         return
     if not given("roles"):
         options["roles"] = None  # those of the method
-    from ..verbs.initialize import initialize
-
     with progress(as_json, quiet) as bar:
+        from ..verbs.initialize import initialize  # within: it may take a second, and something is to be seen
+
         result = initialize(model, progress=bar, **options)
     if not read_place().leads:
         return
@@ -221,14 +232,14 @@ def init(model: str, as_json: bool, quiet: bool, **options: Any) -> None:
     show_traffic(result.operation.checkpoint.files.traffic, quiet)
 
 
-def _list_biases(model: str, as_json: bool, quiet: bool, options: dict[str, Any]) -> None:
+def _list_biases(model: str, as_json: bool, options: dict[str, Any]) -> None:
     """BitFit has no adapter, and so none of the options that an adapter has."""
     from ..verbs.bitfit import bitfit
 
     if idle := given(*(name for name in options if name not in (*_BITFIT_OPTIONS, "method"))):
         raise click.UsageError(f"--method bitfit has no adapter, and so no {', '.join(idle)}.")
     found = bitfit(model, **{name: options[name] for name in _BITFIT_OPTIONS})
-    print_json(found.to_json()) if as_json else _show_biases(found, options["dry_run"], quiet)
+    print_json(found.to_json()) if as_json else _show_biases(found, options["dry_run"])
 
 
 def _show(result: Initialization) -> None:
@@ -238,7 +249,7 @@ def _show(result: Initialization) -> None:
         print_targets(operation.plan.targets)
         out.print(f"Dry run: {size(operation.nbytes)} would be written to {result.folder}.", soft_wrap=True)
         return
-    print_block(_numbers(manifest.modules))
+    _show_numbers(manifest.modules)
     print_facts({
         "base": result.folder if manifest.base else operation.checkpoint.location,
         "adapter": result.adapter,
@@ -258,18 +269,44 @@ def _loading(result: Initialization, manifest: Manifest) -> list[str]:
     return [] if manifest.offset or found.call is None else load_lines(found, str(result.adapter))
 
 
-def _numbers(records: Sequence[ModuleRecord]) -> Table:
-    """One column a role, one row a number; ranges run over all layers."""
-    roles = sorted({record.role for record in records}, key=lambda role: (role != "q", role))
-    made = table("", *map(matrix, roles))
-    groups = [[record for record in records if record.role == role] for role in roles]
+def _show_numbers(records: Sequence[ModuleRecord]) -> None:
+    """The table of all roles, or as many tables as the terminal is too narrow for one; then what is to be known."""
+    roles = sorted({record.role for record in records}, key=role_order)
+    verdicts = {name: judge(records) for name, judge in VERDICTS.items()}
+    for count in range(len(roles), 0, -1):
+        parts = [roles[at : at + count] for at in range(0, len(roles), count)]
+        tables = [_numbers_of(records, part, verdicts) for part in parts]
+        if count == 1 or max(map(width_of, tables)) <= out.width:
+            break
+    for made in tables:
+        print_block(made)
+    for _, sentence in verdicts.values():
+        if sentence:
+            out.print(Text(sentence, overflow="fold"))
+    if any(sentence for _, sentence in verdicts.values()):
+        out.print()
+
+
+def _numbers_of(
+    records: Sequence[ModuleRecord], roles: Sequence[str], verdicts: Mapping[str, tuple[str, str]]
+) -> Table:
+    """Those of some roles, with the verdict on these alone; how alike all roles move is told of all."""
+    groups = {role: [record for record in records if record.role == role] for role in roles}
+    of_these = {name: judge([one for group in groups.values() for one in group]) for name, judge in VERDICTS.items()}
+    return _numbers(groups, {**of_these, STEP: verdicts[STEP]})
+
+
+def _numbers(groups: Mapping[str, Sequence[ModuleRecord]], verdicts: Mapping[str, tuple[str, str]]) -> Table:
+    """One column a role, one row a number, with the verdict on it; ranges run over all layers."""
+    made = table("", *map(matrix, groups), "")
     for name, tell in _NUMBERS.items():
-        made.add_row(name, *(tell(group) for group in groups))
+        word, sentence = verdicts.get(name, ("", ""))
+        numbers = [tell(list(group)) for group in groups.values()]
+        made.add_row(name, *numbers, Text(word, "yellow" if sentence else "green"))
     return made
 
 
-def _show_biases(found: BiasList, dry_run: bool, quiet: bool) -> None:
+def _show_biases(found: BiasList, dry_run: bool) -> None:
     """How many there are, and where the list is."""
-    if not quiet:
-        where = "nothing written (dry run)" if dry_run else found.folder
-        out.print(f"{len(found.biases)} biases, {found.count:,} of {found.total:,} parameters: {where}", soft_wrap=True)
+    where = "nothing written (dry run)" if dry_run else found.folder
+    out.print(f"{len(found.biases)} biases, {found.count:,} of {found.total:,} parameters: {where}", soft_wrap=True)

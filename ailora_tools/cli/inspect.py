@@ -9,7 +9,7 @@ from rich.text import Text
 
 from ..report.words import size
 from .command import Command
-from .options import matrix_options, message_options, reading_options
+from .options import MODEL, matrix_options, message_options, reading_options
 from .screens import print_json, print_targets, show_traffic
 from .terminal import durations, notices, out
 
@@ -21,7 +21,7 @@ _EXAMPLES = ("inspect Qwen/Qwen2.5-0.5B", "inspect path/to/model")
 
 
 @click.command(cls=Command, examples=_EXAMPLES)
-@click.argument("model", type=str)
+@click.argument("model", type=MODEL)
 @matrix_options
 @reading_options("MODEL")
 @message_options

@@ -10,6 +10,7 @@ import click
 from .command import Command
 from .options import (
     FOLDER,
+    MODEL,
     OUTPUT,
     base_dtype_option,
     device_option,
@@ -31,7 +32,7 @@ _EXAMPLES = (
 
 
 @click.command(cls=Command, examples=_EXAMPLES)
-@click.argument("base", type=str)
+@click.argument("base", type=MODEL)
 @click.argument("adapter", type=FOLDER)
 @output_option("OUT", "Folder to write.", required=True)
 @overwrite_options("Replace OUT if a checkpoint is in it.")
@@ -45,9 +46,9 @@ def merge(base: str, adapter: Path, as_json: bool, quiet: bool, **options: Any) 
     BASE is the model that ADAPTER was trained on: the folder that `init` wrote, or an original for a plain LoRA.
     It is read and written shard by shard.
     """
-    from ..verbs.merge import merge as run
-
     with progress(as_json, quiet) as bar:
+        from ..verbs.merge import merge as run  # within: it may take a second, and something is to be seen
+
         result = run(base, adapter, progress=bar, **options)
     print_json(result.to_json()) if as_json else _show(result)
 

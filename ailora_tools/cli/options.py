@@ -8,9 +8,10 @@ from typing import Any
 
 import click
 from click.core import ParameterSource
+from click.shell_completion import CompletionItem
 
 from ..checkpoint.header import BASE_DTYPES, FACTOR_DTYPES
-from ..methods import ROLES
+from ..methods import ALL_LINEAR, ROLES, is_role
 from .command import MESSAGES, Function, option
 from .log import open_log, set_verbose
 
@@ -29,7 +30,16 @@ class _Folder(click.Path):
         return super().convert(value, param, ctx)
 
 
-FOLDER = _Folder(path_type=Path)
+class _Model(click.ParamType):
+    """A path, or a name on the Hub: any text. Shells complete it as a path."""
+
+    name = "text"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return [CompletionItem(incomplete, type="file")]
+
+
+FOLDER, MODEL = _Folder(path_type=Path), _Model()
 Decorator = Callable[[Function], Function]
 
 
@@ -40,10 +50,19 @@ def given(*names: str) -> list[str]:
     return [written[name] for name in names if context.get_parameter_source(name) is not ParameterSource.DEFAULT]
 
 
+def _role(text: str) -> str:
+    """Neither blanks nor capitals matter in the names of roles."""
+    return text.strip().lower() if text.strip().lower() in ROLES else text.strip()
+
+
 def _roles(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str, ...]:
-    roles = tuple(value.split(","))
-    if len(set(roles)) < len(roles) or not set(roles) <= set(ROLES):
-        raise click.BadParameter(f"{value!r} is not a list such as q,v (roles: {', '.join(ROLES)})", ctx, param)
+    roles = tuple(map(_role, value.split(",")))
+    possible = roles == (ALL_LINEAR,) or all(map(is_role, roles))
+    if len(set(roles)) < len(roles) or not possible:
+        raise click.BadParameter(
+            f"{value!r} is not a list such as q,v (roles: {', '.join(ROLES)}, {ALL_LINEAR}, or names of modules)",
+            ctx, param,
+        )  # fmt: skip
     return roles
 
 
@@ -60,7 +79,8 @@ def matrix_options(command: Function) -> Function:
     """Which projections: --roles, --layers, --q-tensor, --v-tensor."""
     return _together(
         option("--roles", group=MATRICES, metavar="LIST", default="q,v", show_default=True, callback=_roles,
-               help="Projections to work on: one or more of q, k, v and o."),
+               help="Matrices to work on: one or more of q, k, v, o, gate, up and down, or of the names that the "
+                    "model has for modules in its layers; or all-linear, for every linear layer of them."),
         option("--layers", group=MATRICES, metavar="LIST",
                help="Numbers of the layers to work on, such as 0-3,8.  [default: all]"),
         option("--q-tensor", group=MATRICES, metavar="NAME",

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors import AiloraError
+from ..methods import role_order
 from ..output.spans import json_text
 from ..report.words import matrix, ranges, size
 from .terminal import OBEYED, err, out
@@ -57,8 +58,13 @@ def table(*headings: str) -> Table:
     """An empty table without lines, in the style of all screens."""
     made = Table(box=None, header_style="dim", padding=(0, 2, 0, 0), pad_edge=False)
     for heading in headings:
-        made.add_column(heading)
+        made.add_column(heading, overflow="fold")
     return made
+
+
+def width_of(block: Table) -> int:
+    """Columns that it takes if nothing in it is folded."""
+    return out.measure(block, options=out.options.update(width=10_000)).maximum
 
 
 def print_block(block: Table) -> None:
@@ -85,7 +91,7 @@ def print_targets(targets: Iterable[Target]) -> None:
     """A table of projections, layers of one kind in one row."""
     block = table("role", "layers", "tensor", "stored as")
     groups: dict[tuple[object, ...], list[Target]] = {}
-    for target in sorted(targets, key=lambda target: (target.stack, target.role != "q", target.role, target.layer)):
+    for target in sorted(targets, key=lambda target: (target.stack, *role_order(target.role), target.layer)):
         kind = (target.stack, target.role, _pattern(target), target.shape, target.stored_as)
         groups.setdefault(kind, []).append(target)
     for members in groups.values():

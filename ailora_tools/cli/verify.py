@@ -11,7 +11,7 @@ from rich.text import Text
 
 from ..errors import VerificationError
 from .command import Command, option
-from .options import FOLDER, READING, message_options, reading_options
+from .options import FOLDER, MODEL, READING, message_options, reading_options
 from .screens import print_json, table
 from .terminal import out, progress
 
@@ -27,6 +27,7 @@ _EXAMPLES = ("verify model-ailora-r8", "verify model-ailora-r8 --source Qwen/Qwe
     "--source",
     group=READING,
     metavar="MODEL",
+    type=MODEL,
     help="The original model, a folder or a Hub id.  [default: the folder that the manifest names]",
 )
 @reading_options("MODEL")
@@ -37,9 +38,9 @@ def verify(folder: Path, as_json: bool, quiet: bool, **options: Any) -> None:
     Exit code 3 if they do not. Without the original at hand the hashes of the manifest decide. What is proven is
     integrity, and with the original that both compute what it does; who made the folder is not.
     """
-    from ..verbs.verify import verify as check
-
     with progress(as_json, quiet) as bar:
+        from ..verbs.verify import verify as check  # within: it may take a second, and something is to be seen
+
         result = check(folder, progress=bar, **options)
     print_json(result.to_json()) if as_json else _show(result)
     sys.exit(0 if result.holds else VerificationError.exit_code)
@@ -55,3 +56,5 @@ def _show(result: Verification) -> None:
     basis = f"compared with the source at {result.source}" if result.source else "from hashes alone: no source at hand"
     verdict = Text("holds", style="bold green") if result.holds else Text("does not hold", style="bold red")
     out.print(Text(f"{result.folder} ") + verdict + Text(f" ({basis})."), soft_wrap=True)
+    if not result.holds:
+        out.print("Restore the folder from a copy, or run init again: the same seed gives the same bytes.")

@@ -12,6 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from ..progress import Standing
 from ..report.words import size
 from .console import err, notices
 from .pace import Pace, durations
@@ -53,6 +54,15 @@ def _bytes(pace: Pace) -> str:
 # What is told beside the bar, in the order in which it stands there; the number says what is left out first (largest).
 PIECES: Sequence[tuple[int, Callable[[Pace], str]]] = ((0, _count), (1, _left), (3, _elapsed), (4, _bytes), (2, _rate))
 
+# The same of several processes together.
+TOGETHER: Sequence[tuple[int, Callable[[Standing], str]]] = (
+    (0, lambda now: f"{now.done}/{now.total}"),
+    (1, lambda now: "" if now.seconds is None else f"{clock(now.seconds)} left"),
+    (2, lambda now: f"{now.processes} processes"),
+    (4, lambda now: size(now.nbytes)),
+    (3, lambda now: "" if now.slowest is None else f"slowest: process {now.slowest}"),
+)
+
 
 class _Line:
     """The stage, its bar and the pieces that fit into the width; in what is left, the step that was finished last."""
@@ -61,12 +71,17 @@ class _Line:
         self._bar = bar
 
     def __rich_console__(self, console: RichConsole, options: ConsoleOptions) -> RenderResult:
-        stage, pace, label = self._bar.stage, self._bar.pace, self._bar.label
-        told = _fitting(pace, options.max_width - len(stage) - _NARROWEST - 3)
+        stage, pace, label, now = self._bar.stage, self._bar.pace, self._bar.label, self._bar.standing()
+        pieces = [(rank, tell(pace)) for rank, tell in PIECES]
+        if now is not None:
+            pieces = [(rank, tell(now)) for rank, tell in TOGETHER]
+        told = _fitting(pieces, options.max_width - len(stage) - _NARROWEST - 3)
         room = options.max_width - len(stage) - len(told) - 3
         width = min(_WIDEST, room)
         rest = label if room - width > len(label) else ""
-        bar = ProgressBar(total=pace.total, completed=pace.done, width=width, pulse=pace.total is None)
+        bar = ProgressBar(
+            total=pace.total, completed=pace.done if now is None else now.done, width=width, pulse=pace.total is None
+        )
         line = Table.grid(padding=(0, 1), pad_edge=False)
         for _ in range(4 if rest else 3):
             line.add_column(no_wrap=True, overflow="crop")
@@ -75,12 +90,16 @@ class _Line:
         yield line
 
 
-def _fitting(pace: Pace, room: int) -> str:
+def _fitting(pieces: Sequence[tuple[int, str]], room: int) -> str:
     """The pieces with something to say, joined, without those that find no room."""
-    texts = [(rank, text) for rank, tell in PIECES if (text := tell(pace))]
+    texts = [(rank, text) for rank, text in pieces if text]
     while texts and len(joined := "  ".join(text for _, text in texts)) > room:
         texts.remove(max(texts))
     return joined if texts else ""
+
+
+def _alone() -> None:
+    """There is one process."""
 
 
 class Bar:
@@ -90,6 +109,7 @@ class Bar:
         self._told = told
         self._arrived: Callable[[], int] | None = None
         self._expected = 0
+        self.standing: Callable[[], Standing | None] = _alone
         self.stage, self.label, self.pace = _OPENING, "", Pace(None, 0, None, 0)
 
     def line(self) -> _Line:
@@ -98,7 +118,7 @@ class Bar:
 
     def start(self, stage: str, total: int, done: int) -> None:
         """Another stage takes the place of the one before."""
-        self.stage, self.label = stage, ""
+        self.stage, self.label, self.standing = stage, "", _alone
         self.pace = Pace(total, done, self._arrived, self._expected)
 
     def advance(self, label: str, nbytes: int = 0) -> None:
@@ -111,6 +131,10 @@ class Bar:
         self._arrived, self._expected = arrived, nbytes
         self.pace = Pace(self.pace.total, self.pace.done, arrived, nbytes)
         self.notice(f"reading {size(nbytes)} of {size(total)} over the network: {durations(nbytes)}")
+
+    def together(self, look: Callable[[], Standing]) -> None:
+        """What all processes have done takes the place of what has come in from them."""
+        self.standing = look
 
     def notice(self, text: str) -> None:
         """A line above the bar."""

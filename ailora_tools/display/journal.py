@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from time import monotonic
 
-from ..progress import Progress
+from ..progress import Progress, Standing
 from ..report.words import size
 from .text import visible
 
@@ -34,6 +34,10 @@ class Journal:
         """How much will come over the network."""
         self._write(f"reading {size(nbytes)} of {size(total)} over the network")
 
+    def together(self, look: Callable[[], Standing]) -> None:
+        """How many there are; their steps follow as they come in."""
+        self._write(f"{look().processes} processes")
+
     def notice(self, text: str) -> None:
         """As everywhere, behind "note:"."""
         if self._notes:
@@ -60,6 +64,11 @@ class Several:
         """To each."""
         for listener in self._listeners:
             listener.reading(arrived, nbytes, total)
+
+    def together(self, look: Callable[[], Standing]) -> None:
+        """To each."""
+        for listener in self._listeners:
+            listener.together(look)
 
     def notice(self, text: str) -> None:
         """To each."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from ..progress import Standing
 from ..report.words import size
 from .pace import durations
 from .text import visible
@@ -43,6 +44,9 @@ class Strip:
     def reading(self, arrived: Callable[[], int], nbytes: int, total: int) -> None:
         """Said once: tqdm counts the steps."""
         self.notice(f"reading {size(nbytes)} of {size(total)} over the network: {durations(nbytes)}")
+
+    def together(self, look: Callable[[], Standing]) -> None:
+        """A notebook is one process."""
 
     def notice(self, text: str) -> None:
         """A line of the cell's output."""

@@ -1,4 +1,4 @@
-"""Which lines of a fused tensor are W^Q and W^V: contiguous, per head, per group, in blocks. Pure.
+"""Which lines of a fused tensor are one projection: contiguous, per head, per group, in blocks. Pure.
 
 Every layout is a pattern of widths that repeats: [q q q k v] for a group of three queries, three times side by side
 for three groups. A line is a row of a Linear's weight (out, in), a column of a Conv1D's (in, out).
@@ -15,6 +15,7 @@ from .heads import head_counts, whole
 
 Runs = tuple[tuple[int, int], ...]
 Pattern = tuple[int, list[tuple[str, int]]]  # how often which sequence of (role, lines) repeats
+_ANY = "all of it"  # in a pattern: one matrix, whatever its role
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,11 @@ class Layout:
     widths: Callable[[Mapping[str, Any], int, int], Pattern]
     transposed: bool = False
     proven: bool = True
+
+    @property
+    def single(self) -> bool:
+        """Whether all lines are one matrix, whatever its role."""
+        return self.widths is _all_of_it
 
     def part(self, config: Mapping[str, Any], role: str, lines: int, layer: int, tensor: str) -> Part:
         """The lines of one role; TargetError if config.json does not fit the shape of the tensor."""
@@ -65,7 +71,7 @@ def _runs(count: int, pattern: Sequence[tuple[str, int]], role: str) -> Runs:
     start = 0
     for _ in range(count):
         for name, width in pattern:
-            if name == role and width:
+            if name in (role, _ANY) and width:
                 touching = runs and runs[-1][1] == start
                 runs = [*runs[:-1], (runs[-1][0], start + width)] if touching else [*runs, (start, start + width)]
             start += width
@@ -118,7 +124,11 @@ def _chatglm(config: Mapping[str, Any], lines: int, layer: int) -> Pattern:
 
 
 def _all_of_it(config: Mapping[str, Any], lines: int, layer: int) -> Pattern:
-    return 1, [("o", lines)]
+    return 1, [(_ANY, lines)]
+
+
+def _gate_and_up(config: Mapping[str, Any], lines: int, layer: int) -> Pattern:
+    return 1, [(role, lines // 2) for role in ("gate", "up")]
 
 
 def _openelm(config: Mapping[str, Any], lines: int, layer: int) -> Pattern:
@@ -133,7 +143,7 @@ def _codegen(config: Mapping[str, Any], lines: int, layer: int) -> Pattern:
 def _gate(config: Mapping[str, Any], lines: int, layer: int) -> Pattern:
     queries, _ = head_counts(config)
     head = whole(config["head_dim"], "head_dim") if config.get("head_dim") else lines // (2 * queries)
-    return queries, [("q", head), ("gate", head)]
+    return queries, [("q", head), ("gate of the output", head)]
 
 
 def _latent(config: Mapping[str, Any], lines: int, layer: int) -> Pattern:
@@ -146,7 +156,8 @@ def _latent(config: Mapping[str, Any], lines: int, layer: int) -> Pattern:
 SIDE_BY_SIDE = Layout("[Q | K | V]", _side_by_side)
 THIRDS = Layout("[Q | K | V], three equal parts", _thirds)
 COLUMNS = Layout("[Q | K | V] in columns", _thirds, transposed=True)
-OUTPUT_COLUMNS = Layout("W^O in columns", _all_of_it, transposed=True)
+ONE_IN_COLUMNS = Layout("one matrix in columns", _all_of_it, transposed=True)
+GATE_AND_UP = Layout("[gate | up]", _gate_and_up)
 PER_HEAD = Layout("[q | k | v] head by head", _per_head)
 FALCON = Layout("[queries | k | v] by group, [Q | k | v], or head by head", _falcon)
 BIGCODE = Layout("[Q | k | v], or head by head", _bigcode)
@@ -158,4 +169,5 @@ GROUP_UNPROVEN = Layout("[queries | k | v] group by group", _per_group, proven=F
 THIRDS_UNPROVEN = Layout("[Q | K | V], three equal parts", _thirds, proven=False)
 COLUMNS_UNPROVEN = Layout("[Q | K | V] in columns", _thirds, transposed=True, proven=False)
 CHATGLM = Layout("[Q | K | V], or head by head", _chatglm, proven=False)
+GATE_AND_UP_UNPROVEN = Layout("[gate | up]", _gate_and_up, proven=False)
 OPENELM = Layout("[Q | K | V], heads by layer", _openelm, proven=False)

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..linalg.components import gram
 from ..matrices.heads import head_counts
 from ..matrices.text_config import text_config
+from ..methods import ATTENTION
 
 _HEAD_DIM = ("head_dim", "d_kv", "attention_head_size")
 _NESTED = ("decoder", "encoder")  # of models put together from two
@@ -29,7 +30,10 @@ class Heads:
     dim: int | None
 
     def count(self, role: str, shape: tuple[int, int]) -> int | None:
-        """Heads in a matrix of that role; None where its rows (W^O: columns) do not divide into them."""
+        """Heads in a matrix of that role; None where its rows (W^O: columns) do not divide into them, or that
+        no head is in."""
+        if role not in ATTENTION:
+            return None
         number = self.query if role in ("q", "o") else self.key_value
         width = shape[1] if role == "o" else shape[0]
         if self.dim and width % self.dim == 0 and role not in ("q", "o"):

@@ -13,7 +13,7 @@ from ..checkpoint.gate import Amount, Meta, Record, record, require_plain
 from ..checkpoint.header import quoted
 from ..metrics.definitions import DEFINITIONS
 
-Role = Literal["q", "k", "v", "o"]
+Role = Annotated[str, Meta(pattern=r"^(?:[qkvo]|[A-Za-z_][A-Za-z0-9_]+)$")]
 Natural = Annotated[int, Meta(ge=0)]
 Positive = Annotated[int, Meta(ge=1)]
 Shape = Annotated[list[Positive], Meta(min_length=2, max_length=2)]
@@ -164,10 +164,12 @@ class Tuned(Record, kw_only=True):
 
 
 class Finding(Record, kw_only=True):
-    """One sentence and its numbers."""
+    """One sentence and its numbers; it starts with the headline. Files of earlier versions name no kind."""
 
     id: str
     text: str
+    kind: Literal["result", "none", "advice", "warning"] = "result"
+    headline: str = ""
     numbers: Annotated[dict[str, float], Meta(min_length=1)]
     against: Natural = 0
 

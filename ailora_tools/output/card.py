@@ -8,7 +8,7 @@ from pathlib import Path
 from shlex import quote
 
 from ..errors import listed
-from ..methods import RULES, Method
+from ..methods import RULES, Method, role_order, symbol
 from ..metrics.motion import lr_scales, role_motion
 from .loading import Loader, literal, load_lines
 from .manifest import ModuleRecord
@@ -64,8 +64,8 @@ def model_card(facts: CardFacts, records: Sequence[ModuleRecord]) -> str:
 
 
 def _summary(facts: CardFacts, records: Sequence[ModuleRecord]) -> str:
-    roles = sorted({record.role for record in records}, key=list(facts.method.rules).index)
-    rules = ", ".join(f"W^{role.upper()}: {facts.method.rules[role]}" for role in roles)
+    roles = sorted({record.role for record in records}, key=role_order)
+    rules = ", ".join(f"{symbol(role)}: {facts.method.rule(role).name}" for role in roles)
     more = ", DoRA" * facts.dora + ", rsLoRA" * facts.rslora + f", biases: {facts.bias}" * (facts.bias != "none")
     return (
         f"# {facts.folder.name}\n\nAdapter initialised by {facts.method.name} ({facts.method.paper}): "
@@ -80,7 +80,7 @@ def _fused(facts: CardFacts, records: Sequence[ModuleRecord]) -> str:
     if not fused:
         return ""
     return (
-        f"\n## Fused projections\n\n`{fused[0].module}` and its like hold more than W^Q and W^V. Their adapter is "
+        f"\n## Fused projections\n\n`{fused[0].module}` and its like hold several matrices. Their adapter is "
         "built in blocks, and the other rows of the base keep their bytes, but plain training fills the rest of B and "
         "so changes the other rows too. A mask, set once after loading, keeps training inside the blocks:\n\n"
         + _python(
@@ -131,7 +131,7 @@ def _training(facts: CardFacts, records: Sequence[ModuleRecord]) -> str:
     """Learning rates by role."""
     motion = role_motion((record.role, record.motion) for record in records)
     told = ", ".join(
-        f"W^{role.upper()} {motion[role] / min(motion.values()):.3g}" for role in motion if min(motion.values())
+        f"{symbol(role)} {motion[role] / min(motion.values()):.3g}" for role in motion if min(motion.values())
     )
     text = (
         f"\n## Learning rates\n\nExpected change of W by A and B at the first step of Adam, relative to the slowest "
@@ -143,7 +143,7 @@ def _training(facts: CardFacts, records: Sequence[ModuleRecord]) -> str:
         return text + "The roles share modules, and so A, B and their learning rate: nothing can equalise that.\n"
     return (
         f"{text}`{LR_GROUPS}` holds factors that equalise it ("
-        + ", ".join(f"W^{role.upper()} x {scale:.3g}" for role, scale in lr_scales(motion).items())
+        + ", ".join(f"{symbol(role)} x {scale:.3g}" for role, scale in lr_scales(motion).items())
         + "):\n\n"
         + _python(
             "import torch", "from ailora_tools import lr_groups", "",

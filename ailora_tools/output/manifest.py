@@ -29,7 +29,7 @@ from ..checkpoint.header import quoted
 from ..checkpoint.index import Checkpoint
 from ..errors import CheckpointError, VerificationError, listed
 from ..matrices.layouts import Part
-from ..methods import ROLES, RULES
+from ..methods import RULES, is_role
 from .names import MANIFEST
 from .spans import in_utf8, json_text, sha256
 
@@ -132,6 +132,7 @@ def read_manifest(folder: Path) -> Manifest:
     """Parse and check `ailora.json`; CheckpointError if there is none,
     VerificationError if it was changed or is of another version."""
     path = folder / MANIFEST
+    _require_start(folder)
     raw = read_path(path, "Give a folder that `ailora-tools init` wrote (a list of biases has nothing to verify).",
                     limit=DOCUMENT_BYTES)  # fmt: skip
     try:
@@ -150,6 +151,22 @@ def read_manifest(folder: Path) -> Manifest:
     if not intact or text != _dump({**body, "sha256": recorded}):
         raise VerificationError(f"{path}: was changed after it was written: its own hash does not fit.", _RESTORE)
     return _from_json(body, path)
+
+
+def _require_start(folder: Path) -> None:
+    """CheckpointError that says what the folder is, if it is something else that is known."""
+    if (folder / MANIFEST).exists() or not folder.is_dir():
+        return
+    if (folder / "adapter_config.json").is_file():
+        raise CheckpointError(
+            f"{folder}: an adapter, not a folder of `init`: it has no {MANIFEST}.",
+            "Give the folder above it that `ailora-tools init` wrote.",
+        )
+    if (folder / "config.json").is_file() or any(folder.glob("*.safetensors")):
+        raise CheckpointError(
+            f"{folder}: a model, but not a folder of `init`: it has no {MANIFEST}.",
+            f"`ailora-tools inspect {folder}` tells what is in it, `ailora-tools init {folder}` starts an adapter.",
+        )
 
 
 def fingerprint(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
@@ -224,7 +241,7 @@ def _impossible(record: ModuleRecord) -> list[str]:
     """What in a record contradicts itself, so that arithmetic on it would fail."""
     name = quoted(record.module)
     faults = [] if record.rank <= min(record.shape) else [f"{name} has rank {record.rank}, above {min(record.shape)}"]
-    if record.role not in ROLES:
+    if not is_role(record.role):
         faults.append(f"{name} has the unknown role {quoted(record.role)}")
     if record.rule not in RULES:
         faults.append(f"{name} has the unknown rule {quoted(record.rule)}")

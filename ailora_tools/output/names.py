@@ -12,4 +12,6 @@ BIAS_LIST = "bitfit.json"
 ANALYSIS = "analysis.json"
 METRICS = "metrics.csv"
 REPORT = "report.html"
+COMPARISON = "comparison.html"  # of several analyses
+INDEX = "index.html"  # of a folder of reports
 RANKS = "ranks.json"

@@ -1,14 +1,18 @@
-"""What the sections collect: HTML, anchors, figures, and the maps with their menus."""
+"""What the sections collect: HTML, anchors, figures with their still pictures, and the maps with their menus."""
 
 from __future__ import annotations
 
-import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
 from ..metrics.definitions import BY_KEY
-from .words import typeset
+from .drawing import settled
+from .still import still
+from .words import raised, typeset
+
+_GROUPS = {"change": "Of the change", "matrix": "Of the matrix"}
 
 
 @dataclass
@@ -23,37 +27,56 @@ class Parts:
     def section(self, anchor: str, title: str, lead: str, body: str) -> None:
         """Append a section with its place in the navigation; `lead` and `body` are HTML."""
         self.anchors.append((anchor, title))
-        self.html += (
-            f'<section id="{anchor}"><h2>{escape(title)}</h2><p class="lead">{_raised(lead)}</p>{body}</section>\n'
-        )
+        told = f'<p class="lead">{raised(lead)}</p>' if lead else ""
+        self.html += f'<section id="{anchor}"><h2>{escape(title)}</h2>{told}{body}</section>\n'
 
     def card(self, name: str, title: str, text: str, figure: Any, more: str = "") -> str:
         """A figure with a title and one sentence on how to read it (both plain text); "" if it has no values."""
         if not any(value is not None for trace in figure["data"] for value in trace.get("y", ())):
             return ""
-        self.figures[name] = figure
-        return (
-            f'<div class="card"><h3>{typeset(title)}</h3><p>{typeset(text)}</p>'
-            f'<div class="figure" role="img" aria-label="{escape(title)}" data-figure="{name}"{more}></div></div>'
-        )
+        caption = f"<h3>{typeset(title)}</h3><p>{typeset(text)}</p>"
+        return self._figure(name, caption, title, figure, more)
 
     def map(self, name: str, overview: dict[str, Any], first: str) -> str:
         """A map layer x role with the menu of its metrics."""
         for key, values in overview["maps"].items():
-            values["meaning"] = f"{BY_KEY[key].formula}. {BY_KEY[key].meaning}"
+            values["meaning"] = typeset(f"{BY_KEY[key].formula}. {BY_KEY[key].meaning}")
         self.overviews[name] = overview
-        self.figures[f"map-{name}"] = overview["figure"]
+        shown = overview["maps"][first]
+        _show(overview["figure"], shown)
+        caption = (
+            f'<div class="choose"><label>Metric <select data-map="{name}">{"".join(_menu(overview["maps"], first))}'
+            f'</select></label></div><h3 data-name="{name}">{escape(shown["label"])}</h3>'
+            f'<p data-meaning="{name}">{shown["meaning"]}</p>'
+        )
+        figure = overview["figure"]
+        return self._figure(f"map-{name}", caption, "Map of layers and matrices", figure, f' data-map="{name}"')
+
+    def _figure(self, name: str, caption: str, title: str, figure: Any, more: str) -> str:
+        self.figures[name] = settled(figure)
+        height = figure["layout"]["height"]
+        return (
+            f'<figure class="card" id="fig-{name}"><figcaption>{caption}</figcaption>'
+            f'<div class="figure" role="img" tabindex="0" aria-label="{escape(title)}" data-figure="{name}"{more} '
+            f'style="height:{height}px">{still(figure)}<div class="live"></div></div></figure>'
+        )
+
+
+def _show(figure: dict[str, Any], values: Mapping[str, Any]) -> None:
+    """What page.js does when the menu chooses a metric."""
+    trace = figure["data"][0]
+    low, high = values["range"]
+    trace |= {"z": values["z"], "text": values["text"], "zmin": low, "zmax": high}
+    trace["colorbar"] |= {"tickvals": values["ticks"]["values"], "ticktext": values["ticks"]["texts"]}
+
+
+def _menu(maps: Mapping[str, Any], first: str) -> Iterator[str]:
+    """The options, in groups where there are both metrics of the matrix and of its change."""
+    kinds = list(dict.fromkeys(values["of"] for values in maps.values()))
+    for kind in kinds:
         options = "".join(
             f'<option value="{key}"{" selected" if key == first else ""}>{escape(values["label"])}</option>'
-            for key, values in overview["maps"].items()
+            for key, values in maps.items()
+            if values["of"] == kind
         )
-        return (
-            f'<div class="card"><div class="choose"><label>Metric <select data-map="{name}">{options}</select></label>'
-            f'</div><p data-meaning="{name}"></p><div class="figure" role="img" aria-label="Map of layers and roles" '
-            f'data-figure="map-{name}" data-map="{name}" style="min-height:120px"></div></div>'
-        )
-
-
-def _raised(html: str) -> str:
-    """Superscripts in a lead that is HTML already."""
-    return re.sub(r"W\^([QKVO])\b", r"W<sup>\1</sup>", html)
+        yield f'<optgroup label="{_GROUPS[kind]}">{options}</optgroup>' if len(kinds) > 1 else options

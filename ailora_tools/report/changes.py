@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import mean, median
-from typing import Any
 
 from ..methods import ROLES
 from ..metrics.paired import Comparison, compare
+from .finding import Finding, Kind, told
 from .rows import Placement, Row, change_metric, copies, distinct_pairs, of_role, once, roles
+from .stacks import counted
 from .words import matrix, number, percent, ranges, spread
 
-Finding = dict[str, Any]
 _ROUNDING = 1.2  # times the rms of rounding: a change no larger cannot be told from it
 _LEFT = 1.5
 _LOW_RANK = 0.9  # share of the change's energy above its noise edge
@@ -72,16 +72,14 @@ def _copies(rows: Sequence[Row], at: int, name: str) -> Iterator[Finding]:
     """Copies that were changed alike are one observation, copies that were changed apart are several."""
     before, after = copies(rows), copies(rows, at)
     if before:
-        told = (
+        alike = (
             "were changed alike and count once here, too"
             if len(after) == len(before)
             else f"{len(after)} were changed alike and count once here, too; the others count for themselves"
         )
-        yield {
-            "id": "copies:changed",
-            "text": f"{name}: of the {len(before)} copies {'all ' if len(after) == len(before) else ''}{told}.",
-            "numbers": {"copies": len(after), "of": len(before)},
-        }
+        all_ = "all " if len(after) == len(before) else ""
+        headline = f"{name}: of the {len(before)} copies {all_}{alike}"
+        yield told("copies:changed", "warning", headline, ".", {"copies": len(after), "of": len(before)})
 
 
 def _kinds(rows: Sequence[Row], at: int, name: str, kinds: Mapping[str, str]) -> Iterator[Finding]:
@@ -91,14 +89,12 @@ def _kinds(rows: Sequence[Row], at: int, name: str, kinds: Mapping[str, str]) ->
         if members:
             count = f"all {len(rows)}" if len(members) == len(rows) else f"{len(members)} of {len(rows)}"
             where = "" if len(members) == len(rows) else f" ({places_of(members)})"
-            text = f"{name}: the change of {count} matrices{where} is {meaning}"
+            headline = f"{name}: the change of {count} matrices{where} is {meaning}"
             if which == "identical":
-                text = f"{name}: {count} matrices{where} are {meaning}: nothing changed"
-            yield {
-                "id": f"kind:{which}",
-                "text": f"{text}; {_evidence(members, at, which)}.",
-                "numbers": {"matrices": len(members), "of": len(rows)},
-            }
+                headline = f"{name}: {count} matrices{where} are {meaning}: nothing changed"
+            news: Kind = "result" if which in ("low rank", "structured", "rescaled") else "none"
+            numbers = {"matrices": len(members), "of": len(rows)}
+            yield told(f"kind:{which}", news, headline, f"; {_evidence(members, at, which)}.", numbers)
 
 
 def _evidence(rows: Sequence[Row], at: int, which: str) -> str:
@@ -124,21 +120,25 @@ def _against(rows: Sequence[Row], real: Sequence[Row], at: int, name: str) -> It
     """AILoRA's premise: does Q change more than V? Only where there is a change that is not rounding or rescaling."""
     if not real:
         return
-    for key, label in (("relative_change", "‖ΔW‖/‖W‖"), ("delta_norm", "‖ΔW‖ un-normalised, as in the paper,")):
+    for key, label in (("relative_change", "‖ΔW‖/‖W‖"), ("delta_norm", "‖ΔW‖, which the paper looks at,")):
         both = distinct_pairs(rows, change_metric(at, key), at)
         if not both:
             return
         found = compare(list(both.values()))
         more = [layer for (_, layer), (q, v) in both.items() if q > v]
-        yield {
-            "id": f"premise:{key}",
-            "text": f"{name}: {_premise(found, key)}: {label} is {number(found.mean_first)} for W^Q against "
-            f"{number(found.mean_second)} for W^V (means over {found.layers} layers; median difference Q − V "
-            f"{number(found.difference)}, range {number(found.low)} to {number(found.high)}; Q higher in "
-            f"{found.higher} of {found.layers} layers{_layers(more, found)}, sign test p = {number(found.p)})."
-            + (_CAVEAT if key == "delta_norm" else ""),
-            "numbers": found.to_json(),
-        }
+        over = counted(both, rows[0].unit)
+        tested = (
+            f"median of Q − V: {number(found.difference)}, range {number(found.low)} to {number(found.high)}; Q higher "
+            f"in {found.higher} of {over}{_layers(more, found)}, sign test p = {number(found.p)}"
+            if found.layers > 1
+            else "nothing to test"
+        )
+        yield told(
+            f"premise:{key}", "result" if found.decided else "none", f"{name}: {_premise(found, key)}",
+            f": {label} is {number(found.mean_first)} for W^Q against {number(found.mean_second)} for W^V (means over "
+            f"{over}; {tested})." + (_CAVEAT if key == "delta_norm" else ""),
+            found.to_json(),
+        )  # fmt: skip
 
 
 def _premise(found: Comparison, key: str) -> str:
@@ -147,8 +147,9 @@ def _premise(found: Comparison, key: str) -> str:
         return "W^Q and W^V changed equally"
     holds = "AILoRA's assumption holds here" if more == "W^Q" else "AILoRA's assumption does not hold here"
     if not found.decided:
-        return f"{more} changed slightly more than {less}, too unevenly over the layers to call it a difference"
-    return f"{more} changed more than {less}" + (f" ({holds})" if key == "relative_change" else " in this view")
+        view = "" if key == "relative_change" else " un-normalised"
+        return f"{more} changed slightly more than {less}{view}, too unevenly over the layers to call it a difference"
+    return f"{more} changed more than {less}" + (f" ({holds})" if key == "relative_change" else " un-normalised")
 
 
 def _layers(more: Sequence[int], found: Comparison) -> str:
@@ -160,13 +161,15 @@ def _rank(rows: Sequence[Row], at: int, name: str, kinds: Mapping[str, str]) -> 
     for role in roles(rows, ROLES):
         of = [row.changes[at].metrics for row in of_role(rows, role) if kinds[row.label] in ("low rank", "structured")]
         if of:
-            yield {
-                "id": f"rank:{role}",
-                "text": f"{name}: the change of {matrix(role)} has {spread([m['delta_above'] for m in of])} singular "
-                f"values above its noise edge and {spread([m['rounding_above'] for m in of])} above the rounding edge; "
-                f"90 % of its energy needs rank {spread([m['delta_rank_90'] for m in of])}.",
-                "numbers": {"above": median(m["delta_above"] for m in of)},
-            }
+            above = median(m["delta_above"] for m in of)
+            yield told(
+                f"rank:{role}", "result" if above else "none",
+                f"{name}: the change of {matrix(role)} has {spread([m['delta_above'] for m in of])} singular values "
+                "above its noise edge",
+                f" and {spread([m['rounding_above'] for m in of])} above the rounding edge; 90 % of its energy needs "
+                f"rank {spread([m['delta_rank_90'] for m in of])}.",
+                {"above": above},
+            )  # fmt: skip
 
 
 def _placement(rows: Sequence[Row], at: int, name: str) -> Iterator[Finding]:
@@ -180,12 +183,10 @@ def _placement(rows: Sequence[Row], at: int, name: str) -> Iterator[Finding]:
         share, chance = (median(place.share(index) for place in known), median(place.chance(index) for place in known))
         numbers[f"{role}_{tenth}"] = share
         parts.append(f"the {tenth} tenth of {matrix(role)} takes {percent(share)} of its change ({percent(chance)})")
-    yield {
-        "id": "placement",
-        "text": f"{name}: where the change sits, with what chance would put there in brackets (medians): "
-        f"{parts[0]}, {parts[1]}, {parts[2]}.",
-        "numbers": numbers,
-    }
+    yield told(
+        "placement", "result", f"{name}: {parts[0]}, {parts[1]}",
+        f"; {parts[2]} (medians; in brackets what chance would put there).", numbers,
+    )  # fmt: skip
 
 
 def _intruders(rows: Sequence[Row], at: int, name: str) -> Iterator[Finding]:
@@ -193,13 +194,13 @@ def _intruders(rows: Sequence[Row], at: int, name: str) -> Iterator[Finding]:
     counts = [place.intruders for place in places if place and place.intruders]
     if counts:
         new, of = (sum(values) for values in zip(*counts, strict=True))
-        yield {
-            "id": "intruders",
-            "text": f"{name}: {new} of the {of} leading left singular vectors after tuning are intruders (no cosine of "
-            f"0.5 or more with any vector before); they lie in {sum(count > 0 for count, _ in counts)} of "
-            f"{len(counts)} matrices.",
-            "numbers": {"intruders": new, "of": of},
-        }
+        yield told(
+            "intruders", "result" if new else "none",
+            f"{name}: {new} of the {of} leading left singular vectors after tuning are intruders",
+            ", with no cosine of 0.5 or more to any vector before; they lie in "
+            f"{sum(count > 0 for count, _ in counts)} of {len(counts)} matrices.",
+            {"intruders": new, "of": of},
+        )  # fmt: skip
 
 
 def _depth(rows: Sequence[Row], at: int, name: str) -> Iterator[Finding]:
@@ -214,14 +215,13 @@ def _depth(rows: Sequence[Row], at: int, name: str) -> Iterator[Finding]:
     thirds = [mean(profile[cut[part] : cut[part + 1]]) for part in range(3)]
     greatest = max(range(3), key=thirds.__getitem__)
     still = [layer for layer, values in layers.items() if not any(values)]
-    yield {
-        "id": "depth",
-        "text": f"{name}: over depth ‖ΔW‖/‖W‖ is {number(thirds[0])} in the first third of the layers, "
-        f"{number(thirds[1])} in the middle and {number(thirds[2])} in the last (means): {_shape(thirds, greatest)}"
-        + (f"; layers {ranges(still)} did not change at all" if still else "")
-        + ".",
-        "numbers": {"first": thirds[0], "middle": thirds[1], "last": thirds[2], "unchanged": len(still)},
-    }
+    yield told(
+        "depth", "result", f"{name}: {_shape(thirds, greatest)}",
+        f": over depth ‖ΔW‖/‖W‖ is {number(thirds[0])} in the first third of the layers, {number(thirds[1])} in the "
+        f"middle and {number(thirds[2])} in the last (means)"
+        + (f"; layers {ranges(still)} did not change at all" if still else "") + ".",
+        {"first": thirds[0], "middle": thirds[1], "last": thirds[2], "unchanged": len(still)},
+    )  # fmt: skip
 
 
 def _shape(thirds: Sequence[float], greatest: int) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
 from typing import Any
 
@@ -11,17 +11,18 @@ from ..metrics.motion import lr_scales
 from ..metrics.noise import noise_effective_rank_share
 from ..metrics.paired import Comparison, compare
 from .changes import change_findings, places_of
+from .finding import Finding, Kind, told
 from .motions import motion_at
 from .rows import PARTS, Row, copies, distinct_pairs, of_role, once, read_rows, roles
-from .words import matrix, number, spread
+from .stacks import counted
+from .words import matrix, number, percent, spread
 
-Finding = dict[str, Any]
 _FIRST = ("kind:", "premise:relative_change")
 _STANDS_OUT = 3.5  # modified z score (Iglewicz and Hoaglin, How to Detect and Handle Outliers, 1993)
 
 
 def find(document: Mapping[str, Any]) -> list[Finding]:
-    """The findings of an analysis document, most telling first: {"id", "text", "numbers"}."""
+    """The findings of an analysis document, most telling first, as `finding.told` makes them."""
     rows, rank = read_rows(document), document["settings"]["rank"]
     distinct = once(rows)
     found = [*_skipped(document), *_copies(rows)]
@@ -40,23 +41,19 @@ def find(document: Mapping[str, Any]) -> list[Finding]:
         *_energy(distinct),
         *_outstanding(distinct),
     ]
-    if not document["against"]:
+    if not document["against"] and {"q", "v"} <= set(roles(rows)):
         found.append(_premise(rows))
     return found
 
 
-def paired(rows: Sequence[Row], value: Callable[[Row], float | None]) -> Comparison | None:
-    """Q against V over the distinct layers (and stacks) that have both; None if there are none."""
-    both = list(distinct_pairs(rows, value).values())
-    return compare(both) if both else None
-
-
-def certainty(found: Comparison, more: str = "higher", less: str = "lower") -> str:
-    """'difference 0.1, range -0.2 to 0.3; Q higher in 9 of 12 layers, sign test p = 0.146'."""
-    count, word = (found.higher, more) if found.higher >= found.lower else (found.lower, less)
+def certainty(found: Comparison, over: str) -> str:
+    """'median of Q − V: 0.1, range -0.2 to 0.3; Q higher in 9 of 12 layers, sign test p = 0.146', over '12 layers'."""
+    if found.layers == 1:
+        return "1 layer alone: nothing to test"
+    count, word = (found.higher, "higher") if found.higher >= found.lower else (found.lower, "lower")
     return (
-        f"median difference Q − V {number(found.difference)}, range {number(found.low)} to {number(found.high)}; "
-        f"Q {word} in {count} of {found.layers} layers, sign test p = {number(found.p)}"
+        f"median of Q − V: {number(found.difference)}, range {number(found.low)} to {number(found.high)}; "
+        f"Q {word} in {count} of {over}, sign test p = {number(found.p)}"
     )
 
 
@@ -64,12 +61,9 @@ def _skipped(document: Mapping[str, Any]) -> Iterator[Finding]:
     skipped = document["skipped"]
     if skipped:
         total = len(skipped) + len(document["matrices"])
-        yield {
-            "id": "skipped",
-            "text": f"{len(skipped)} of {total} matrices could not be analysed and are left out everywhere: "
-            f"{skipped[0]['reason']}" + (f" And {len(skipped) - 1} more." if len(skipped) > 1 else ""),
-            "numbers": {"skipped": len(skipped), "of": total},
-        }
+        reason = f": {skipped[0]['reason']}" + (f" And {len(skipped) - 1} more." if len(skipped) > 1 else "")
+        headline = f"{len(skipped)} of {total} matrices could not be analysed and are left out everywhere"
+        yield told("skipped", "warning", headline, reason, {"skipped": len(skipped), "of": total})
 
 
 def _copies(rows: Sequence[Row]) -> Iterator[Finding]:
@@ -78,28 +72,31 @@ def _copies(rows: Sequence[Row]) -> Iterator[Finding]:
     if found:
         named = ", ".join(f"{label} of {first}" for label, first in list(found.items())[:3])
         which = places_of([row for row in rows if row.label in found])
-        yield {
-            "id": "copies",
-            "text": f"{len(found)} of {len(rows)} matrices ({which}) are copies of others: {named}"
-            f"{', ...' if len(found) > 3 else ''}. Each of the {len(rows) - len(found)} distinct ones counts once in "
-            "medians, counts and sign tests; figures and tables show all.",
-            "numbers": {"copies": len(found), "of": len(rows)},
-        }
+        yield told(
+            "copies", "warning", f"{len(found)} of {len(rows)} matrices ({which}) are copies of others",
+            f": {named}{', ...' if len(found) > 3 else ''}. Each of the {len(rows) - len(found)} distinct ones counts "
+            "once in medians, counts and sign tests; figures and tables show all.",
+            {"copies": len(found), "of": len(rows)},
+        )  # fmt: skip
 
 
 def _difference(rows: Sequence[Row], key: str, verb: str, what: str, label: str) -> Iterator[Finding]:
     """Does Q differ from V in one metric, over the layers?"""
-    found = paired(rows, lambda row: row.metrics[key])
-    if found is None:
+    both = distinct_pairs(rows, lambda row: row.metrics[key])
+    if not both:
         return
-    medians = f"{number(found.first)} against {number(found.second)} (medians; {certainty(found)})"
+    found = compare(list(both.values()))
+    medians = f"{number(found.first)} against {number(found.second)} "
+    medians += f"(medians; {certainty(found, counted(both, rows[0].unit))})"
+    kind: Kind = "result"
     if found.decided:
-        text = f"W^Q {verb} {'more' if found.difference > 0 else 'fewer'} {what} than W^V: {label} {medians}."
+        headline = f"W^Q {verb} {'more' if found.difference > 0 else 'fewer'} {what} than W^V"
+        rest = f": {label} {medians}."
     else:
-        text = f"By {label} the data do not tell W^Q from W^V: {medians}."
+        kind, headline, rest = "none", f"By {label} the data do not tell W^Q from W^V", f": {medians}."
     if key == "effective_rank_share":
-        text += _by_shape(rows)
-    yield {"id": f"difference:{key}", "text": text, "numbers": found.to_json()}
+        rest += _by_shape(rows)
+    yield told(f"difference:{key}", kind, headline, rest, found.to_json())
 
 
 def _by_shape(rows: Sequence[Row]) -> str:
@@ -115,13 +112,15 @@ def _moved(rows: Sequence[Row], rank: int) -> Iterator[Finding]:
     """How much AILoRA would move at this rank."""
     parts = {role: [row.held[row.cuts.at(rank)] for row in of_role(rows, role)] for role in PARTS}
     if all(parts.values()):
-        yield {
-            "id": "moved",
-            "text": f"At rank {rank} the principal part of W^Q holds {spread(parts['q'], shares=True)} of its energy, "
-            f"the minor part of W^V {spread(parts['v'], shares=True)} (medians over {len(parts['q'])} and "
-            f"{len(parts['v'])} matrices, with their ranges).",
-            "numbers": {"rank": rank, "q_median": median(parts["q"]), "v_median": median(parts["v"])},
-        }
+        middle = {role: median(values) for role, values in parts.items()}
+        yield told(
+            "moved", "result",
+            f"At rank {rank} the principal part of W^Q holds {percent(middle['q'])} of its energy, the minor part of "
+            f"W^V {percent(middle['v'])}",
+            f" (medians over {len(parts['q'])} and {len(parts['v'])} matrices, with their ranges: "
+            f"{spread(parts['q'], shares=True)} and {spread(parts['v'], shares=True)}).",
+            {"rank": rank, "q_median": middle["q"], "v_median": middle["v"]},
+        )  # fmt: skip
 
 
 def _motion(rows: Sequence[Row], rank: int) -> Iterator[Finding]:
@@ -129,14 +128,14 @@ def _motion(rows: Sequence[Row], rank: int) -> Iterator[Finding]:
     motion = motion_at(rows, rank)
     if len(motion) == 2 and all(motion.values()):
         scales = lr_scales(motion)
-        yield {
-            "id": "motion",
-            "text": f"At one learning rate the first step of Adam moves W^Q {number(motion['q'] / motion['v'])} times "
-            f"as far as W^V, for their norms, if adapters of rank {rank} start as AILoRA's; learning rates "
-            f"× {number(scales['q'])} for W^Q and × {number(scales['v'])} for W^V would equalise it (`init` writes "
-            "them).",
-            "numbers": {"rank": rank, "q_motion": motion["q"], "v_motion": motion["v"]},
-        }
+        yield told(
+            "motion", "advice",
+            f"At one learning rate the first step of Adam moves W^Q {number(motion['q'] / motion['v'])} times as far "
+            "as W^V",
+            f", for their norms, if adapters of rank {rank} start as AILoRA's; learning rates × {number(scales['q'])} "
+            f"for W^Q and × {number(scales['v'])} for W^V would equalise it (`init` writes them).",
+            {"rank": rank, "q_motion": motion["q"], "v_motion": motion["v"]},
+        )  # fmt: skip
 
 
 def _energy(rows: Sequence[Row]) -> Iterator[Finding]:
@@ -147,12 +146,13 @@ def _energy(rows: Sequence[Row]) -> Iterator[Finding]:
         known = {share: [value for value in values if value is not None] for share, values in needed.items()}
         if all(known.values()):
             sides = spread([float(min(row.shape)) for row in of])
-            yield {
-                "id": f"energy:{role}",
-                "text": f"Of {matrix(role)}, 50 % of the energy needs rank {spread(known[50])}, 90 % rank "
-                f"{spread(known[90])} and 99 % rank {spread(known[99])}, of {sides}.",
-                "numbers": {f"rank_{share}": median(values) for share, values in known.items()},
-            }
+            yield told(
+                f"energy:{role}", "result",
+                f"90 % of the energy of {matrix(role)} needs rank {number(median(known[90]))} of {sides}",
+                f": 50 % needs rank {spread(known[50])}, 90 % rank {spread(known[90])} and 99 % rank "
+                f"{spread(known[99])}.",
+                {f"rank_{share}": median(values) for share, values in known.items()},
+            )  # fmt: skip
 
 
 def _survival(rows: Sequence[Row], rank: int) -> Iterator[Finding]:
@@ -165,12 +165,13 @@ def _survival(rows: Sequence[Row], rank: int) -> Iterator[Finding]:
             if lost
             else f"all {len(values)} would keep at least {SURVIVAL_WANTED}"
         )
-        yield {
-            "id": "survival",
-            "text": f"If the base is stored in bfloat16 and rounded to nearest, {spread(values)} of a rank-{rank} "
-            f"minor surgery on W^V is predicted to survive; {verdict}.",
-            "numbers": {"rank": rank, "median": median(values), "least": min(values), "below": lost},
-        }
+        yield told(
+            "survival", "warning" if lost else "result",
+            f"Stored in bfloat16 and rounded to nearest, {number(median(values))} of a rank-{rank} minor surgery on "
+            "W^V is predicted to survive",
+            f": {spread(values)} over the matrices; {verdict}.",
+            {"rank": rank, "median": median(values), "least": min(values), "below": lost},
+        )  # fmt: skip
 
 
 def _outstanding(rows: Sequence[Row]) -> Iterator[Finding]:
@@ -180,14 +181,17 @@ def _outstanding(rows: Sequence[Row]) -> Iterator[Finding]:
         far = sorted((score for score in scores if abs(score[0]) > _STANDS_OUT), key=lambda score: -abs(score[0]))
         names = ", ".join(f"{label} ({number(value)}, score {number(score)})" for score, label, value in far[:5])
         greatest = max(abs(score) for score, _, _ in scores)
-        text = (
-            f"By effective rank / k, {len(far)} of {len(scores)} matrices stand out from the others of their role "
-            f"(modified z score beyond {_STANDS_OUT}): {names}{', ...' if len(far) > 5 else ''}."
-            if far
-            else f"No matrix stands out by effective rank / k: the largest modified z score is {number(greatest)}, "
-            f"below {_STANDS_OUT}."
-        )
-        yield {"id": "outstanding", "text": text, "numbers": {"count": len(far), "largest_score": greatest}}
+        found = {"count": len(far), "largest_score": greatest}
+        if far:
+            headline = (
+                f"{len(far)} of {len(scores)} matrices stand out from the others of their role by effective rank / k"
+            )
+            rest = f", beyond a modified z score of {_STANDS_OUT}: {names}{', ...' if len(far) > 5 else ''}."
+            yield told("outstanding", "result", headline, rest, found)
+        else:
+            headline = "No matrix stands out by effective rank / k"
+            rest = f": the largest modified z score is {number(greatest)}, below {_STANDS_OUT}."
+            yield told("outstanding", "none", headline, rest, found)
 
 
 def _scores(rows: Sequence[Row]) -> list[tuple[float, str, float]]:
@@ -206,10 +210,10 @@ def _scores(rows: Sequence[Row]) -> list[tuple[float, str, float]]:
 
 
 def _premise(rows: Sequence[Row]) -> Finding:
-    layers = {row.place for row in rows}
-    return {
-        "id": "premise",
-        "text": f"Whether fine-tuning changes W^Q more than W^V, as AILoRA assumes, cannot be seen in 1 checkpoint: "
-        f"give a fine-tuned one with --against to compare all {len(layers)} layers.",
-        "numbers": {"checkpoints": 1, "layers": len(layers)},
-    }
+    places = {row.place for row in rows}
+    return told(
+        "premise", "advice",
+        "Whether fine-tuning changes W^Q more than W^V, as AILoRA assumes, cannot be seen in 1 checkpoint",
+        f": give a fine-tuned one with --against to compare all {counted(places, rows[0].unit)}.",
+        {"checkpoints": 1, "layers": len(places)},
+    )  # fmt: skip

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..methods import Q_AND_V_FIRST
 from ..metrics.definitions import DEFINITIONS, Definition
-from .figures import layout_for, line_name, short
-from .rows import Row
-from .words import number
+from .axes import whole_step
+from .drawing import layout_for, line_name, short
+from .rows import Row, of_stack, roles, stacks
+from .words import number, typeset
 
 
 def overview(rows: Sequence[Row], at: int | None = None) -> dict[str, Any]:
     """A map layer x role, with one set of values per metric for the menu; `at` adds those of a change."""
-    lines = sorted({(row.stack, row.role) for row in rows}, key=lambda line: (line[0], Q_AND_V_FIRST.index(line[1])))
+    lines = [(stack, role) for stack in stacks(rows) for role in roles(of_stack(rows, stack))]
     layers = sorted({row.layer for row in rows})
     where = {(row.stack, row.role, row.layer): row for row in rows}
     names = [line_name(role, stack) for stack, role in lines]
@@ -26,15 +26,36 @@ def overview(rows: Sequence[Row], at: int | None = None) -> dict[str, Any]:
 
     offered = [row for row in DEFINITIONS if row.of == "matrix" or at is not None]
     offered = sorted(offered, key=lambda row: row.of != "change") if at is not None else offered
-    maps = {row.key: _map(row, values(row)) for row in offered}
+    maps = {row.key: metric_map(row, values(row)) for row in offered}
     data = {
-        "type": "heatmap", "x": [str(layer) for layer in layers], "y": names, "xgap": 2, "ygap": 2,
+        "type": "heatmap", "x": [str(layer) for layer in layers], "y": names, "xgap": _gap(len(layers)), "ygap": 2,
         "colorscale": "Cividis", "hoverongaps": False, "colorbar": {"thickness": 12, "outlinewidth": 0},
+        "customdata": [[typeset(row.tensor) if (row := where.get((*line, layer))) else "" for layer in layers]
+                       for line in lines],
+        "meta": [list(line) for line in lines],
     }  # fmt: skip
-    layout = layout_for("layer", "", height=90 + 46 * len(lines))
+    layout = layout_for(rows[0].unit, "", height=96 + max(28, min(46, 400 // len(lines))) * len(lines))
     layout["xaxis"]["type"] = layout["yaxis"]["type"] = "category"
+    layout["xaxis"] |= {"dtick": whole_step(len(layers), 24), "tickangle": 0}
     layout["yaxis"] |= {"autorange": "reversed", "ticks": ""}
-    return {"figure": {"data": [data], "layout": layout}, "maps": maps}
+    layout["annotations"] = _absent(lines, layers, where)
+    return {"figure": {"data": [data], "layout": layout | {"meta": {"layers": "x"}}}, "maps": maps}
+
+
+def _gap(layers: int) -> int:
+    """Pixels between cells, which must not be wider than the cells."""
+    return 2 if layers <= 40 else 1 if layers <= 90 else 0
+
+
+def _absent(lines: Sequence[tuple[str, str]], layers: Sequence[int], where: Mapping[Any, Row]) -> list[dict[str, Any]]:
+    """A cross where a matrix of a layer could not be analysed while another of that layer was."""
+    there = {(stack, layer) for stack, _, layer in where}
+    return [
+        {"x": str(layer), "y": line_name(role, stack), "text": "✕", "showarrow": False}
+        for stack, role in lines
+        for layer in layers
+        if (stack, layer) in there and (stack, role, layer) not in where
+    ]
 
 
 def _metric(row: Row, of: Definition, at: int | None) -> float | None:
@@ -43,7 +64,7 @@ def _metric(row: Row, of: Definition, at: int | None) -> float | None:
     return row.metrics[of.key]  # type: ignore[no-any-return]
 
 
-def _map(of: Definition, values: list[list[float | None]]) -> dict[str, Any]:
+def metric_map(of: Definition, values: Sequence[Sequence[float | None]]) -> dict[str, Any]:
     """Values for colour (logarithms where that shows more), texts for people, a range that outliers do not set."""
     known = sorted(value for line in values for value in line if value is not None)
     logarithmic = of.log and bool(known) and known[0] > 0 and known[-1] > 3 * known[0]

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from ..metrics.motion import lr_scales, motions, role_motion
-from .figures import COLOURS, by_layer, layout_for, line_name, series
+from .drawing import layout_for, line_name, series
+from .figures import by_layer
 from .rows import PARTS, Row
 from .words import number
 
@@ -51,11 +52,10 @@ def motion_by_rank(rows: Sequence[Row]) -> Figure:
     ranks = min((row.cuts.ranks for row in rows if row.role in PARTS), key=len)
     found = by_rank(rows)
     data = [
-        series(ranks, [motion[role] or None for motion in found], COLOURS[role], line_name(role), role, "rank")
-        for role in found[0]
+        series(ranks, [motion[role] or None for motion in found], role, line_name(role), "rank") for role in found[0]
     ]
     layout = layout_for("rank r", _TITLE, log_y=True, legend=True)
-    layout["xaxis"] |= {"type": "log", "dtick": "D1" if ranks[-1] < 30 else 1}
+    layout["xaxis"] |= {"type": "log"}
     return {"data": data, "layout": layout}
 
 

@@ -2,75 +2,68 @@
 
 from __future__ import annotations
 
-import importlib.util
-import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from html import escape
-from importlib.resources import files
-from pathlib import Path
 from statistics import median
-from string import Template
 from typing import Any
 
 from ..output.analysis import metrics_csv
 from . import sections
-from .body import Parts
+from .drawing import colour, short
+from .embedded import embedded
+from .frame import Frame, framed
 from .motions import by_rank, motion_texts
 from .rows import PARTS, Row, copies, of_role, once, read_rows, roles
+from .stacks import counted
 from .words import matrix, number, percent, size, spread, typeset
-
-_EMBEDDED = 1_500_000  # bytes of the document that the page carries whole; beyond, spectra are thinned
-_KEPT = 64  # values of a thinned spectrum
-_LISTS = ("singular_values", "delta_singular_values", "singular_values_after")
 
 
 def render(document: Mapping[str, Any]) -> str:
     """The report as HTML text."""
     rows = read_rows(document)
     frame = Frame(
-        title=f"{document['model']['name']}: spectra of W^Q and W^V",
+        title=_title(document, rows),
         kind="Spectra of attention weights",
         heading=_heading(document),
         facts=_facts(document, rows),
         footer=_footer(document),
         slug=re.sub(r"[^\w.-]+", "-", document["model"]["name"]) or "analysis",
+        gist=_gist(document, rows),
     )
     downloads = {"document": embedded(document), "csv": metrics_csv(document)}
-    return framed(sections.build(document, rows), frame, downloads | {"ranks": _held(rows)})
+    told = {"ranks": _held(rows), "rows": [_row(row) for row in rows], "unit": rows[0].unit}
+    return framed(sections.build(document, rows), frame, downloads | told)
 
 
-@dataclass(frozen=True)
-class Frame:
-    """What stands around the sections. `title`, `kind` and `facts` (name, value) are plain text, `heading` and
-    `footer` HTML; `slug` names the downloads."""
-
-    title: str
-    kind: str
-    heading: str
-    facts: Sequence[tuple[str, str]]
-    footer: str
-    slug: str
+def _title(document: Mapping[str, Any], rows: Sequence[Row]) -> str:
+    """Of the tab: models in folders of one name are told apart by where they lie and what they are compared with."""
+    tuned = ", ".join(other["name"] for other in document["against"])
+    name = document["model"]["name"] + (f" → {tuned}" if tuned else "")
+    place = document["model"]["location"].rstrip("/").split("/")[:-1]
+    within = f" in {place[-1]}" if place and place[-1] else ""
+    return f"{name}{within}: spectra of {' and '.join(matrix(role) for role in roles(rows))}"
 
 
-def framed(parts: Parts, frame: Frame, data: Mapping[str, Any]) -> str:
-    """One page in this style, as HTML. `data` holds what page.js needs besides figures: "document" and "csv" to
-    download, and "ranks" if there is a slider."""
-    carried = {"figures": parts.figures, "overviews": parts.overviews, "slug": frame.slug, **data}
-    return Template(_resource("page.html")).substitute(
-        title=escape(frame.title),
-        kind=escape(frame.kind),
-        css=_resource("page.css"),
-        heading=frame.heading,
-        facts="".join(f"<div><dt>{escape(key)}</dt><dd>{typeset(value)}</dd></div>" for key, value in frame.facts),
-        nav="".join(f'<a href="#{anchor}">{escape(title)}</a>' for anchor, title in parts.anchors),
-        body=parts.html,
-        footer=frame.footer,
-        data=_inert(json.dumps(carried, ensure_ascii=False, allow_nan=False, separators=(",", ":"))),
-        plotly=plotly_script(),
-        js=_resource("page.js"),
-    )
+def _gist(document: Mapping[str, Any], rows: Sequence[Row]) -> str:
+    """Kind, layers and matrices in a line."""
+    model = document["model"]
+    shapes = sorted({row.shape for row in rows})
+    shown = ", ".join(f"{m} × {n}" for m, n in shapes[:3]) + (" ..." if shapes[3:] else "")
+    layers = counted((row.place for row in rows), rows[0].unit)
+    number_types = ", ".join(sorted({row.dtype for row in rows}))
+    return f"{model['model_type'] or model['family']} · {layers} · {len(rows)} matrices, {shown} · {number_types}"
+
+
+def _row(row: Row) -> dict[str, Any]:
+    """What the page of one layer tells besides its figures and metrics."""
+    quantiles = [number(row.quantiles[row.quantile_levels.index(level)]) for level in (0.05, 0.25, 0.5, 0.75, 0.95)]
+    return {
+        "role": row.role, "name": typeset(matrix(row.role)), "stack": row.stack, "layer": row.layer,
+        "tensor": row.tensor, "shape": list(row.shape), "edge": short(row.metrics["noise_edge"]),
+        "colour": colour(row.role), "elements": " / ".join(quantiles),
+    }  # fmt: skip
 
 
 def _heading(document: Mapping[str, Any]) -> str:
@@ -89,45 +82,44 @@ def _facts(document: Mapping[str, Any], rows: Sequence[Row]) -> list[tuple[str, 
     found = [
         ("model", kind),
         ("revision", model["revision"] or "local files"),
-        ("analysed", matrices),
+        ("analysed", f"{matrices}; {counted((row.place for row in rows), rows[0].unit)}"),
         ("shapes", ", ".join(sorted({" × ".join(map(str, row.shape)) for row in rows}))),
         ("stored as", ", ".join(sorted({row.dtype for row in rows}))),
         ("read", f"{size(model['bytes_read'])} of {size(model['bytes_total'])}" + tuned),
         ("took", f"{number(document['seconds'])} s"),
+        ("from", "; ".join([model["location"], *(other["location"] for other in document["against"])])),
         ("made", document["created"].replace("T", " ").replace("Z", " UTC")),
     ]
     if copied := copies(rows):
         found.append(("copies", f"{len(copied)} matrices, counted once"))
     if document["skipped"]:
-        found.append(("left out", f"{len(document['skipped'])} matrices"))
+        count = len(document["skipped"])
+        found.append(("left out", f"{count} {'matrix' if count == 1 else 'matrices'}"))
     return found
 
 
 def _footer(document: Mapping[str, Any]) -> str:
-    """Versions, places and settings, as HTML."""
+    """The command that makes it again, and versions, as HTML."""
     tool = ", ".join(f"{name.replace('_', '-')} {value}" for name, value in document["tool"].items())
-    places = [document["model"]["location"], *(other["location"] for other in document["against"])]
-    settings = ", ".join(f"{key} {value}" for key, value in document["settings"].items() if value not in (None, False))
-    return f"<p>{escape(tool)}</p><p>{escape('; '.join(places))}</p><p>{escape(settings)}</p>"
+    return (
+        f"<p>Made again by</p><pre>{escape(command_line(document))}</pre><p>{escape(tool)}; device "
+        f"{escape(str(document['settings']['device']))}</p>"
+    )
 
 
-def embedded(document: Mapping[str, Any]) -> dict[str, Any]:
-    """The document for the download button; of a large one, spectra at 64 places and a note that says so."""
-    if len(json.dumps(document)) <= _EMBEDDED:
-        return dict(document)
-    note = f"spectra are thinned to {_KEPT} values here; {document['model']['name']}'s analysis.json holds all"
-    return {**document, "thinned": note, "matrices": [_thinned(row) for row in document["matrices"]]}
-
-
-def _thinned(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _every(item) if key in _LISTS else _thinned(item) for key, item in value.items()}
-    return [_thinned(item) for item in value] if isinstance(value, list) else value
-
-
-def _every(values: Sequence[float]) -> list[float]:
-    places = sorted({round(at * (len(values) - 1) / (_KEPT - 1)) for at in range(_KEPT)})
-    return [values[at] for at in places]
+def command_line(document: Mapping[str, Any]) -> str:
+    """What makes the analysis again, quoted for a shell."""
+    settings = document["settings"]
+    words = ["ailora-tools", "analyze", document["model"]["location"]]
+    for other in document["against"]:
+        words += ["--against", other["location"]]
+    for name in ("layers", "q_tensor", "v_tensor"):
+        if settings.get(name) is not None:
+            words += [f"--{name.replace('_', '-')}", str(settings[name])]
+    words += ["--roles", ",".join(settings["roles"]), "--rank", str(settings["rank"])]
+    words += ["--heads"] if settings.get("heads") else []
+    words += ["--suggest-ranks", str(document["ranks"]["budget"])] if document.get("ranks") else []
+    return shlex.join(words)
 
 
 def _held(rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -151,21 +143,3 @@ def _texts(rows: Sequence[Row], at: int, rank: int) -> dict[str, str]:
         texts["survival"] = number(median(survival))
         texts["survival-range"] = f"of it survives nearest rounding to bfloat16 ({spread(survival)})"
     return texts
-
-
-def plotly_script() -> str:
-    """plotly.js as the installed plotly package carries it, without importing the package."""
-    spec = importlib.util.find_spec("plotly")
-    if spec is None or not spec.submodule_search_locations:  # a dependency, so only a broken installation lacks it
-        raise ModuleNotFoundError("plotly is not installed")
-    text = (Path(next(iter(spec.submodule_search_locations))) / "package_data" / "plotly.min.js").read_text("utf-8")
-    return text.replace("</script", "<\\/script")
-
-
-def _inert(text: str) -> str:
-    """JSON that no HTML parser can leave: names in it are hostile."""
-    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
-
-
-def _resource(name: str) -> str:
-    return files("ailora_tools").joinpath(f"report/{name}").read_text(encoding="utf-8")

@@ -7,11 +7,11 @@ from html import escape
 from typing import Any
 
 from ..errors import OptionError
-from ..methods import Q_AND_V_FIRST
 from ..metrics.definitions import BY_KEY
 from . import sections
 from .body import Parts
-from .rows import Row, read_rows
+from .finding import halves
+from .rows import Row, of_stack, read_rows, roles, stacks
 from .words import matrix, number, typeset
 
 Document = Mapping[str, Any]
@@ -24,7 +24,10 @@ _WIDE, _TALL, _NAMES = 720, 26, 150  # pixels: all cells of a line, a line, and 
 def digest(document: Document, report: str) -> str:
     """The first findings and a map layer x role, as HTML; `report` is where the whole page lies."""
     names = [document["model"]["name"], *(other["name"] for other in document["against"])]
-    found = [f"<li>{typeset(finding['text'])}</li>" for finding in document["findings"]]
+    told = sorted(
+        document["findings"], key=lambda finding: finding.get("kind") == "none"
+    )  # what was not seen comes last
+    found = [f"<li><b>{typeset(headline)}</b> {typeset(rest)}</li>" for headline, rest in map(halves, told)]
     more = f" {len(found) - _FINDINGS} more findings in the report." if found[_FINDINGS:] else ""
     return (
         f"<div><p><b>{escape(' against '.join(names))}</b>, {len(document['matrices'])} matrices</p>"
@@ -83,7 +86,7 @@ def _map(document: Document) -> str:
     if not known:
         return ""
     layers = sorted({row.layer for row in rows})
-    lines = sorted({(row.stack, row.role) for row in rows}, key=lambda line: (line[0], Q_AND_V_FIRST.index(line[1])))
+    lines = [(stack, role) for stack in stacks(rows) for role in roles(of_stack(rows, stack))]
     wide = min(48.0, _WIDE / len(layers))
     cells = "".join(
         _cell(_NAMES + wide * layers.index(layer), _TALL * lines.index((stack, role)), wide, value, known, layer)

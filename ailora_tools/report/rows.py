@@ -7,10 +7,11 @@ The schema of the file, with every field, is output/analysis.schema.json. Names 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..methods import METHODS, Q_AND_V_FIRST
+from .stacks import in_blocks, in_order
 
 Metrics = Mapping[str, Any]  # key of a definition -> number, None where it is undefined
 Place = tuple[str, int]  # (stack, layer)
@@ -109,6 +110,7 @@ class Row:
     quantiles: of the elements, at `quantile_levels`.
     heads: key of a metric -> number, one mapping a head; empty where heads were not looked at.
     changes: one for each fine-tune of the analysis, in its order.
+    unit: what `layer` counts: "block" where many short stacks were numbered through.
     """
 
     label: str
@@ -127,6 +129,7 @@ class Row:
     quantiles: Sequence[float]
     heads: Sequence[Mapping[str, float]]
     changes: Sequence[Change]
+    unit: str = "layer"
 
     @classmethod
     def read(cls, record: Mapping[str, Any]) -> Row:
@@ -156,14 +159,31 @@ class Row:
 
 
 def read_rows(document: Mapping[str, Any]) -> list[Row]:
-    """All matrices of an analysis document, in its order."""
-    return [Row.read(record) for record in document["matrices"]]
+    """All matrices of an analysis document, in its order; the attention blocks of a UNet numbered through."""
+    rows = [Row.read(record) for record in document["matrices"]]
+    blocks = in_blocks(row.place for row in rows)
+    return [_in_block(row, *blocks[row.place]) for row in rows] if blocks else rows
+
+
+def _in_block(row: Row, stack: str, layer: int) -> Row:
+    label = " ".join(part for part in (row.role, stack, str(layer)) if part)
+    return replace(row, stack=stack, layer=layer, label=label, unit="block")
 
 
 def roles(rows: Iterable[Row], order: Sequence[str] = Q_AND_V_FIRST) -> list[str]:
-    """The roles that were analysed, in `order`."""
-    there = {row.role for row in rows}
-    return [role for role in order if role in there]
+    """The roles that were analysed: those in `order`, then others as they come."""
+    there = dict.fromkeys(row.role for row in rows)
+    return [*(role for role in order if role in there), *(role for role in there if role not in order)]
+
+
+def stacks(rows: Iterable[Row]) -> list[str]:
+    """The stacks that the rows lie in, encoders first."""
+    return in_order(row.stack for row in rows)
+
+
+def of_stack(rows: Iterable[Row], stack: str) -> list[Row]:
+    """The rows of one stack."""
+    return [row for row in rows if row.stack == stack]
 
 
 def of_role(rows: Iterable[Row], role: str) -> list[Row]:

@@ -51,10 +51,20 @@ def ranges(numbers: Iterable[int]) -> str:
 
 
 def matrix(role: str) -> str:
-    """'q' -> 'W^Q'."""
-    return f"W^{role.upper()}"
+    """'q' -> 'W^Q', 'gate' -> 'W^gate'."""
+    return f"W^{role.upper() if len(role) == 1 else role}"
 
 
 def typeset(text: str) -> str:
-    """Plain text as HTML: everything escaped, W^Q with a real superscript."""
-    return re.sub(r"W\^([QKVO])\b", r"W<sup>\1</sup>", escape(text))
+    """Plain text as HTML: everything escaped, W^Q with a real superscript, negative numbers with a real minus, powers
+    of ten written out, and code between backticks."""
+    html = raised(escape(text))
+    html = re.sub(r"(?<=\d)e([+-])0?(\d+)\b", lambda found: f" × 10<sup>{found[1].strip('+')}{found[2]}</sup>", html)
+    html = re.sub(r"(?<![\w.)])-(?=\d)", "−", html)
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", html)
+
+
+def raised(html: str) -> str:
+    """Superscripts and subscripts of the formulas in HTML: W^Q, W^gate, ‖W‖_F."""
+    html = re.sub(r"W\^([QKVO]\b|[a-z][a-z_]*\b)", r"W<sup>\1</sup>", html)
+    return html.replace("‖_F", "‖<sub>F</sub>")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from ..adapters.peft import adapter_config, token_name
 from ..checkpoint.files import Origin
+from ..methods import ERROR_TAKEN, RULES
 from ..metrics.motion import role_motion
 from ..output.card import CardFacts, model_card
 from ..output.loading import Loader, absolute, find_loader
@@ -37,7 +38,7 @@ def planned_record(operation: Operation, carrier: Carrier, target: Target) -> di
         "base_dtype": operation.base_dtype(carrier),
         "part": target.part,
         "outputs": carrier.sides[0],
-        "rule": operation.method.rules[target.role],
+        "rule": operation.method.rule(target.role).name,
         "rank": operation.settings.rank_of(target.module),
         "alpha": operation.settings.alpha_of(target.module),
         "scaling": operation.scaling(carrier),
@@ -132,6 +133,24 @@ def provenance(operation: Operation) -> dict[str, str]:
     settings = operation.settings
     text = {"tool": "ailora-tools", "version": version("ailora-tools"), "method": settings.method}
     return {**text, "rank": str(settings.rank), "seed": str(settings.seed)}
+
+
+def warnings(records: Sequence[ModuleRecord]) -> Iterator[str]:
+    """What the user must know before training: a step 0 that is not the original's, and what has to stay frozen."""
+    poor = [record for record in records if record.reconstruction_error > ERROR_TAKEN]
+    if poor:
+        worst = max(poor, key=lambda record: record.reconstruction_error)
+        yield (
+            f"step 0 is not the original model: {len(poor)} of {len(records)} matrices differ by more than "
+            f"{ERROR_TAKEN:.0%}, {worst.module} by {worst.reconstruction_error:.1%}; a residual in {worst.base_dtype} "
+            f"cannot hold what {worst.rule} moves: use --base-dtype float32"
+        )
+    for factor in sorted({RULES[record.rule].frozen for record in records} - {""}):
+        yield (
+            f"{factor} is to stay frozen, and the adapter's config cannot say so: call "
+            f"ailora_tools.freeze_{factor.lower()}(model, adapter_dir) after loading; a trainer that loads the adapter "
+            f"by itself would train {factor} too"
+        )
 
 
 def card(operation: Operation, records: Sequence[ModuleRecord]) -> str:

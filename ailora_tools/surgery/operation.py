@@ -12,18 +12,27 @@ from typing import TYPE_CHECKING, Any
 from ..adapters.peft import MAGNITUDE_DTYPE, AdapterModule
 from ..checkpoint.header import FACTOR_DTYPES, tensor_bytes
 from ..checkpoint.index import Checkpoint
-from ..methods import RULES, Method
+from ..methods import Method, find_method
 from ..output.base import companions
 from ..output.layout import ShardLayout, lay_out, widened
 from ..output.manifest import fingerprint
 from ..targets.as_class import as_class
 from ..targets.extras import Extra, find_extras
+from ..targets.linear import spelled_out
 from ..targets.plan import make_plan
 from ..targets.projections import Carrier, Plan, Target
 from .settings import Settings, require_fit
 
 if TYPE_CHECKING:
     from .decompose import Recipe
+
+
+def spell_out(source: Checkpoint, settings: Settings, method: Method) -> tuple[Settings, Method, list[str]]:
+    """The settings and the method with roles in the place of "all-linear", and what is left alone. Raises TargetError
+    where the class has to be asked and cannot; OptionError where the method has no rule for one of the roles."""
+    checkpoint = as_class(source, settings.model_class, settings.num_labels)
+    linear = spelled_out(checkpoint, settings.roles, settings.rank, settings.transformers_major)
+    return replace(settings, roles=linear.roles), find_method(method.name, linear.roles)[0], linear.notices
 
 
 def plan_operation(source: Checkpoint, settings: Settings, method: Method, folder: Path) -> Operation:
@@ -84,7 +93,7 @@ class Operation:
 
     def _moves(self, carrier: Carrier) -> bool:
         """Whether a part of this tensor goes into an adapter."""
-        return any(RULES[self.method.rules[target.role]].moved for target in carrier.targets)
+        return any(self.method.rule(target.role).moved for target in carrier.targets)
 
     def touches(self, carrier: Carrier) -> bool:
         """Whether the base that is written holds other values in this tensor."""
@@ -148,7 +157,7 @@ class Operation:
         from ..checkpoint.stream import DTYPES
         from .decompose import Recipe, matrix_name
 
-        rule = RULES[self.method.rules[target.role]]
+        rule = self.method.rule(target.role)
         return Recipe(
             rule=rule.name,
             rank=self.settings.rank_of(target.module),

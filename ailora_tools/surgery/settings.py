@@ -9,8 +9,9 @@ from ..adapters.peft import LARGEST_SCALING, scaling_of
 from ..checkpoint.header import BASE_DTYPES, FACTOR_DTYPES, quoted
 from ..errors import OptionError, listed
 from ..matrices.quantisation import BARE
-from ..methods import RULES, Method
+from ..methods import Method
 from ..targets.extras import Wanted
+from ..targets.plan import unreached_by_peft
 from ..targets.projections import Plan
 from ..targets.selection import Selection
 
@@ -69,7 +70,8 @@ class Settings:
 def require_fit(settings: Settings, method: Method, plan: Plan) -> None:
     """OptionError that names everything in the settings that does not fit together, or does not fit the plan."""
     wrong = [
-        *_choices(settings), *_together(settings, method), *_bare(plan), *_half_frozen(method, plan),
+        *_choices(settings), *_together(settings, method), *_bare(plan), *_misread(settings, plan),
+        *_half_frozen(method, plan),
         *_ranks(settings, plan),
     ]  # fmt: skip
     if wrong:
@@ -125,14 +127,20 @@ def _bare(plan: Plan) -> Iterator[str]:
         )
 
 
+def _misread(settings: Settings, plan: Plan) -> Iterator[str]:
+    modules = [carrier.module for carrier in plan.carriers]
+    if named := unreached_by_peft(plan.model_type, modules, settings.transformers_major):
+        yield (
+            f"PEFT takes the names of {listed(named)} for those of experts in models of type {plan.model_type} and "
+            "would drop their adapters (`analyze` takes them)"
+        )
+
+
 def _half_frozen(method: Method, plan: Plan) -> Iterator[str]:
     """Fused modules of whose B (or A) one part should be frozen and another trained."""
-    rules = method.rules
-    mixed = [
-        carrier for carrier in plan.carriers if len({RULES[rules[one.role]].frozen for one in carrier.targets}) > 1
-    ]
+    mixed = [carrier for carrier in plan.carriers if len({method.rule(one.role).frozen for one in carrier.targets}) > 1]
     if mixed:
-        parts = ", ".join(f"{target.role}={rules[target.role]}" for target in mixed[0].targets)
+        parts = ", ".join(f"{target.role}={method.rule(target.role).name}" for target in mixed[0].targets)
         shared = listed([carrier.module for carrier in mixed])
         yield f"{shared} has one A and one B for {parts}, of which only a part is to be frozen"
 

@@ -13,8 +13,10 @@ from ..matrices.layouts import THIRDS
 from .fused import FUSED_ROWS
 from .multimodal import MULTIMODAL_ROWS
 from .rows import (
+    BERT_MLP,
     DECODER,
     LAYERS,
+    MLP_LEAVES,
     N_LAYER,
     N_LAYERS,
     NUM_LAYERS,
@@ -30,9 +32,9 @@ from .rows import (
     types,
 )
 
-_BERT = leaves("self.query", "self.key", "self.value", "output.dense")  # W^O is a module beside that of the others
-_VIT = leaves("attention.query", "attention.key", "attention.value", "output.dense")
-_T5 = leaves("q", "k", "v", "o")
+_BERT = leaves("self.query", "self.key", "self.value", "output.dense", **BERT_MLP)  # W^O lies beside the others
+_VIT = leaves("attention.query", "attention.key", "attention.value", "output.dense", **BERT_MLP)
+_DINO = {**_VIT, **MLP_LEAVES}
 _ENCODER_LAYERS = Count(("num_hidden_layers", "encoder_layers"))
 _DECODER_LAYERS = Count(("decoder_layers",))
 _T5_DECODER = Count(("num_decoder_layers",), otherwise=NUM_LAYERS.fields)
@@ -74,7 +76,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
             "cohere cohere2 starcoder2 stablelm smollm3 nemotron exaone4 apertus arcee ernie4_5 ernie4_5_moe glm glm4 "
             "glm4_moe phi phimoe gpt_oss llama4_text helium "
             "seed_oss hunyuan_v1_dense hunyuan_v1_moe dots1 minimax_m2 bitnet "
-            "diffllama doge cwm solar_open hy_v3 mellum jais2 afmoe nanochat "
+            "diffllama doge cwm solar_open mellum jais2 afmoe nanochat "
             "aria_text cohere2_moe eurobert exaone_moe hyperclovax kolibri1 mimo_v2_flash minimax_m3_vl_text "
             "inkling_text apertus1p5_text beam higgs_audio_v2 qwen2_vl_text qwen2_5_vl_text qwen3_vl_text "
             "qwen3_vl_moe_text glm4v_text glm4v_moe_text glm_ocr_text granite_docling_text muse_glimmer_text "
@@ -83,6 +85,13 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         DECODER,
         QKV_PROJ,
         ("transformer.",),  # of the classes for question answering
+    ),
+    Architecture(
+        "HunYuan 3",
+        types("model", "hy_v3"),
+        DECODER,
+        QKV_PROJ,
+        renames=((r"\.mlp\.shared_mlp\.", ".mlp.shared_experts.", 5),),
     ),
     Architecture(
         "Hybrid decoder",
@@ -102,8 +111,9 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         {"opt": "model", "biogpt": "biogpt"},
         (Slot("decoder.layers.{layer}.self_attn", count=LAYERS), Slot("layers.{layer}.self_attn", count=LAYERS)),
         QKV_PROJ,
+        mlp=("",),
     ),
-    Architecture("XGLM", {"xglm": "model"}, (Slot("layers.{layer}.self_attn", count=NUM_LAYERS),), QKV_PROJ),
+    Architecture("XGLM", {"xglm": "model"}, (Slot("layers.{layer}.self_attn", count=NUM_LAYERS),), QKV_PROJ, mlp=("",)),
     Architecture(
         "BART-like encoder-decoder",
         types(
@@ -113,6 +123,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         ),
         _ENCODER_DECODER,
         QKV_PROJ,
+        mlp=("", "ffn"),
     ),
     Architecture(
         "T5-like",
@@ -124,8 +135,9 @@ ARCHITECTURES: tuple[Architecture, ...] = (
             Slot("decoder.block.{layer}.layer.0.SelfAttention", "decoder", _T5_DECODER),
             Slot("decoder.block.{layer}.layer.1.EncDecAttention", "decoder cross", _T5_DECODER),
         ),
-        _T5,
+        leaves("q", "k", "v", "o"),
         ("transformer.",),
+        mlp=tuple(f"layer.{place}.{name}" for place in (1, 2) for name in ("DenseReluDense", "mlp")),
     ),
     Architecture(
         "BERT-like encoder",
@@ -142,10 +154,17 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         },
         (Slot("encoder.layer.{layer}.attention", count=LAYERS),),
         _BERT,
+        mlp=("",),
         # The first needs a picture tower of another library, the attention of the second runs only on CUDA.
         unproven=frozenset(["layoutlmv2", "mra"]),
     ),
-    Architecture("MPNet", {"mpnet": "mpnet"}, (Slot("encoder.layer.{layer}.attention.attn", count=LAYERS),), _T5),
+    Architecture(
+        "MPNet",
+        {"mpnet": "mpnet"},
+        (Slot("encoder.layer.{layer}.attention.attn", count=LAYERS),),
+        leaves("q", "k", "v", "o", **BERT_MLP),
+        mlp=("",),
+    ),
     Architecture(
         "ALBERT (one tensor serves every layer of a group)",
         {"albert": "albert"},
@@ -155,7 +174,8 @@ ARCHITECTURES: tuple[Architecture, ...] = (
                 Count(("num_hidden_groups",)), Count(("inner_group_num",)),
             ),
         ),
-        leaves("query", "key", "value", "dense"),
+        leaves("query", "key", "value", "dense", up="ffn", down="ffn_output"),
+        mlp=("",),
     ),
     Architecture(
         "DistilBERT",
@@ -168,6 +188,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         {"xlm": "transformer", "flaubert": "transformer"},
         (Slot("attentions.{layer}", count=N_LAYERS),),
         leaves("q_lin", "k_lin", "v_lin", "out_lin"),
+        mlp=("ffns.{layer}",),
     ),
     Architecture(
         "DeBERTa-v2",
@@ -176,7 +197,8 @@ ARCHITECTURES: tuple[Architecture, ...] = (
             Slot("encoder.layer.{layer}.attention", count=LAYERS),
             Slot("encoder.encoder.layer.{layer}.attention", count=LAYERS),
         ),
-        leaves("self.query_proj", "self.key_proj", "self.value_proj", "output.dense"),
+        leaves("self.query_proj", "self.key_proj", "self.value_proj", "output.dense", **BERT_MLP),
+        mlp=("",),
     ),
     Architecture("GPT-J", {"gptj": "transformer"}, (Slot("h.{layer}.attn", count=N_LAYER),), QKV_PROJ),
     Architecture(
@@ -209,12 +231,13 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         (Slot("encoder.layer.{layer}.attention", count=LAYERS),),
         _VIT,
         renames=(*_VIT_LEAVES, *_VIT_LAYERS),
+        mlp=("",),
     ),
     Architecture(
         "DINOv2",
         {"dinov2": "dinov2", "dinov2_with_registers": "dinov2_with_registers"},
         (Slot("encoder.layer.{layer}.attention", count=LAYERS),),
-        _VIT,
+        _DINO,
         renames=_VIT_LEAVES,
     ),
     Architecture(
@@ -274,6 +297,17 @@ UNREACHABLE = {
     "zamba": "several layers share one tensor but not one module, and an adapter would reach only one of them",
     "zamba2": "several layers share one tensor but not one module, and an adapter would reach only one of them",
 }
+
+# Under transformers 5 PEFT takes every target that ends in one of these names for experts of a mixture, if the model is
+# of one of these types; an adapter of another module of that name would be dropped without a word
+# (`_convert_peft_config_moe` of PEFT 0.21).
+EXPERT_NAMES = ("gate_proj", "up_proj", "down_proj")
+NAMED_LIKE_EXPERTS = types(
+    "",
+    "afmoe beam cohere2_moe deepseek_v2 deepseek_v3 deepseek_v32 dots1 ernie4_5_moe exaone_moe flex_olmo glm4_moe "
+    "glm4_moe_lite glm4v_moe glm_moe_dsa hunyuan_v1_moe kimi_k2 mellum olmoe qwen3_moe qwen3_next qwen3_omni_moe "
+    "qwen3_omni_moe_thinker solar_open",
+)
 
 # Classes without the base prefix, though their names do not end in "Model".
 BODIES = frozenset(["BertGenerationEncoder", "WhisperForAudioClassification"])

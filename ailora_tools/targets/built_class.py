@@ -27,12 +27,14 @@ _LEAVING = ("socket.", "subprocess.", "os.system", "os.exec", "os.fork", "os.pos
 
 
 def look(question: Mapping[str, Any], before: Callable[[], None] = lambda: None) -> dict[str, Any]:
-    """`question` has a "config", and what is asked about its class: see `_compared` and `_parts`. Or {"unknown":
-    reason}: any failure of the class is that, and no error. `before` is called when the libraries are loaded and the
-    class is not yet built."""
+    """`question` has a "config", and what is asked about its class: see `_compared`, `_parts`, `_linear`. Or
+    {"unknown": reason}: any failure of the class is that, and no error. `before` is called when the libraries are
+    loaded and the class is not yet built."""
     model, reason = _built(question["config"], before)
     if model is None:
         return {"unknown": reason}
+    if question.get("linear"):
+        return _linear(model)
     return _parts(model, question) if "ends" in question else _compared(model, question)
 
 
@@ -79,10 +81,29 @@ def _compared(model: Any, question: Mapping[str, Any]) -> dict[str, Any]:
     missing = sorted(wanted.keys() - tree.keys())
     sizes, named = [sorted(wanted[path]) for path in missing], {*wanted, *question["held"]}
     unclaimed = sorted(path for path, size in tree.items() if size in sizes and path not in named)
+    turned = [path for path, module in model.named_modules() if isinstance(module, Conv1D) and path in wanted]
     return {
-        "class": name, "version": version, "missing": missing, "extra": sorted(set(hit) - wanted.keys()),
+        "class": name, "version": version, "missing": missing, "turned": turned,
+        "extra": sorted(set(hit) - wanted.keys()),
         "unclaimed": {path: tree[path] for path in unclaimed[:_SHOWN]},
     }  # fmt: skip
+
+
+def _linear(model: Any) -> dict[str, Any]:
+    """ "linear": path of every linear layer but the output embedding, as PEFT takes them by "all-linear" -> (out, in)
+    and whether it is stored the other way round, as a Conv1D."""
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    output = None
+    with suppress(Exception):  # classes without one raise what they like
+        output = model.get_output_embeddings()
+    found = {}
+    for path, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear | Conv1D) and module is not output:
+            turned = isinstance(module, Conv1D)
+            found[path] = (tuple(reversed(module.weight.shape)) if turned else tuple(module.weight.shape), turned)
+    return {"class": type(model).__name__, "linear": found}
 
 
 def _parts(model: Any, question: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..methods import ATTENTION
 from .matching import Match
 from .rows import Count
 
@@ -83,7 +84,7 @@ def _parts(count: Count, config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 def _partial(matches: Sequence[Match], architectures: Sequence[str]) -> bool:
     """Whether the class may leave out a whole stack of those found."""
-    stacks = {match.stack.split(" ")[0] for match in matches}
+    stacks = {match.tower.split(" ")[0] for match in matches}
     return len(stacks) > 1 and any(word in name for name in architectures for word in _PARTIAL)
 
 
@@ -125,7 +126,7 @@ def _own(match: Match, kind: str | None, config: Mapping[str, Any]) -> str | Non
 def _attends(match: Match, kind: str | None, config: Mapping[str, Any]) -> str:
     """The same for layers that have no attention; where no `layer_types` are stated, their tensors tell."""
     kind, part = _tower(match, kind, config)
-    other = kind in _HYBRID and _layer_type(match, part) in _NO_ATTENTION
+    other = match.role in ATTENTION and kind in _HYBRID and _layer_type(match, part) in _NO_ATTENTION
     return "belong to layers of another kind" if other else ""
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from ..matrices import layouts
 from .rows import (
+    BERT_MLP,
     DECODER,
     LATENT_LEAVES,
     LAYERS,
@@ -49,7 +50,7 @@ FUSED_ROWS: tuple[Architecture, ...] = (
         {"gpt2": "transformer", "openai-gpt": "transformer", "imagegpt": "transformer"},
         (Slot("h.{layer}.attn", count=N_LAYER),),
         fused("c_attn", "c_proj"),
-        layouts={"c_attn": layouts.COLUMNS, "c_proj": layouts.OUTPUT_COLUMNS},
+        layouts={"c_attn": layouts.COLUMNS, "c_proj": layouts.ONE_IN_COLUMNS, "c_fc": layouts.ONE_IN_COLUMNS},
     ),
     Architecture(
         "GPT-NeoX",
@@ -118,8 +119,9 @@ FUSED_ROWS: tuple[Architecture, ...] = (
         "DeBERTa",
         {"deberta": "deberta"},
         (Slot("encoder.layer.{layer}.attention", count=LAYERS),),
-        fused("self.in_proj", "output.dense"),
+        fused("self.in_proj", "output.dense", **BERT_MLP),
         layouts={"self.in_proj": layouts.PER_HEAD},
+        mlp=("",),
     ),
     Architecture(
         "timm vision transformer",
@@ -169,28 +171,33 @@ FUSED_ROWS: tuple[Architecture, ...] = (
         "Qwen-1 (code of the model)",
         {"qwen": "transformer"},
         (Slot("h.{layer}.attn", count=LAYERS),),
-        fused("c_attn", "c_proj"),
+        fused("c_attn", "c_proj", gate="w2", up="w1", down="c_proj"),
         layouts={"c_attn": layouts.THIRDS_UNPROVEN},
     ),
     Architecture(
         "ChatGLM (code of the model)",
         {"chatglm": "transformer"},
         (Slot("encoder.layers.{layer}.self_attention", count=Count(("num_layers",))),),
-        fused("query_key_value", "dense"),
-        layouts={"query_key_value": layouts.CHATGLM},
+        fused("query_key_value", "dense", gate="dense_h_to_4h", up="dense_h_to_4h", down="dense_4h_to_h"),
+        layouts={"query_key_value": layouts.CHATGLM, "dense_h_to_4h": layouts.GATE_AND_UP_UNPROVEN},
     ),
     Architecture(
         "OpenELM (code of the model)",
         {"openelm": "transformer"},
         (Slot("layers.{layer}.attn", count=Count(("num_transformer_layers",))),),
-        fused("qkv_proj", "out_proj"),
-        layouts={"qkv_proj": layouts.OPENELM},
+        fused("qkv_proj", "out_proj", gate="proj_1", up="proj_1", down="proj_2"),
+        layouts={"qkv_proj": layouts.OPENELM, "proj_1": layouts.GATE_AND_UP_UNPROVEN},
     ),
     Architecture(
         "JAIS (code of the model)",
         {"jais": "transformer"},
         (Slot("h.{layer}.attn", count=N_LAYER),),
-        fused("c_attn", "c_proj"),
-        layouts={"c_attn": layouts.COLUMNS_UNPROVEN, "c_proj": layouts.OUTPUT_COLUMNS},
+        fused("c_attn", "c_proj", gate="c_fc2", up="c_fc", down="c_proj"),
+        layouts={
+            "c_attn": layouts.COLUMNS_UNPROVEN,
+            "c_proj": layouts.ONE_IN_COLUMNS,
+            "c_fc": layouts.ONE_IN_COLUMNS,
+            "c_fc2": layouts.ONE_IN_COLUMNS,
+        },
     ),
 )

@@ -14,16 +14,15 @@ import sys
 import sysconfig
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from ..checkpoint.index import Checkpoint
-from ..errors import AiloraError, TargetError, listed
+from ..errors import AiloraError, listed
 from .architectures import PROVEN_WITH
 from .module_names import installed_transformers, installed_transformers_major, parameter_paths
-from .plan import make_plan, target_modules
+from .plan import target_modules
 from .projections import Plan
 from .selection import Selection
 from .verdict import Answer, Verdict, judge
@@ -136,28 +135,20 @@ def parts_of_class(checkpoint: Checkpoint, ends: Sequence[str], held: Sequence[s
         _end(process)
 
 
+def linear_of_class(checkpoint: Checkpoint) -> Answer:
+    """Every linear layer that the class builds, but for the output embedding (`built_class._linear`); waits for it."""
+    if find_spec("transformers") is None:
+        return {"unknown": "transformers is not installed"}
+    process = _ask({"config": dict(checkpoint.config), "linear": True}, _folder(checkpoint))
+    try:
+        return _answer(process)
+    finally:
+        _end(process)
+
+
 def _folder(checkpoint: Checkpoint) -> Path | None:
     path = checkpoint.origin.path
     return path.parent if path is not None and path.is_file() else path
-
-
-def plan_as_built(checkpoint: Checkpoint, selection: Selection) -> tuple[Plan, Selection]:
-    """The plan for looking at weights, without what the class does not build; waits for the class where config.json
-    does not tell. Names of modules that do not fit do no harm there. Raises what `make_plan` does."""
-    plan = make_plan(checkpoint, selection, quantised=True)
-    check = check_modules(checkpoint, plan, selection)
-    try:
-        verdict = check.finish()
-    except UnbuiltError as error:
-        selection = replace(selection, unbuilt=error.modules)
-        return make_plan(checkpoint, selection, quantised=True), selection
-    except TargetError as error:
-        return replace(
-            plan, notices=(*plan.notices, f"modules are called otherwise in memory: {error.problem}")
-        ), selection
-    finally:
-        check.cancel()
-    return replace(plan, notices=(*plan.notices, *verdict.notices)), selection
 
 
 def _ask(question: Mapping[str, Any], model: Path | None) -> subprocess.Popen[str]:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 from ..checkpoint.index import Checkpoint
 from ..errors import TargetError, listed
 from ..matrices.layouts import LATENT
-from ..matrices.quantisation import Quantised
+from ..matrices.quantisation import Quantised, logical_name
+from ..methods import ATTENTION, ROLES, symbol
 from .architectures import FUSED
-from .matching import Match
+from .matching import EXPERTS, Match
 from .multimodal import OTHER_TOWERS
 from .rows import Architecture
 
@@ -68,13 +69,12 @@ def incomplete(matches: Sequence[Match], roles: Sequence[str]) -> list[str]:
     for match in matches:
         places.setdefault((match.stack, match.layer), set()).add(match.role)
     notices = []
-    for role in roles:
-        lacking = sorted(place for place, found in places.items() if role not in found)
+    for role in (role for role in roles if role in ROLES):
+        like = ATTENTION if role in ATTENTION else tuple(set(ROLES) - set(ATTENTION))
+        lacking = sorted(place for place, found in places.items() if role not in found and found & set(like))
         if lacking:
             shown = listed([f"{stack} {layer}".strip() for stack, layer in lacking], 8)
-            notices.append(
-                f"no W^{role.upper()} of their own in layers {shown}: only their other projections are taken"
-            )
+            notices.append(f"no {symbol(role)} of their own in layers {shown}: only their other projections are taken")
     return notices
 
 
@@ -83,13 +83,21 @@ def skipped(matches: Sequence[Match], checkpoint: Checkpoint) -> list[str]:
     config = checkpoint.config
     text = config.get("text_config")
     count = (text if isinstance(text, dict) else config).get("num_hidden_layers")
-    there = {match.layer for match in matches if match.stack in ("", "text")}
+    there = {match.layer for match in matches if match.tower in ("", "text") and match.role in ATTENTION}
     held = {int(hit[1]) for name in checkpoint.tensors if (hit := re.search(r"\blayers\.(\d{1,9})\.", name))}
     within = {layer for layer in held if layer < count} if isinstance(count, int) else set()
     lacking = sorted(within - there) if there else []
     shown = listed([str(layer) for layer in lacking], 8)
     told = f"layers {shown} are of another kind and have no W^Q and W^V like these: they are left alone"
     return [told] if lacking else []
+
+
+def about_experts(names: Iterable[str], roles: Sequence[str]) -> list[str]:
+    """Of a mixture: that matrices of its experts have no adapter, where those of an MLP are to have one."""
+    if set(roles) <= set(ATTENTION):
+        return []
+    experts = [name for name in names if EXPERTS.search(name)]
+    return [f"left alone, as experts of a mixture: {listed(experts)}"] if experts else []
 
 
 def by_reason(unbuilt: Mapping[str, str]) -> dict[str, list[str]]:
@@ -120,7 +128,7 @@ def beyond(config: Mapping[str, Any], matches: Sequence[Match]) -> list[str]:
 
 def none_built(lacking: Sequence[str], unbuilt: Mapping[str, str]) -> TargetError:
     """All tensors of a role are such as the class does not build."""
-    what = " and ".join(f"W^{role.upper()}" for role in lacking)
+    what = " and ".join(f"{symbol(role)}" for role in lacking)
     return TargetError(
         f"the class builds no module for {what}: {' '.join(about_unbuilt(unbuilt))}.",
         "Is config.json that of this checkpoint? Compare its numbers of layers with the file's.",
@@ -139,10 +147,11 @@ def _lookalikes(checkpoint: Checkpoint, taken: Container[str]) -> list[str]:
 
 
 def left_alone(row: Architecture, names: Sequence[str], found: Sequence[Match], roles: Sequence[str]) -> list[str]:
-    """Tensors that are named like targets but lie in another tower."""
+    """Tensors that are named like targets but lie in another tower. found: all projections that the row describes."""
     taken = {match.tensor for match in found}
-    ends = tuple(f".{last}.weight" for role in roles for last in row.leaves[role])
-    others = [name for name in names if name.endswith(ends) and name not in taken]
+    words = [last for role in roles for last in (row.leaves[role] if role in ROLES else (role,))]
+    ends = tuple(f".{last}.weight" for last in words)
+    others = [name for name in names if name.endswith(ends) and name not in taken and not EXPERTS.search(name)]
     if not others or not found:
         return []
     if len(others) == 1:
@@ -155,8 +164,14 @@ def not_found(
     checkpoint: Checkpoint, kind: str | None, row: Architecture | None, lacking: Sequence[str]
 ) -> TargetError:
     """Say why: fused, quantised, or unknown; with the names that look like attention."""
-    what = " and ".join(f"W^{role.upper()}" for role in lacking)
+    what = " and ".join(symbol(role) for role in lacking)
     where = f"{checkpoint.location} (model type {kind or 'not stated'})"
+    if not set(lacking) & set(ATTENTION):
+        return TargetError(
+            f"{where}: no {what} in its layers{_only_experts(checkpoint)}.",
+            f"The matrices of its layers are called {listed(_words(checkpoint), 12)}; roles are {', '.join(ROLES)} or "
+            "such names.",
+        )
     if name := next(iter(fused_tensors(checkpoint)), None):
         return TargetError(
             f"{where}: no tensor of its own for {what}: {name} {list(checkpoint.tensors[name].shape)} holds "
@@ -171,6 +186,17 @@ def not_found(
         if set(lacking) <= {"q", "v"}
         else "Only W^Q and W^V can be named by hand: leave the other roles out.",
     )
+
+
+def _only_experts(checkpoint: Checkpoint) -> str:
+    return ": those of a mixture's experts have no adapter" if any(map(EXPERTS.search, checkpoint.tensors)) else ""
+
+
+def _words(checkpoint: Checkpoint) -> list[str]:
+    """Last names of the matrices that lie in numbered layers, experts left out."""
+    matrices = [logical_name(name) for name, stored in checkpoint.tensors.items() if len(stored.shape) == 2]
+    inside = [name for name in matrices if re.search(r"\.\d+\..*\.weight$", name) and not EXPERTS.search(name)]
+    return sorted({leaf(name) for name in inside})
 
 
 def fused_tensors(checkpoint: Checkpoint) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any
@@ -13,13 +13,14 @@ from ..checkpoint.wrapped import wrapped
 from ..errors import CheckpointError, OptionError, TargetError, listed
 from ..matrices.quantisation import MAINS, Quantised, find_quantised, logical_name, quantization_config
 from ..matrices.text_config import text_config
-from ..methods import ROLES
-from .architectures import UNREACHABLE
+from ..methods import ROLES, role_order
+from .architectures import EXPERT_NAMES, NAMED_LIKE_EXPERTS, UNREACHABLE
 from .counted import sort_out
 from .matching import Match, match_leaves, match_table, match_template
 from .module_names import installed_transformers_major, module_path
 from .multimodal import OTHER_TOWERS
 from .notices import (
+    about_experts,
     about_few_bits,
     about_layouts,
     about_type,
@@ -39,6 +40,8 @@ from .recognition import Known, known, match_text_model
 from .rows import Architecture
 from .selection import Selection, parse_layers
 from .sizes import require_sizes
+
+_WITHOUT_EXPERT_MODULES = 5  # major version of transformers since which the experts of a mixture are parameters
 
 
 def make_plan(
@@ -75,8 +78,9 @@ def make_plan(
     _require_usable(found, few_bits, quantised, quantization_config(config).get("quant_method"))
     targets = [_target(one, config, few_bits.get(one.stored.name)) for one in found]
     require_sizes(model, config, targets)
-    targets.sort(key=lambda target: (target.stored.file, target.stored.start, ROLES.index(target.role)))
-    notices += [*about_unbuilt(unbuilt), *skipped(matches, checkpoint), *([] if row else beyond(config, matches))]
+    targets.sort(key=lambda target: (target.stored.file, target.stored.start, role_order(target.role)))
+    notices += [*about_experts(stored_names, selection.roles), *about_unbuilt(unbuilt), *skipped(matches, checkpoint)]
+    notices += [] if row else beyond(config, matches)
     notices += [*about_few_bits(few_bits), *about_type(kind, row), *about_layouts(matches)]
     notices += incomplete(matches, selection.roles)
     family = row.family if row else "Recognised by names"
@@ -84,6 +88,23 @@ def make_plan(
         kind, family, tuple(targets), (*checkpoint.notices, *notices), unbuilt,
         counted=row is not None and row.proves(str(kind)) and sorting.decided and not selection.templates,
     )  # fmt: skip
+
+
+def find_matches(checkpoint: Checkpoint, roles: Sequence[str]) -> dict[str, list[Match]]:
+    """Path of a module -> what its tensor is, of the roles, by the table or by its name; whether or not each role has
+    one."""
+    model, names = known(checkpoint), [logical_name(name) for name in checkpoint.tensors]
+    if model.row is not None:
+        found = match_table(model.row, model.base, names, roles)
+    else:
+        found, _ = match_text_model(model, checkpoint, names, roles)
+        fewer = [role for role in roles if role not in ("k", "o")]  # whose names by themselves may be others
+        found = found or match_leaves(names, roles) or match_leaves(names, fewer)
+    modules: dict[str, list[Match]] = {}
+    for match in found:
+        path = module_path(match, model.row, model.base, checkpoint.architectures, installed_transformers_major())
+        modules.setdefault(path, []).append(match)
+    return modules
 
 
 @dataclass(frozen=True)
@@ -108,6 +129,12 @@ def target_modules(plan: Plan, checkpoint: Checkpoint) -> list[str]:
     others = (logical_name(name) for name in checkpoint.tensors if name not in tensors)
     hit = any(leaf(name) in taken for name in others if name not in plan.unbuilt)
     return sorted(modules if hit else short)
+
+
+def unreached_by_peft(kind: str | None, modules: Iterable[str], major: int) -> list[str]:
+    """Those of the modules that no adapter of PEFT can be on, in a model of this type under that transformers major."""
+    misread = major >= _WITHOUT_EXPERT_MODULES and kind in NAMED_LIKE_EXPERTS
+    return [module for module in modules if misread and leaf(module) in EXPERT_NAMES]
 
 
 def _find(
@@ -141,8 +168,9 @@ def _in_table(
 ) -> tuple[list[Match], list[str]]:
     """What a row describes, that of the type or else that of its text model, and what is left alone."""
     if model.row is not None:
+        known = match_table(model.row, model.base, names, (*ROLES, *(role for role in roles if role not in ROLES)))
         found = match_table(model.row, model.base, names, roles)
-        return found, left_alone(model.row, names, found, roles)
+        return found, left_alone(model.row, names, known, roles) if found else []
     found, notices = match_text_model(model, checkpoint, names, roles)
     return found, [*notices, *(left_alone(model.inner_row, names, found, roles) if model.inner_row else [])]
 
@@ -247,11 +275,10 @@ def _require_usable(found: Sequence[_Found], few_bits: Mapping[str, Quantised], 
             faults.append(f"{stored.name} is stored as {stored.dtype}{told}, not as one of {', '.join(FLOATS)}")
         elif len(stored.shape) != 2 or 0 in stored.shape:
             faults.append(f"{stored.name} has shape {list(stored.shape)}, not that of a matrix")
-        place = (match.stack, match.layer, match.role)
-        if (module in modules and match.layout is None) or place in places:
-            faults.append(f"{stored.name} is a second tensor for {' '.join(map(str, place)).strip()}")
+        if (module in modules and match.layout is None) or match.place in places:
+            faults.append(f"{stored.name} is a second tensor for {' '.join(map(str, match.place)).strip()}")
         modules.add(module)
-        places.add(place)
+        places.add(match.place)
     if faults:
         raise TargetError(
             f"{len(faults)} of {len(found)} projections cannot be worked on: {listed(faults, 5)}.",

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from ..checkpoint.index import Checkpoint
 from ..errors import TargetError, listed
 from ..matrices.text_config import text_config
+from ..methods import ATTENTION
 from .architectures import BY_MODEL_TYPE
 from .matching import Match, match_under, prefixes_of
 from .multimodal import OTHER_TOWERS, TEXT
@@ -47,7 +48,7 @@ def known(checkpoint: Checkpoint) -> Known:
         return Known(kind, inner=inner, inner_row=inner_row)
     base = row.model_types[kind]
     if inner_row is not None and inner_row.layouts and row.slots == TEXT and inner_row.slots == DECODER:
-        row = replace(row, leaves=inner_row.leaves, layouts=inner_row.layouts)
+        row = replace(row, leaves=inner_row.leaves, layouts=inner_row.layouts, mlp=inner_row.mlp)
     return Known(kind, row, base, inner, inner_row)
 
 
@@ -59,7 +60,8 @@ def match_text_model(
     row = known.inner_row
     if row is None:
         return [], []
-    fitting = list(_fitting(row, checkpoint, names, roles))
+    attention = [role for role in roles if role in ATTENTION] or ["q", "v"]
+    fitting = list(_fitting(row, checkpoint, names, attention))
     if len(fitting) > 1:
         fitting = [prefix for prefix in fitting if not OTHER_TOWERS.search(prefix)] or fitting
     if len(fitting) > 1:

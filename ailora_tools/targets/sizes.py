@@ -8,6 +8,7 @@ from typing import Any
 from ..errors import TargetError
 from ..matrices.heads import head_counts, whole
 from ..matrices.text_config import text_config
+from ..methods import symbol
 from .multimodal import OTHER_TOWERS
 from .projections import Target
 from .recognition import Known
@@ -27,7 +28,7 @@ def require_sizes(known: Known, config: Mapping[str, Any], targets: Iterable[Tar
         if rows and target.part is None and of_text and found > rows:
             raise TargetError(
                 f"{target.tensor} has {found} rows, but the heads that config.json states make {rows}: it holds more "
-                f"than W^{target.role.upper()}, such as a gate, and which rows those are is not known for model type "
+                f"than {symbol(target.role)}, such as a gate, and which rows those are is not known for model type "
                 f"{known.kind or 'not stated'}.",
                 "--q-tensor and --v-tensor are not enough, since they take all rows of a tensor. The table needs a row "
                 "for such models (examples/guide/models.md, Adding an architecture).",

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import TargetError, listed
-from ..methods import ROLES
 from .projections import Plan
 
 Answer = Mapping[str, Any]
@@ -31,6 +30,11 @@ def judge(answer: Answer, plan: Plan, location: str, by_hand: bool = False) -> V
     if "unknown" in answer:
         return _unchecked(answer["unknown"])
     missing = answer["missing"]
+    if askew := _askew(answer, plan):
+        raise TargetError(
+            f"{location}: {answer['class']} stores {listed(askew)} the other way round than it was taken.",
+            "The table needs a row for such models (examples/guide/models.md, Adding an architecture).",
+        )
     if strange := misnamed(plan, missing, answer["unclaimed"]):
         if by_hand:
             return _unchecked(f"the tensors were named by hand, and {answer['class']} has no {listed(strange)}")
@@ -51,12 +55,22 @@ def misnamed(plan: Plan, missing: Collection[str], unclaimed: Mapping[str, Any])
     module at all, its names are wrong.
     """
     gone, sizes = set(missing), {carrier.module: sorted(carrier.sides) for carrier in plan.carriers}
-    by_role = [{target.module for target in plan.targets if target.role == role} for role in ROLES]
+    roles = {target.role for target in plan.targets}
+    by_role = [{target.module for target in plan.targets if target.role == role} for role in roles]
     wholly = {module for modules in by_role if modules <= gone for module in modules}
     siblings = {_numberless(module) for module in sizes.keys() - gone}
     alike = [list(size) for size in unclaimed.values()]
     other = {module for module in missing if _numberless(module) not in siblings and sizes[module] in alike}
     return sorted(wholly | other)
+
+
+def _askew(answer: Answer, plan: Plan) -> list[str]:
+    """Modules of a Conv1D that would be taken for those of a Linear, or the reverse."""
+    if "turned" not in answer:
+        return []
+    gone, turned = set(answer["missing"]), set(answer["turned"])
+    there = [carrier for carrier in plan.carriers if carrier.module not in gone]
+    return [carrier.module for carrier in there if carrier.transposed != (carrier.module in turned)]
 
 
 def _numberless(module: str) -> str:

@@ -1,6 +1,7 @@
 """Signs of life: each process says every second that it runs and how far it is, and listens to the others.
 
-The clocks of machines differ, so that nobody compares times: a process is silent while what it says does not change.
+The clocks of machines differ, and a process may itself have been stopped for a while, so that nobody compares times:
+silence is counted in looks, a second apart, in which another process said nothing new.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import signal
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from time import monotonic, sleep
+from time import sleep
 from typing import Any, TypeVar
 
 from ..errors import TeamError
@@ -26,10 +27,10 @@ Seen = TypeVar("Seen")
 
 @dataclass
 class Sign:
-    """The last sign of life of one process, and when it came (`monotonic` of this one)."""
+    """The last sign of life of one process, and at which look of this one it was new."""
 
     said: Any
-    at: float
+    look: int
 
 
 class Pulse:
@@ -38,8 +39,8 @@ class Pulse:
     def __init__(self, board: Board, rank: int, size: int, about: dict[str, Any]) -> None:
         self._board, self._rank = board, rank
         self._heard = range(1, size) if rank == 0 else range(1)
-        self._said: dict[str, Any] = {**about, "beat": 0, "done": 0, "bytes": 0}
-        self._began = monotonic()
+        self._said: dict[str, Any] = {**about, "beat": 0, "done": 0, "bytes": 0, "cost": 0.0}
+        self._looks = 0
         self.signs: dict[int, Sign] = {}
         self.abort: dict[str, Any] | None = None
         self.over: dict[str, Any] | None = None
@@ -55,15 +56,20 @@ class Pulse:
         self._stop.set()
         self._thread.join()
 
-    def done(self, nbytes: int) -> None:
+    def done(self, nbytes: int, cost: float) -> None:
         """One more item is done, which took so many bytes to read."""
         self._said["done"] += 1
         self._said["bytes"] += nbytes
+        self._said["cost"] += cost
+
+    def said(self) -> dict[int, dict[str, Any]]:
+        """What this process and those it listens to said last, by rank."""
+        return {self._rank: dict(self._said), **{rank: sign.said for rank, sign in list(self.signs.items())}}
 
     def silence(self, rank: int) -> float:
         """Seconds since the last sign of life of another process, negative while it may still be starting."""
         sign = self.signs.get(rank)
-        return monotonic() - sign.at if sign else monotonic() - self._began - (LATE - HUNG)
+        return BEAT * (self._looks - sign.look) if sign else BEAT * self._looks - (LATE - HUNG)
 
     def _beat(self) -> None:
         while not self._stop.wait(BEAT if self._said["beat"] else 0):
@@ -83,7 +89,8 @@ class Pulse:
         for rank in self._heard:
             said = self._board.read(f"beat/{rank}")
             if said is not None and (rank not in self.signs or self.signs[rank].said != said):
-                self.signs[rank] = Sign(said, monotonic())
+                self.signs[rank] = Sign(said, self._looks)
+        self._looks += 1
 
     def _orphaned(self) -> None:
         """The agent that started this process, or the first process, is gone, and with it the store: end as the agent

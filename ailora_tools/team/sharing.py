@@ -15,29 +15,19 @@ from dataclasses import replace
 from pathlib import Path
 from secrets import token_hex
 from time import monotonic, sleep
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 from ..errors import OutputError, TeamError
 from ..progress import Progress, Silent
+from .item import Item
 from .part import Mail, Part, Spool
 from .pulse import awaited
+from .standing import standing
 from .team import Job
 
 _LOOK = 0.1  # seconds between two looks for what others have handed in
 _PROBE, _UNSEEN = "probe", 5.0  # a file in the folder; seconds after which a process counts as not seeing it
 _CLOSED = 1 << 40  # added to the number of the next item: nobody takes one any more
-
-
-class Item(Protocol):
-    """Something to be done: a name of its own in the list, what it costs (in any unit, the same for all), and the bytes
-    that are read for it."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def cost(self) -> float: ...
-    @property
-    def nbytes(self) -> int: ...
 
 
 Wanted = TypeVar("Wanted", bound=Item)
@@ -62,14 +52,16 @@ def share(
     common = _List(job, stage, items, folder)
     yield from common.arrived()
     common.open()
+    progress = progress or Silent()
+    progress.together(standing(job, items, common.left.values()))
     try:
         with closing(work(common.claims())) as own:
             for item, part in own:
                 yield from common.once(item.name, part)
-                job.pulse.done(item.nbytes)
+                job.pulse.done(item.nbytes, item.cost)
                 yield from common.arrived()
                 job.check()
-        yield from _rest(common, work, progress or Silent())
+        yield from _rest(common, work, progress)
     finally:
         common.close()
 
@@ -85,7 +77,7 @@ def serve(job: Job, stage: str, items: Iterable[Wanted], work: Work[Wanted], fol
     with closing(work(common.claims())) as own:
         for item, part in own:
             common.hand_in(item.name, replace(part, rank=job.place.rank))
-            job.pulse.done(item.nbytes)
+            job.pulse.done(item.nbytes, item.cost)
             job.check()
 
 

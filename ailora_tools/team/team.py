@@ -7,6 +7,7 @@ one: no socket, no thread, no torch.
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import socket
@@ -219,7 +220,19 @@ def find_team() -> Team:
             "The processes of this job were started anew on another number of machines.",
             "Give torchrun a fixed number of them: --nnodes 4, not --nnodes 2:4.",
         )
+    if not place.hosted:
+        atexit.register(_leave, place, root)
     return Team(place, root)
+
+
+def _leave(place: Place, root: Shared) -> None:
+    """Where the first process is the store, it ends last; not later than others would count as hung."""
+    with suppress(TeamError):
+        if not place.leads:
+            root.count("left")
+            return
+        end = monotonic() + timing.HUNG
+        awaited(lambda: root.count("left", 0) >= place.size - 1 or monotonic() > end)
 
 
 def farewell(error: AiloraError) -> None:

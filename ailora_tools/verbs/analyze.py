@@ -27,14 +27,24 @@ from ..output.work import WorkFolder
 from ..progress import Progress, heard
 from ..report.page import render
 from ..report.pieces import digest, figure, figure_names
-from ..targets.module_tree import plan_as_built
+from ..targets.as_built import plan_as_built
 from ..targets.projections import Plan
 from ..targets.selection import Selection
 from ..team.sharing import share
 from ..team.team import Job, find_team
 from .analyze_matrices import call_for_plan, help_analyze, measuring
 from .announce import announce
-from .processes import Library, Matrix, agree_on_kind, call_for_work, device_of, is_published, processes, publishing
+from .processes import (
+    Library,
+    Matrix,
+    agree_on_kind,
+    call_for_work,
+    credit,
+    device_of,
+    is_published,
+    processes,
+    publishing,
+)
 from .result import Result
 
 
@@ -145,6 +155,7 @@ def analyze(
         checkpoint = read_checkpoint(library.open(model, **source))
         plan, selection = plan_as_built(checkpoint, selection)
         tuned = tuple(open_tuned(library.open(other), checkpoint, plan, selection) for other in against)
+        settings["roles"] = list(selection.roles)  # what all-linear stands for
         decided = AnalysisJob(checkpoint, plan, tuned, _heads(checkpoint, heads, progress), rank, settings)
         _require_rank(plan, rank)
         budget = None if suggest_ranks is None else parse_budget(suggest_ranks, plan)
@@ -182,9 +193,11 @@ def _measure(
     spool = call_for_work(job, agree_on_kind(work, device, mixed), work, shared_folder)
     measured = measuring(decided, device, progress.notice)
     for matrix, part in share(job, "matrices", [Matrix(carrier) for carrier in waiting], measured, spool, progress):
-        rows.update(part.meta)
-        work.record({"records": part.meta})
-        for at, label in enumerate(part.meta):
+        records = part.meta["records"]
+        credit(decided.checkpoint.files.traffic, part)
+        rows.update(records)
+        work.record({"records": records})
+        for at, label in enumerate(records):
             progress.advance(label, 0 if at else matrix.nbytes)
     return rows
 

@@ -20,7 +20,7 @@ from ..targets.selection import Selection
 from ..team.part import Part
 from ..team.sharing import Work, serve
 from ..team.team import Job
-from .processes import Library, Matrix, device_of, kind_of, require_alike, require_same, spool_of
+from .processes import Library, Matrix, device_of, kind_of, require_alike, require_same, spending, spool_of
 
 if TYPE_CHECKING:
     import torch
@@ -46,10 +46,12 @@ def measuring(
         return {target.label: _measured(job, target, gather(W, target.part)) for target in matrix.carrier.targets}
 
     def work(matrices: Iterator[Matrix]) -> Generator[tuple[Matrix, Part]]:
+        spent = spending(files.traffic)
         at_once = 2 if max(min(target.shape) for target in job.plan.targets) <= _LARGE_SIDE else 1
         with ieee():
             for matrix, records in stream(files, matrices, work_on, device, notice, at_once):
-                yield matrix, Part({label: {**record, **noted} for label, record in records.items()})
+                noted_records = {label: {**record, **noted} for label, record in records.items()}
+                yield matrix, Part({"records": noted_records, "spent": spent()})
 
     return work
 
@@ -67,9 +69,9 @@ def _measured(job: AnalysisJob, target: Target, W: Tensor) -> dict[str, Any]:
 
 
 def call_for_plan(job: Job, library: Library, decided: AnalysisJob, selection: Selection) -> None:
-    """Let all others plan the same: what they read, and what the class does not build."""
-    shards = fingerprint(decided.checkpoint)
-    job.call({"sources": library.tell(), "shards": shards, "unbuilt": list(selection.unbuilt)})
+    """Let all others plan the same: what they read, what all-linear stands for, and what the class does not build."""
+    shards, chosen = fingerprint(decided.checkpoint), {"roles": selection.roles, "unbuilt": selection.unbuilt}
+    job.call({"sources": library.tell(), "shards": shards, **{key: list(names) for key, names in chosen.items()}})
 
 
 def help_analyze(
@@ -81,7 +83,7 @@ def help_analyze(
     library = Library(job, told["sources"])
     checkpoint = read_checkpoint(library.open(model, **source))
     require_same(job, checkpoint, told["shards"])
-    selection = replace(selection, unbuilt=tuple(told["unbuilt"]))
+    selection = replace(selection, roles=tuple(told["roles"]), unbuilt=tuple(told["unbuilt"]))
     plan = make_plan(checkpoint, selection, quantised=True)
     tuned = tuple(open_tuned(library.open(other), checkpoint, plan, selection) for other in against)
     heads = read_heads(checkpoint.config) if settings["heads"] else None

@@ -17,7 +17,7 @@ from ..targets.projections import Carrier
 from ..team.part import Part
 from ..team.sharing import Work, serve
 from ..team.team import Job
-from .processes import Library, Matrix, device_of, kind_of, require_alike, require_same, spool_of
+from .processes import Library, Matrix, device_of, kind_of, require_alike, require_same, spending, spool_of
 
 if TYPE_CHECKING:
     import torch
@@ -41,17 +41,18 @@ def computing(
         return operate_on(matrix.carrier, dequantise(stored, matrix.carrier.quantised, files), operation)
 
     def work(matrices: Iterator[Matrix]) -> Generator[tuple[Matrix, Part]]:
+        spent = spending(files.traffic)
         with ieee():
             for matrix, outcome in stream(files, matrices, operate, device, notice):
-                yield matrix, _packed(outcome, kind)
+                yield matrix, _packed(outcome, kind, spent())
 
     return work
 
 
-def _packed(outcome: Outcome, kind: str | None) -> Part:
+def _packed(outcome: Outcome, kind: str | None, spent: list[int]) -> Part:
     """The residual last: where it cannot travel, the first process forms it from the factors."""
     records = [asdict(replace(record, computed_on=kind)) for record in outcome.records]
-    meta = {"records": records, "tensor_sha256": outcome.residual_sha256}
+    meta = {"records": records, "tensor_sha256": outcome.residual_sha256, "spent": spent}
     residual = [] if outcome.residual is None else [outcome.residual]
     return Part(meta, [*outcome.factors, *residual], spare=len(residual))
 
@@ -78,12 +79,13 @@ def unpacked(
 
 
 def call_for_plan(job: Job, library: Library, operation: Operation) -> None:
-    """Let all others plan the same: what they read, and what the class does not build."""
+    """Let all others plan the same: what they read, what all-linear stands for, and what the class does not build."""
     job.call(
         {
             "sources": library.tell(),
             "shards": fingerprint(operation.checkpoint),
             "folder": str(operation.folder),
+            "roles": list(operation.settings.roles),
             "unbuilt": list(operation.settings.unbuilt),
         }
     )
@@ -100,7 +102,8 @@ def help_init(
     require_same(job, checkpoint, plan["shards"])
 
     def planned(plan: dict[str, Any]) -> Operation:
-        return plan_operation(checkpoint, replace(settings, unbuilt=tuple(plan["unbuilt"])), row, Path(plan["folder"]))
+        own = replace(settings, roles=tuple(plan["roles"]), unbuilt=tuple(plan["unbuilt"]))
+        return plan_operation(checkpoint, own, row, Path(plan["folder"]))
 
     operation = planned(plan)
     for told in job.calls():

@@ -12,7 +12,7 @@ from ..adapters.peft import ADAPTER_CONFIG
 from ..checkpoint.index import Checkpoint, read_checkpoint
 from ..checkpoint.source import SourceOptions, user_path
 from ..display.shown import shows_progress
-from ..methods import RULES, Method, find_method
+from ..methods import Method, find_method
 from ..output.adapter import AdapterWriter
 from ..output.atomic import Output, building, require_possible
 from ..output.base import BaseWriter, copy_file, left_out, require_readable
@@ -27,8 +27,8 @@ from ..output.sources import Sources
 from ..output.spans import sha256, write_json, write_text
 from ..output.work import WorkFolder, find
 from ..progress import Progress, heard
-from ..surgery.describe import adapter_name, card, extra_record, manifest, peft_config, provenance
-from ..surgery.operation import Operation, plan_operation
+from ..surgery.describe import adapter_name, card, extra_record, manifest, peft_config, provenance, warnings
+from ..surgery.operation import Operation, plan_operation, spell_out
 from ..surgery.settings import Settings
 from ..targets.extras import Extra
 from ..targets.module_names import installed_transformers_major
@@ -37,10 +37,18 @@ from ..team.sharing import share
 from ..team.team import Job, find_team
 from .announce import announce
 from .init_matrices import call_for_plan, computing, help_init, unpacked
-from .processes import Library, Matrix, agree_on_kind, call_for_work, device_of, is_published, processes, publishing
+from .processes import (
+    Library,
+    Matrix,
+    agree_on_kind,
+    call_for_work,
+    credit,
+    device_of,
+    is_published,
+    processes,
+    publishing,
+)
 from .result import Result
-
-_POOR = 0.01  # of norm(W); rounding a residual to bfloat16 costs 0.0016
 
 
 @dataclass(frozen=True, repr=False)
@@ -182,6 +190,8 @@ def initialize(
             return Initialization(help_init(job, model, settings, row, mixed, source), None)
         library = Library(job)
         checkpoint = read_checkpoint(library.open(model, **source))
+        settings, row, left = spell_out(checkpoint, settings, row)
+        _tell(left, progress)
         default = f"{checkpoint.origin.name}-{row.slug}-{f'r{general}' if ranks is None else 'ranks'}"
         folder = output_folder(output, default, [checkpoint.origin], progress)
         out = Output(folder, "init", overwrite=overwrite, resume=resume or job.restarted, force=force)
@@ -191,9 +201,7 @@ def initialize(
         while True:
             try:
                 return run.attempt(checkpoint, settings, out)
-            except (
-                UnbuiltError
-            ) as error:  # rare: the class, asked beside the work, has not all of it; start anew without
+            except UnbuiltError as error:  # rare: the class, asked beside the work, has not all of it; start anew
                 settings = replace(settings, unbuilt=tuple(sorted({*settings.unbuilt, *error.modules})))
 
 
@@ -256,6 +264,7 @@ class _Run:
             spool = call_for_work(self.job, kind, work, self.shared_folder)
             computed = computing(operation, device, progress.notice)
             for matrix, part in share(self.job, "matrices", waiting, computed, spool, progress):
+                credit(files.traffic, part)
                 folder.store(*unpacked(matrix.carrier, part, operation, device))
                 progress.advance(matrix.carrier.label, matrix.nbytes)
                 check.look()
@@ -265,7 +274,7 @@ class _Run:
                 progress.advance(shard, operation.layouts[shard].size)
             verdict = check.finish()
             records = [record for carrier in carriers for record in folder.records[carrier.module]]
-            _tell([*verdict.notices, *_warnings(records)], progress)
+            _tell([*verdict.notices, *warnings(records)], progress)
             ran_on = {"device": str(device), **processes(self.job)}
             return _describe(operation, work.tree, folder, records, extras, verdict.exact, ran_on)
 
@@ -309,24 +318,6 @@ def _store_extra(extra: Extra, operation: Operation, adapter: AdapterWriter) -> 
     data = matrix_bytes(values(extra, operation.checkpoint.files, operation.settings.seed))
     adapter.write_extra(adapter_name(extra), data)
     return extra_record(extra, sha256(data))
-
-
-def _warnings(records: Sequence[ModuleRecord]) -> Iterator[str]:
-    """What the user must know before training: a step 0 that is not the original's, and what has to stay frozen."""
-    poor = [record for record in records if record.reconstruction_error > _POOR]
-    if poor:
-        worst = max(poor, key=lambda record: record.reconstruction_error)
-        yield (
-            f"step 0 is not the original model: {len(poor)} of {len(records)} matrices differ by more than "
-            f"{_POOR:.0%}, {worst.module} by {worst.reconstruction_error:.1%}; a residual in {worst.base_dtype} cannot "
-            f"hold what {worst.rule} moves: use --base-dtype float32"
-        )
-    for factor in sorted({RULES[record.rule].frozen for record in records} - {""}):
-        yield (
-            f"{factor} is to stay frozen, and the adapter's config cannot say so: call "
-            f"ailora_tools.freeze_{factor.lower()}(model, adapter_dir) after loading; a trainer that loads the adapter "
-            f"by itself would train {factor} too"
-        )
 
 
 def _describe(

@@ -9,7 +9,7 @@ from typing import Any, Unpack
 
 from ..checkpoint.index import Checkpoint, open_checkpoint
 from ..checkpoint.source import SourceOptions
-from ..targets.module_tree import plan_as_built
+from ..targets.as_built import plan_as_built
 from ..targets.projections import Plan, Target
 from ..targets.selection import Selection
 from .result import Result

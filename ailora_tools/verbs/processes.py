@@ -17,10 +17,12 @@ from ..checkpoint.handed import handed, recorded, told
 from ..checkpoint.header import StoredTensor
 from ..checkpoint.index import Checkpoint
 from ..checkpoint.source import SourceOptions, open_files
+from ..checkpoint.transfer import Traffic
 from ..errors import TeamError
 from ..output.manifest import fingerprint
 from ..output.work import WorkFolder, find
 from ..targets.projections import Carrier
+from ..team.part import Part
 from ..team.team import Job
 
 if TYPE_CHECKING:
@@ -113,6 +115,25 @@ def call_for_work(job: Job, kind: dict[str, Any], work: WorkFolder, shared_folde
 def spool_of(told: dict[str, Any]) -> Path | None:
     """Where results are handed in, out of a call for work."""
     return None if told["spool"] is None else Path(told["spool"])
+
+
+def spending(traffic: Traffic | None) -> Callable[[], list[int]]:
+    """Bytes, requests and retries over the network since the last call: they travel with each part."""
+    last = [0, 0, 0]
+
+    def spent() -> list[int]:
+        nonlocal last
+        now = [0, 0, 0] if traffic is None else [traffic.nbytes, traffic.requests, traffic.retries]
+        step, last = [after - before for after, before in zip(now, last, strict=True)], now
+        return step
+
+    return spent
+
+
+def credit(traffic: Traffic | None, part: Part) -> None:
+    """Count what another process read for a part, so that the job tells of all of it."""
+    if traffic is not None and part.rank:
+        traffic.count(*part.meta["spent"])
 
 
 def publishing(job: Job, final: Path, unchanged: Callable[[], None]) -> Callable[[], None]:

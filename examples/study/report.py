@@ -23,8 +23,8 @@ from conclusion import conclusion, spread, titles
 from outcome import Line, Outcome, outcomes
 
 from ailora_tools.report.body import Parts
-from ailora_tools.report.figures import Figure, layout_for, short
-from ailora_tools.report.page import Frame, framed
+from ailora_tools.report.drawing import Figure, layout_for, short
+from ailora_tools.report.frame import Frame, framed
 from ailora_tools.report.words import typeset
 
 COLOURS = {

@@ -57,6 +57,18 @@ def test_help_imports_no_torch(arguments: list[str]) -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 
+@pytest.mark.parametrize(
+    "arguments", ["analyze x", "init x --rank 2", "verify x", "convert x --init x -o y", "merge x x -o y"]
+)
+def test_something_is_on_the_screen_before_torch_is_loaded(arguments: str) -> None:
+    code = (
+        "import sys\nfrom ailora_tools.cli import main\nfrom ailora_tools.display import bar\n"
+        "bar.drawn = lambda **_: sys.exit(10 + ('torch' in sys.modules))\n"
+        f"main({arguments.split()!r})"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 10
+
+
 def test_help_lists_every_method() -> None:
     text = re.sub(r"\s+", " ", run("init", "--help").stdout)
     assert all(f" {row.name} {row.summary}" in text for row in (*METHODS.values(), *RULES.values()))

@@ -1,7 +1,9 @@
 """One process of a gang, as torchrun starts it: the calls of plan.json, and what happens to it on the way.
 
-strike: {"rank", "attempt", "event", "action"}: at the `event`-th file-system or socket call that Python audits the
-process is killed, stopped, or kills the agent. hung: seconds without a sign of life that count as hung.
+strikes: [{"rank", "attempt", "event", "action", "within"}]: at the `event`-th call to the file system that Python
+audits, of those with a path that has `within` in it, the process is killed or stopped, or kills or ends the agent.
+hung: seconds without a sign of life that count as hung. patient: the first process takes no matrix before one of the
+others was struck.
 """
 
 from __future__ import annotations
@@ -10,6 +12,8 @@ import json
 import os
 import signal
 import sys
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +21,23 @@ FOLDER = Path(sys.argv[1])
 PLAN = json.loads((FOLDER / "plan.json").read_text())
 RANK, ATTEMPT = int(os.environ["RANK"]), int(os.environ["TORCHELASTIC_RESTART_COUNT"])
 WATCHED = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.listdir", "os.scandir", "os.truncate")
-SPREAD = 3  # an agent is killed, too, when a process of it is: then it has to be the first to die
+ROOT = str(FOLDER.parents[1])  # of the models and outputs of the tests
 
 (FOLDER / f"pid-{os.getpid()}").touch()
-count = 0
+counts: Counter[str] = Counter()
 
 
 def watch(strikes: list[dict[str, Any]]) -> None:
     """From here on events are counted, and a process dies at the one that is planned for it."""
 
     def hook(event: str, args: tuple[object, ...]) -> None:
-        global count
-        if event not in WATCHED or str(FOLDER) in str(args[0]):
+        path = str(args[0]) if event in WATCHED else ""
+        if not path.startswith(ROOT) or path.startswith(str(FOLDER)):
             return
-        count += 1
+        for within in {strike.get("within", "") for strike in strikes}:
+            counts[within] += within in path
         for strike in strikes:
-            if count == strike["event"]:
+            if strike.get("within", "") in path and counts[strike.get("within", "")] == strike["event"]:
                 act(strike["action"])
 
     sys.addaudithook(hook)
@@ -40,6 +45,7 @@ def watch(strikes: list[dict[str, Any]]) -> None:
 
 def act(action: str) -> None:
     """What befalls the process, or its agent."""
+    (FOLDER / f"struck-{RANK}").touch()
     if action == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     elif action == "stop":
@@ -53,9 +59,17 @@ def main() -> None:
     import torch  # noqa: F401 - what it opens while it is loaded is not counted
 
     from ailora_tools.cli import main as command
-    from ailora_tools.team import pulse
+    from ailora_tools.team import pulse, sharing
 
     pulse.HUNG = PLAN.get("hung", pulse.HUNG)
+    claims = sharing._List.claims
+
+    def patient(self: Any) -> Iterator[Any]:
+        pulse.awaited(lambda: any(FOLDER.glob("struck-*")))
+        yield from claims(self)
+
+    if PLAN.get("patient") and RANK == 0:
+        sharing._List.claims = patient  # type: ignore[method-assign]
     codes: list[int] = []
     strikes = [one for one in PLAN.get("strikes", ()) if (one["rank"], one["attempt"]) == (RANK, ATTEMPT)]
     watch(strikes)
@@ -66,7 +80,6 @@ def main() -> None:
         except SystemExit as ended:
             codes.append(int(ended.code or 0))
     (FOLDER / f"codes-{RANK}.json").write_text(json.dumps(codes))
-    (FOLDER / f"events-{RANK}.json").write_text(json.dumps(count))
     sys.exit(codes[-1] if codes else 0)
 
 

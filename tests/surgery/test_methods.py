@@ -22,7 +22,7 @@ from ailora_tools import convert, initialize, merge, residualize, verify
 from ailora_tools.cli.group import main
 from ailora_tools.errors import OptionError, TargetError
 from ailora_tools.linalg.starts import STARTS, Start, find_start
-from ailora_tools.methods import METHODS, ROLES, RULES, find_method
+from ailora_tools.methods import ATTENTION, METHODS, RULES, find_method
 from ailora_tools.progress import Silent
 
 SHAPES = [(40, 40), (64, 24), (24, 64)]
@@ -35,7 +35,7 @@ def start(rule: str, W: Tensor, rank: int = 4, seed: int = 0) -> Start:
 
 def test_every_rule_of_the_table_has_its_function_and_every_method_known_rules() -> None:
     assert list(RULES) == list(STARTS)
-    assert {rule for row in METHODS.values() for rule in row.rules.values()} == set(RULES)
+    assert {rule for row in METHODS.values() for rule in (*row.rules.values(), row.every)} - {""} == set(RULES)
     for name, rule in RULES.items():
         assert start(name, matrix((20, 12), torch.linspace(2, 1, 12, dtype=torch.float64))).moved == rule.moved
 
@@ -200,7 +200,7 @@ OPTIONS: list[dict[str, object]] = [
     {"method": "olora", "alpha": 7},
     {"method": "nlora", "rslora": True},
     {"method": "mica", "alpha": 7},
-    {"method": "middle", "roles": ROLES},
+    {"method": "middle", "roles": ATTENTION},
     {"dora": True},
     {"dora": True, "method": "lora"},
     {"dora": True, "method": "pissa", "alpha": 6, "adapter_dtype": "float32"},
@@ -292,7 +292,7 @@ def test_a_composition_names_its_own_roles(tmp_path: Path) -> None:
 def test_the_readme_s_rules_for_all_roles_run_on_minilm(tmp_path: Path) -> None:
     minilm(tmp_path / "model")
     made = initialize(tmp_path / "model", 4, method="q=middle,k=qr,v=minor,o=kaiming", output=tmp_path / "out").manifest
-    assert [sum(record.role == role for record in made.modules) for role in ROLES] == [6, 6, 6, 6]
+    assert [sum(record.role == role for record in made.modules) for role in ATTENTION] == [6, 6, 6, 6]
     assert verify(tmp_path / "out").holds
     adapted = PeftModel.from_pretrained(AutoModel.from_pretrained(tmp_path / "out"), tmp_path / "out" / "ailora_init")
     ids = torch.arange(1000, 1016).view(2, 8)

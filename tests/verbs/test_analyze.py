@@ -24,6 +24,7 @@ from ailora_tools import AiloraError, analyze, initialize, render_report
 from ailora_tools.metrics.definitions import DEFINITIONS
 from ailora_tools.metrics.motion import motions
 from ailora_tools.output.analysis import read_analysis, schema
+from ailora_tools.report.packed import unpacked
 from ailora_tools.report.page import render
 from ailora_tools.report.words import number, percent, ranges, spread, typeset
 
@@ -72,7 +73,8 @@ def test_a_zero_matrix_does_not_move(tmp_path: Path) -> None:
     zero = {name: value * (0 if "v_proj" in name else 1) for name, value in tensors.items()}
     result = analyze(write_checkpoint(tmp_path / "model", zero), output=tmp_path / "out")
     assert "motion" not in {finding["id"] for finding in result.document["findings"]}
-    assert "a matrix that is zero does not move" in (tmp_path / "out" / "report.html").read_text()
+    ranks = unpacked((tmp_path / "out" / "report.html").read_text())["ranks"]
+    assert {row["texts"]["motion-range"] for row in ranks} == {"a matrix that is zero does not move"}
 
 
 def test_the_files_and_their_schema(model: Path, tuned: Path, tmp_path: Path) -> None:
@@ -327,14 +329,9 @@ def test_csv_is_no_formula(tmp_path: Path) -> None:
     assert all(line["tensor"].startswith("'=cmd") for line in lines)
 
 
-def page_data(page: str) -> dict[str, Any]:
-    text = page.split('<script type="application/json" id="data">')[1].split("</script>")[0]
-    return dict(json.loads(text))
-
-
 def test_plotly_accepts_every_figure(model: Path, tuned: Path, tmp_path: Path) -> None:
     result = analyze(model, against=[tuned, model], output=tmp_path / "out", heads=True, suggest_ranks=4, roles="qkvo")
-    data = page_data(result.report.read_text(encoding="utf-8"))
+    data = unpacked(result.report.read_text(encoding="utf-8"))
     assert len(data["figures"]) > 30
     for name, figure in data["figures"].items():
         go.Figure(figure)  # raises ValueError for what plotly does not know
@@ -356,7 +353,7 @@ def test_a_model_of_80_layers_stays_small(tmp_path: Path) -> None:
     other = write_checkpoint(tmp_path / "t", {name: W + 0.01 * W.roll(1) for name, W in tensors.items()})
     result = analyze(model, against=[other], output=tmp_path / "out")
     assert result.report.stat().st_size < 8e6
-    data = page_data(result.report.read_text(encoding="utf-8"))
+    data = unpacked(result.report.read_text(encoding="utf-8"))
     assert len(data["document"]["matrices"]) == 160 and "thinned" in data["document"]
     jsonschema.validate(data["document"], schema())
 

@@ -1,0 +1,54 @@
+"""For every family: what `all-linear` stands for lives through init, training, convert and merge."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from kit.adapters import ALL, near
+from kit.asked_here import Here
+from kit.families import build, output
+from peft import PeftModel
+
+from ailora_tools import convert, initialize, merge, verify
+from ailora_tools.targets import module_tree
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _here() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module_tree, "_ask", Here)
+        yield
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_linear_layer_from_init_to_merge(name: str, tmp_path: Path) -> None:
+    """PEFT adapts the modules of the plan and no others, computes what the original does, and after some training what
+    the converted adapter and the merged model do."""
+    source, inputs = build(name), ALL[name].inputs()
+    source.save_pretrained(tmp_path / "model")
+    kind, before = type(source), output(source, inputs)
+    made = initialize(tmp_path / "model", 2, method="pissa", roles=("all-linear",), output=tmp_path / "init")
+    assert verify(made.folder).holds
+    base = kind.from_pretrained(made.folder).eval()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*missing adapter keys.*")
+        model = PeftModel.from_pretrained(base, made.adapter, is_trainable=True).eval()
+    adapted = {path for path, part in model.base_model.model.named_modules() if hasattr(part, "lora_A")}
+    assert adapted == {record.module for record in made.manifest.modules}
+    assert near(output(model, inputs), before, 1e-4)
+    with torch.no_grad():
+        for path, value in model.named_parameters():
+            if "lora_" in path:
+                value += 0.05 * value.std() * torch.randn(value.shape)
+    trained = output(model, inputs)
+    assert not near(trained, before, 1e-3)
+    model.save_pretrained(tmp_path / "trained")
+    plain = convert(tmp_path / "trained", made.folder, tmp_path / "plain").folder
+    original = kind.from_pretrained(tmp_path / "model").eval()
+    assert near(output(PeftModel.from_pretrained(original, plain).eval(), inputs), trained, 1e-4)
+    merge(made.folder, tmp_path / "trained", tmp_path / "merged")
+    assert near(output(kind.from_pretrained(tmp_path / "merged").eval(), inputs), trained, 1e-4)
