@@ -10,7 +10,7 @@ DEMO := demo
 export PIP_CONSTRAINT := constraints.txt
 export PIP_BUILD_CONSTRAINT := constraints.txt
 
-.PHONY: demo test lint bench faults trainers clean
+.PHONY: demo test lint bench faults families trainers clean
 
 demo: $(VENV)/.demo
 	@BIN=$(BIN) DEMO=$(DEMO) sh examples/demo.sh
@@ -39,6 +39,10 @@ faults: $(VENV)/.test
 	: > $(FAULTS_REPORT)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m faults -n 2 --dist worksteal; status=$$?; \
 		$(BIN)/python tests/faults/table.py && exit $$status
+
+# Every linear layer of every family, from init to merge: the ordinary run takes a sample.
+families: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'families or not families' -n 2 --dist worksteal tests/models/test_all_linear.py
 
 # Trainers and servers of others, each in an environment of its own with pinned versions: told in reports/trainers.
 TRAINERS := $(patsubst tests/trainers/environments/%.txt,.venv-trainers/%/.done,$(wildcard tests/trainers/environments/*.txt))

@@ -16,6 +16,14 @@ from peft import PeftModel
 from ailora_tools import convert, initialize, merge, verify
 from ailora_tools.targets import module_tree
 
+# One of each kind: fused and single, gated and not, rows and columns, towers, mixtures, layers of other kinds.
+SAMPLE = {
+    "llama", "phi3, grouped", "gpt2", "bert with a head", "t5, heads narrower than the model", "umt5", "bart", "vit",
+    "modernbert", "deepseek-v3, latent", "qwen3-next, gated queries", "llava, text tower", "albert", "xlm",
+    "mobilebert", "gemma3n text, shared keys and values", "lfm2, one layer of two is attention", "switch transformers",
+}  # fmt: skip
+EVERY = [name if name in SAMPLE else pytest.param(name, marks=pytest.mark.families) for name in ALL]
+
 
 @pytest.fixture(autouse=True, scope="module")
 def _here() -> Iterator[None]:
@@ -24,7 +32,7 @@ def _here() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", EVERY)
 def test_every_linear_layer_from_init_to_merge(name: str, tmp_path: Path) -> None:
     """PEFT adapts the modules of the plan and no others, computes what the original does, and after some training what
     the converted adapter and the merged model do."""
