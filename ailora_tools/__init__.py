@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from .verbs.convert import convert as convert
     from .verbs.export import Exported as Exported
     from .verbs.export import export as export
-    from .verbs.initialize import Initialization as Initialization
+    from .verbs.initialization import Initialization as Initialization
     from .verbs.initialize import initialize as initialize
     from .verbs.inspect import Inspection as Inspection
     from .verbs.inspect import inspect_checkpoint as inspect_checkpoint
@@ -54,7 +54,7 @@ _HOMES = {
     "convert": ".verbs.convert",
     "Exported": ".verbs.export",
     "export": ".verbs.export",
-    "Initialization": ".verbs.initialize",
+    "Initialization": ".verbs.initialization",
     "initialize": ".verbs.initialize",
     "attach": ".training.attach",
     "decay_to_start": ".training.decay",

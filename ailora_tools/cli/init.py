@@ -52,7 +52,7 @@ from .verdicts import STEP, VERDICTS
 if TYPE_CHECKING:
     from ..output.manifest import Manifest, ModuleRecord
     from ..verbs.bitfit import BiasList
-    from ..verbs.initialize import Initialization
+    from ..verbs.initialization import Initialization
 
 _ADAPTER = "Adapter"
 _BESIDE = "Beside the adapter"

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from ailora_tools import initialize, verify
-from ailora_tools.verbs.initialize import Initialization
+from ailora_tools.verbs.initialization import Initialization
 
 # Plain English that is always at hand; about a thousand tokens, so that the means below are steady.
 LICENSE = (ROOT / "LICENSE").read_text()
