@@ -122,10 +122,16 @@ def _left(W: Tensor, V: Tensor) -> Tensor:
 def _rest(U: Tensor, Y: Tensor, *, deficient: bool) -> Tensor:
     """An orthonormal basis of Y (m, k) = W v, float64, column after column. Where W is `deficient`, Y is its rounding,
     and has to be made orthogonal to U: twice is enough."""
-    Q, R = torch.linalg.qr(Y / Y.norm(dim=0).clamp_min(exact.TINY))
-    diagonal = R.diagonal()
-    Q = Q * diagonal.sign().where(diagonal != 0, 1.0)
+    Q = _oriented(Y / Y.norm(dim=0).clamp_min(exact.TINY))
     for _ in range(2 if deficient else 0):
-        Q, _ = torch.linalg.qr(Q - U.double() @ (U.double().T @ Q))
+        Q = _oriented(Q - U.double() @ (U.double().T @ Q))
     basis: Tensor = Q.float()
     return basis
+
+
+def _oriented(Y: Tensor) -> Tensor:
+    """The Q of a QR of Y (m, k), each column on the side of that of Y."""
+    Q, R = torch.linalg.qr(Y)
+    diagonal = R.diagonal()
+    oriented: Tensor = Q * diagonal.sign().where(diagonal != 0, 1.0)
+    return oriented
