@@ -264,7 +264,7 @@
     if (wanted >= 0) slider.value = wanted;
     const show = () => {
       const at = page.data.ranks[Number(slider.value)];
-      state.at = at.rank;
+      page.rank = at.rank;
       $("#rank-value").textContent = at.rank;
       slider.setAttribute("aria-valuetext", `rank ${at.rank}`);
       for (const [key, text] of Object.entries(at.texts)) $(`[data-held="${key}"]`).textContent = text;

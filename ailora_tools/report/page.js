@@ -77,7 +77,7 @@ const page = {}; // what the parts of this script share: data, state, draw
     if (data[0].type === "heatmap" && inner / data[0].x.length < 6) Object.assign(data[0], { xgap: 0 });
     if (layout.xaxis.dtick > 1 || data[0].type === "heatmap") fewer(layout, data[0], inner);
     data = page.lighten(data, layout);
-    if (box.dataset.energy && state.at) layout.shapes = [...(layout.shapes || []), level(state.at)];
+    if (box.dataset.energy && page.rank) layout.shapes = [...(layout.shapes || []), level(page.rank)];
     if (box.cursor) layout.shapes = [...(layout.shapes || []), box.cursor];
     return [data, layout];
   }
