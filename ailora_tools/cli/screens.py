@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from ..checkpoint.transfer import Traffic
     from ..targets.projections import Target
 
+_Kind = tuple[str, tuple[int, str], str, tuple[int, int], str]  # stack, role, pattern, shape, dtype: a row of targets
+
 
 def show_error(error: AiloraError) -> None:
     """The problem in red, what to do below it."""
@@ -94,21 +96,19 @@ def print_targets(targets: Iterable[Target]) -> None:
     held = list(targets)
     blocks = in_blocks((target.stack, target.layer) for target in held)
     block = table("role", "blocks" if blocks else "layers", "tensor", "stored as")
-    groups: dict[tuple[object, ...], list[int]] = {}
-    rows = {}
+    groups: dict[_Kind, dict[int, Target]] = {}
     for target in held:
         stack, number = (blocks or {}).get((target.stack, target.layer), (target.stack, target.layer))
         pattern = re.sub(r"\.\d+(?=\.)", ".*", target.tensor) if blocks else _pattern(target)
         kind = (stack, role_order(target.role), pattern, target.shape, target.stored_as)
-        groups.setdefault(kind, []).append(number)
-        rows[kind] = target, stack, pattern
-    order = in_order(stack for _, stack, _ in rows.values())
-    for kind in sorted(groups, key=lambda kind: (order.index(rows[kind][1]), kind[1], min(groups[kind]))):
-        first, stack, pattern = rows[kind]
-        name = " ".join(part for part in (matrix(first.role), stack) if part)
+        groups.setdefault(kind, {})[number] = target
+    order = in_order(stack for stack, *_ in groups)
+    for kind in sorted(groups, key=lambda kind: (order.index(kind[0]), kind[1], min(groups[kind]))):
+        first = next(iter(groups[kind].values()))
+        name = " ".join(part for part in (matrix(first.role), kind[0]) if part)
         whole = f", part of {_sides(first.stored.shape)}" if first.part else ""
         stored = f"{_sides(first.shape)} {first.stored_as}{whole}"
-        block.add_row(name, ranges(groups[kind]), Text(pattern, overflow="fold"), stored)
+        block.add_row(name, ranges(groups[kind]), Text(kind[2], overflow="fold"), stored)
     print_block(block)
 
 
