@@ -4,6 +4,7 @@ stderr; `terminal` has the consoles, the bar and the notices."""
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,12 +16,15 @@ from rich.text import Text
 from ..errors import AiloraError
 from ..methods import role_order
 from ..output.spans import json_text
+from ..report.stacks import in_blocks, in_order
 from ..report.words import matrix, ranges, size
 from .terminal import OBEYED, err, out
 
 if TYPE_CHECKING:
     from ..checkpoint.transfer import Traffic
     from ..targets.projections import Target
+
+_Kind = tuple[str, tuple[int, str], str, tuple[int, int], str]  # stack, role, pattern, shape, dtype: a row of targets
 
 
 def show_error(error: AiloraError) -> None:
@@ -88,22 +92,23 @@ def print_code(lines: Sequence[str]) -> None:
 
 
 def print_targets(targets: Iterable[Target]) -> None:
-    """A table of projections, layers of one kind in one row."""
-    block = table("role", "layers", "tensor", "stored as")
-    groups: dict[tuple[object, ...], list[Target]] = {}
-    for target in sorted(targets, key=lambda target: (target.stack, *role_order(target.role), target.layer)):
-        kind = (target.stack, target.role, _pattern(target), target.shape, target.stored_as)
-        groups.setdefault(kind, []).append(target)
-    for members in groups.values():
-        first = members[0]
-        name = " ".join(part for part in (matrix(first.role), first.stack) if part)
+    """A table of projections, layers of one kind in one row; of a UNet the blocks, numbered through the model."""
+    held = list(targets)
+    blocks = in_blocks((target.stack, target.layer) for target in held)
+    block = table("role", "blocks" if blocks else "layers", "tensor", "stored as")
+    groups: dict[_Kind, dict[int, Target]] = {}
+    for target in held:
+        stack, number = (blocks or {}).get((target.stack, target.layer), (target.stack, target.layer))
+        pattern = re.sub(r"\.\d+(?=\.)", ".*", target.tensor) if blocks else _pattern(target)
+        kind = (stack, role_order(target.role), pattern, target.shape, target.stored_as)
+        groups.setdefault(kind, {})[number] = target
+    order = in_order(stack for stack, *_ in groups)
+    for kind in sorted(groups, key=lambda kind: (order.index(kind[0]), kind[1], min(groups[kind]))):
+        first = next(iter(groups[kind].values()))
+        name = " ".join(part for part in (matrix(first.role), kind[0]) if part)
         whole = f", part of {_sides(first.stored.shape)}" if first.part else ""
-        block.add_row(
-            name,
-            ranges([target.layer for target in members]),
-            Text(_pattern(first), overflow="fold"),
-            f"{_sides(first.shape)} {first.stored_as}{whole}",
-        )
+        stored = f"{_sides(first.shape)} {first.stored_as}{whole}"
+        block.add_row(name, ranges(groups[kind]), Text(kind[2], overflow="fold"), stored)
     print_block(block)
 
 
@@ -123,7 +128,14 @@ def decimals(values: Iterable[float | None]) -> str:
 
 
 def _pattern(target: Target) -> str:
-    return target.tensor.replace(f".{target.layer}.", ".{layer}.", 1)
+    """The name with `{layer}` for the number of the layer: the first such number, unless the stack's name holds it."""
+    parts, stack = target.tensor.split("."), [part for part in target.stack.split(".") if part]
+    places = [at for at, part in enumerate(parts) if part == str(target.layer)]
+    fits = (at for at in places if [*parts[:at], *parts[at + 1 :]][: len(stack)] == stack)
+    if not places:
+        return target.tensor
+    at = next(fits, places[0])
+    return ".".join([*parts[:at], "{layer}", *parts[at + 1 :]])
 
 
 def _sides(shape: tuple[int, ...]) -> str:

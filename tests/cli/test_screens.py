@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 from kit.checkpoints import llama_tensors, write_checkpoint
 from kit.families import build
@@ -66,3 +67,25 @@ def test_every_role_has_its_numbers(width: int, folder: Path, monkeypatch: pytes
     lines = shown("init, four roles", width, folder, monkeypatch)
     tables = sum(line.startswith("starts from") for line in lines)
     assert tables == {40: 4, 80: 2, 120: 1}[width] and all(f"W^{role}" in "".join(lines) for role in "QKVO")
+
+
+def unet(folder: Path) -> Path:
+    """Names of a diffusers UNet: two stages with two blocks each, of two attentions."""
+    blocks = [f"{stage}_blocks.{at}.attentions.{n}" for stage in ("down", "up") for at in (0, 1) for n in (0, 1)]
+    ends = [f"attn{kind}.to_{role}.weight" for kind in (1, 2) for role in "qv"]
+    names = [f"{block}.transformer_blocks.0.{end}" for block in blocks for end in ends]
+    return write_checkpoint(folder, {name: torch.randn(8, 8) for name in names}, model_type="odd")
+
+
+def test_the_blocks_of_a_unet_are_numbered_through(tmp_path: Path) -> None:
+    done = CliRunner().invoke(main, ["inspect", str(unet(tmp_path / "unet")), "--quiet"])
+    rows = [line.split()[:4] for line in done.stdout.splitlines() if line.startswith("W^")]
+    down, up = (f"{stage}_blocks.*.attentions.*.transformer_blocks.*.attn1.to_q.weight" for stage in ("down", "up"))
+    assert rows[:2] == [["W^Q", "self", "0-3", down], ["W^Q", "self", "4-7", up]] and len(rows) == 8
+
+
+def test_the_number_of_the_layer_is_the_one_behind_its_stack(tmp_path: Path) -> None:
+    names = [f"towers.{layer}.blocks.{layer}.attn.{role}_proj.weight" for layer in (0, 1) for role in "qv"]
+    model = write_checkpoint(tmp_path / "model", {name: torch.randn(8, 8) for name in names}, model_type="odd")
+    text = CliRunner().invoke(main, ["inspect", str(model), "--quiet"]).stdout
+    assert "towers.1.blocks.{layer}.attn.q_proj.weight" in text, text
