@@ -63,7 +63,10 @@ def decompose_spectra(
 ) -> Spectra:
     """The half of `measure` that a device can do, with the same errors."""
     _require_sound(W, name)
-    return Spectra(spectrum(W), _changes(W, name, role, heads, min(rank, *W.shape), changes))
+    if not changes:
+        return Spectra(spectrum(W), [])
+    anatomy = Anatomy.of(W)
+    return Spectra(anatomy.spectrum, _changes(anatomy, name, role, heads, min(rank, *W.shape), changes))
 
 
 def _require_sound(W: Tensor, name: str) -> None:
@@ -88,12 +91,14 @@ def put_together(shape: tuple[int, int], elements: Elements, spectra: Spectra) -
 
 
 def _changes(
-    W: Tensor, name: str, role: str, heads: int | None, rank: int, changes: Sequence[Callable[[Tensor], Difference]]
+    anatomy: Anatomy,
+    name: str,
+    role: str,
+    heads: int | None,
+    rank: int,
+    changes: Sequence[Callable[[Tensor], Difference]],
 ) -> list[Record]:
-    if not changes:
-        return []
-    anatomy = Anatomy.of(W)
-    found = [change(W) for change in changes]
+    found = [change(anatomy.W) for change in changes]
     for change in found:
         require_measurable(change.delta, f"{name}, change")
     return [_change(anatomy, role, heads, rank, change) for change in found]

@@ -167,7 +167,8 @@ class TunedAdapter:
             tuned = rescaled(W.double() + delta, magnitude, f"{self.origin.text}: {factors.magnitude.name}")
             delta = tuned - W.double()
             return Difference(delta, tuned, spectrum(delta).S, low_rank=True)
-        return Difference(delta, W, low_rank_spectrum(factors.scaling * B, A).cpu(), low_rank=True)
+        B = factors.scaling * B
+        return Difference(delta, W, low_rank_spectrum(B, A).cpu(), low_rank=True, factors=(B, A))
 
     def _load(self, stored: StoredTensor, W: Tensor) -> Tensor:
         return self.adapter.load(stored).to(W.device).double()

@@ -54,7 +54,7 @@ class Band:
 
     def times(self, X: Tensor) -> Tensor:
         """T X for X (n, k) on the CPU."""
-        parts = X.split([len(D) for D in self.diagonal])
+        parts = torch.split(X, [len(D) for D in self.diagonal])
         out = [D @ part for D, part in zip(self.diagonal, parts, strict=True)]
         for at, C in enumerate(self.lower):
             out[at + 1] += C @ parts[at]
@@ -86,7 +86,7 @@ class BandFactor:
 
     def solve(self, X: Tensor) -> Tensor:
         """(T - shift I)^-1 X for X (n, k)."""
-        parts = list(X.split([len(L) for L in self.roots]))
+        parts = list(torch.split(X, [len(L) for L in self.roots]))
         for at, L in enumerate(self.roots):
             if at:
                 parts[at] = parts[at].addmm(self.coupling[at - 1], parts[at - 1], alpha=-1)

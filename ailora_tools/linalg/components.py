@@ -106,10 +106,16 @@ def product(W: Tensor, X: Tensor) -> Tensor:
         step = max(1, _BLOCK_ELEMENTS // m)
         total = X.new_zeros(m, X.shape[1])
         for low in range(0, n, step):
-            total += W[:, low : low + step].double() @ X[low : low + step]
+            total += thin(W[:, low : low + step].double(), X[low : low + step])
         return total
     step = max(1, _BLOCK_ELEMENTS // n)
-    return torch.cat([W[low : low + step].double() @ X for low in range(0, m, step)])
+    return torch.cat([thin(W[low : low + step].double(), X) for low in range(0, m, step)])
+
+
+def thin(W: Tensor, X: Tensor) -> Tensor:
+    """W (m, n) times X (n, r), r small. As r rows and not as r columns: MKL is two to ten times faster so in float64,
+    and by a tenth in float32."""
+    return (X.T @ W.T).T
 
 
 def gram(W: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from .components import (
     product,
     relative_gap,
     require_rank,
+    thin,
     transposed,
     triplets,
 )
@@ -174,7 +175,7 @@ def _extremes(R: Tensor, start: Tensor) -> tuple[float, float]:
     Y = start
     for _ in range(3):
         Y = _inverse(R, orthonormal(Y)[0])
-    return math.sqrt(_largest(lambda X: R.T @ (R @ X), start)), _spectral_norm(Y) ** -0.5
+    return math.sqrt(_largest(lambda X: thin(R.T, thin(R, X)), start)), _spectral_norm(Y) ** -0.5
 
 
 def _largest(times: Callable[[Tensor], Tensor], start: Tensor) -> float:

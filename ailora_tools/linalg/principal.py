@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import exact
-from .components import SMALLEST_GAP, Components, assemble, believable, relative_gap, require_rank, triplets
+from .components import SMALLEST_GAP, Components, assemble, believable, relative_gap, require_rank, thin, triplets
 from .orthonormal import orthonormal
 
 _DIRECT_SIDE = 640  # up to here `eigh` of the Gram matrix is faster than iterating (measured on two cores)
@@ -61,10 +61,10 @@ def _block_krylov(W: Tensor, rank: int, start: Tensor, dtype: torch.dtype) -> Co
     test_at = _FIRST_TEST * width
     while U.shape[1] + width <= limit:
         # W V_j = U B_j: a new block of left vectors, then a new block of right ones from W^T.
-        block, column = _extended(X @ V[:, -width:], U)
+        block, column = _extended(thin(X, V[:, -width:]), U)
         U = torch.cat([U, block], 1)
         B = torch.cat([torch.nn.functional.pad(B, (0, 0, 0, width)), column], 1)
-        following, row = _extended(X.T @ block, V)
+        following, row = _extended(thin(X.T, block), V)
         coupling = row[-width:]  # W^T U_j = V B^T + V_next coupling E_j^T
         if U.shape[1] >= test_at:
             test_at = int(U.shape[1] * _GROWTH)

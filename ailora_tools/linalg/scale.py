@@ -29,14 +29,15 @@ def norm(X: Tensor) -> float:
 def _plain_norm(X: Tensor, unit: float = 1.0) -> float:
     """Of X / unit, by rows: a float64 copy of a large matrix would be four times its size."""
     found = 0.0
-    for part in X.split(max(1, _BLOCK_ELEMENTS // max(1, X[:1].numel()))) if X.ndim else (X,):
-        found = math.hypot(found, float(torch.linalg.vector_norm(part.double() / unit if unit != 1 else part.double())))
+    for part in torch.split(X, max(1, _BLOCK_ELEMENTS // max(1, X[:1].numel()))) if X.ndim else (X,):
+        wide = part.double()
+        found = math.hypot(found, float(torch.linalg.vector_norm(wide if unit == 1 else wide / unit)))
     return found
 
 
 def row_norms(X: Tensor) -> Tensor:
     """(m,) of X (m, n) in float64, by blocks of rows."""
-    blocks = X.split(max(1, _BLOCK_ELEMENTS // X.shape[1]))
+    blocks = torch.split(X, max(1, _BLOCK_ELEMENTS // X.shape[1]))
     return torch.cat([torch.linalg.vector_norm(rows.double(), dim=1) for rows in blocks])
 
 

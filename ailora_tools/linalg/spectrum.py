@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from . import exact
 from .components import TALL, gram, product
 from .minor import minor
+from .scale import near_one
 
 _WANTED = 1e-6  # relative accuracy of every value at or above the floor
 # Eigenvalues of the float64 Gram matrix G err by up to 0.2 eps norm(G)_F (measured: flat and decaying spectra, sides
@@ -43,7 +45,12 @@ def spectrum(W: Tensor) -> Spectrum:
     """
     if W.shape[0] > W.shape[1]:
         W = W.T
-    S = torch.linalg.eigvalsh(gram(W)).flip(0).clamp_min(0).sqrt()  # squares: their order is that of the values
+    return _resolved(W, torch.linalg.eigvalsh(gram(W)))
+
+
+def _resolved(W: Tensor, squares: Tensor) -> Spectrum:
+    """The spectrum of W (m, n), m <= n, from the ascending eigenvalues of its Gram matrix."""
+    S = squares.flip(0).clamp_min(0).sqrt()  # squares: their order is that of the values
     largest = float(S[0])
     floor = (_GRAM_ERROR * float(S.square().norm()) / (2 * _WANTED)) ** 0.5
     below = int((S < floor).sum())
@@ -75,16 +82,56 @@ def low_rank_spectrum(B: Tensor, A: Tensor) -> Tensor:
     return values
 
 
-def whole(W: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """U (m, k), S (k,), V (n, k) of W (m, n), k = min(m, n), descending, in float64 on W's device.
+@dataclass(frozen=True)
+class Whole:
+    """U (m, k) and V (n, k) with orthonormal columns, descending, k = min(m, n), float32 on W's device; the values."""
 
-    `eigh` of the float64 Gram matrix, then the QR of W V, whose R is diagonal up to rounding. Vectors whose
-    values lie within 1e-8 of s_1 squared of each other are mixed among themselves: spans of bands stay right.
+    U: Tensor
+    V: Tensor
+    spectrum: Spectrum
+
+
+_LARGE_PART = 1e-2  # of s_1: above, W v / s in float32 loses two digits at most
+
+
+def whole(W: Tensor) -> Whole:
+    """All triplets of W (m, n), any float dtype and device, finite, by `eigh` of the float64 Gram matrix.
+
+    Vectors whose values lie within 1e-8 of s_1 squared of each other are mixed among themselves: spans of bands stay
+    right. The other side is W v / s in float32, where s is large, and a QR of W v in float64 where it is not.
     """
     if W.shape[0] < W.shape[1]:
-        V, S, U = whole(W.T)
-        return U, S, V
-    V = torch.linalg.eigh(gram(W.T))[1].flip(1)  # (n, n)
-    U, R = torch.linalg.qr(product(W, V))
+        found = whole(W.T)
+        return Whole(found.V, found.U, found.spectrum)
+    squares, vectors = exact.eigh(gram(W.T))
+    V, S = vectors.flip(1), squares.flip(0).clamp_min(0).sqrt()  # (n, n), descending
+    large = int((S > _LARGE_PART * S[0]).sum())
+    narrow = V.float()
+    U = _left(near_one(W)[0].float(), narrow[:, :large])
+    if large < len(S):
+        U = torch.cat([U, _rest(U, product(W, V[:, large:]), deficient=bool(S[-1] <= exact.RESOLVED * S[0]))], 1)
+    return Whole(U, narrow, _resolved(W.T, squares))
+
+
+def _left(W: Tensor, V: Tensor) -> Tensor:
+    """W V with columns of norm 1."""
+    Y = W @ V
+    return Y.div_(Y.norm(dim=0))
+
+
+def _rest(U: Tensor, Y: Tensor, *, deficient: bool) -> Tensor:
+    """An orthonormal basis of Y (m, k) = W v, float64, column after column. Where W is `deficient`, Y is its rounding,
+    and has to be made orthogonal to U: twice is enough."""
+    Q = _oriented(Y / Y.norm(dim=0).clamp_min(exact.TINY))
+    for _ in range(2 if deficient else 0):
+        Q = _oriented(Q - U.double() @ (U.double().T @ Q))
+    basis: Tensor = Q.float()
+    return basis
+
+
+def _oriented(Y: Tensor) -> Tensor:
+    """The Q of a QR of Y (m, k), each column on the side of that of Y."""
+    Q, R = torch.linalg.qr(Y)
     diagonal = R.diagonal()
-    return U * diagonal.sign().where(diagonal != 0, 1.0), diagonal.abs(), V
+    oriented: Tensor = Q * diagonal.sign().where(diagonal != 0, 1.0)
+    return oriented

@@ -16,8 +16,8 @@ from torch import Tensor
 from ..linalg.components import Components
 from ..linalg.minor import minor
 from ..linalg.principal import principal
-from ..linalg.scale import near_one
-from ..linalg.spectrum import whole
+from ..linalg.scale import near_one, norm
+from ..linalg.spectrum import Spectrum, whole
 from .elements import chunks, rounding_rms, stored_dtype
 from .noise import change_edge
 from .spectral import rank_metrics
@@ -30,36 +30,40 @@ _WIDTH = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2, torch.float64: 
 
 @dataclass(frozen=True)
 class Anatomy:
-    """The original matrix and its directions: U (m, k), S (k,), V (n, k), float32 except S; k = min(m, n)."""
+    """The original matrix, its directions U (m, k) and V (n, k) in float32, k = min(m, n), and its singular values."""
 
     W: Tensor
     U: Tensor
-    S: Tensor
     V: Tensor
+    spectrum: Spectrum
 
     @classmethod
     def of(cls, W: Tensor) -> Anatomy:
         """Decompose W once, for any number of comparisons."""
-        U, S, V = whole(W)
-        return cls(W, U.float(), S, V.float())
+        found = whole(W)
+        return cls(W, found.U, found.V, found.spectrum)
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Delta = W1 - W0 (m, n) in float64, W1 as it is stored, and Delta's singular values (descending, float64)."""
+    """Delta = W1 - W0 (m, n) in float64, W1 as it is stored, and Delta's singular values (descending, float64).
+
+    factors: B (m, r) and A (r, n) with Delta = B A, where there are such.
+    """
 
     delta: Tensor
     tuned: Tensor
     S: Tensor
     low_rank: bool
+    factors: tuple[Tensor, Tensor] | None = None
 
 
 def amount(base: Tensor, change: Difference) -> dict[str, float | None]:
     """Norms and rank of the change, the edges that its singular values must beat, and the best rescaling."""
     D, S = change.delta, change.S
     shape = (D.shape[0], D.shape[1])
-    norm, whole_norm = float(D.norm()), _norm(base)
-    rms = norm / math.sqrt(D.numel())
+    size, whole_size = norm(D), norm(base)
+    rms = size / math.sqrt(D.numel())
     edge = change_edge(rms, shape)
     rounding = 0.0 if change.low_rank else _rounding(base, change.tuned)
     rounding_edge = change_edge(rounding, shape)
@@ -68,8 +72,8 @@ def amount(base: Tensor, change: Difference) -> dict[str, float | None]:
     factor, rest = _rescaling(base, D)
     return {
         "changed": float((D != 0).double().mean()),
-        "delta_norm": norm,
-        "relative_change": norm / whole_norm if whole_norm else None,
+        "delta_norm": size,
+        "relative_change": size / whole_size if whole_size else None,
         "delta_rms": rms,
         "delta_spectral_norm": float(S[0]),
         **{
@@ -77,13 +81,13 @@ def amount(base: Tensor, change: Difference) -> dict[str, float | None]:
             for name in ("stable_rank", "effective_rank", "effective_rank_share", "rank_90")
         },
         "delta_edge": edge,
-        "delta_above": float(above.sum()) if norm else 0.0,
-        "delta_above_energy": float((S[above] ** 2).sum()) / norm**2 if norm else None,
+        "delta_above": float(above.sum()) if size else 0.0,
+        "delta_above_energy": float((S[above] ** 2).sum()) / size**2 if size else None,
         "rounding_rms": rounding,
         "rounding_edge": rounding_edge,
-        "rounding_above": float((S > rounding_edge).sum()) if norm else 0.0,
+        "rounding_above": float((S > rounding_edge).sum()) if size else 0.0,
         "scale": factor,
-        "rescaled_change": rest / whole_norm if whole_norm else None,
+        "rescaled_change": rest / whole_size if whole_size else None,
     }
 
 
@@ -97,27 +101,42 @@ def placement(base: Anatomy, change: Difference, rank: int) -> dict[str, Any]:
     of their principal angles. intruders: how many of the top ten left vectors after have no cosine of 0.5 or more
     with any left vector before (arXiv 2410.21228).
     """
-    D = near_one(change.delta)[0].float()  # only shares of it are stated
-    m, n = D.shape
-    k = len(base.S)
-    total = max(float(D.norm()) ** 2, 1e-300)
-    left = base.U.T @ D  # (k, n)
-    inner = left @ base.V  # (k, k)
-    right = (D @ base.V).square().sum(0)  # (k,)
+    m, n = change.delta.shape
+    k = base.U.shape[1]
+    total, left, right, corners = _shares(base, change, rank)
     bounds = [round(k * part / DECILES) for part in range(DECILES + 1)]
     widths = [high - low for low, high in itertools.pairwise(bounds)]
     return {
         "deciles": {
-            "output": [float(part.sum()) / total for part in torch.split(left.square().sum(1), widths)],
+            "output": [float(part.sum()) / total for part in torch.split(left, widths)],
             "input": [float(part.sum()) / total for part in torch.split(right, widths)],
             "chance_output": [width / m for width in widths],
             "chance_input": [width / n for width in widths],
         },
-        "top_block": float(inner[:rank, :rank].square().sum()) / total,
-        "bottom_block": float(inner[-rank:, -rank:].square().sum()) / total,
+        "top_block": corners[0] / total,
+        "bottom_block": corners[1] / total,
         "block_chance": rank**2 / (m * n),
         **_angles(base, change, rank),
     }
+
+
+def _shares(base: Anatomy, change: Difference, rank: int) -> tuple[float, Tensor, Tensor, list[float]]:
+    """norm(Delta)^2, its parts by columns of U (k,) and of V (k,), and those of the first and the last `rank` of both,
+    all in one unit and in float32. Of Delta = B A the R factors of both sides stand for the other side."""
+    ends = (slice(0, rank), slice(-rank, None))
+    if change.factors is None:
+        D = near_one(change.delta)[0].float()
+        left = base.U.T @ D  # (k, n)
+        corners = [left[part] @ base.V[:, part] for part in ends]
+        right, total = (D @ base.V).T, norm(D)
+    else:
+        B, A = (near_one(factor)[0].float() for factor in change.factors)
+        left, right = base.U.T @ B, base.V.T @ A.T  # (k, r)
+        corners = [left[part] @ right[part].T for part in ends]
+        Rb, Ra = (torch.linalg.qr(side.cpu(), mode="r").R.to(B.device) for side in (B, A.T))
+        left, right, total = left @ Ra.T, right @ Rb.T, norm(Rb @ Ra.T)
+    energies = [float(part.square().sum()) for part in corners]
+    return max(total**2, 1e-300), left.square().sum(1), right.square().sum(1), energies
 
 
 def _angles(base: Anatomy, change: Difference, rank: int) -> dict[str, Any]:
@@ -126,9 +145,10 @@ def _angles(base: Anatomy, change: Difference, rank: int) -> dict[str, Any]:
         return {}
     tuned, _ = near_one(tuned)  # angles have no scale
     generator = torch.Generator().manual_seed(0)
-    top = principal(tuned, max(rank, min(INTRUDERS, *tuned.shape)), generator)
+    # Float32 is enough for the top; the bottom comes from a float64 Gram matrix in any case.
+    top = principal(tuned.float(), max(rank, min(INTRUDERS, *tuned.shape)), generator)
     bottom = minor(tuned, rank, generator)
-    cosines = (base.U.T.double() @ top.U[:, :INTRUDERS]).abs().amax(0)
+    cosines = (base.U.T @ top.U[:, :INTRUDERS].float()).abs().amax(0)
     found: dict[str, Any] = {"intruders": int((cosines < INTRUDER_COSINE).sum()), "intruders_of": len(cosines)}
     for name, part, after in (("top", slice(0, rank), _first(top, rank)), ("bottom", slice(-rank, None), bottom)):
         for side, before, vectors in (("output", base.U, after.U), ("input", base.V, after.Vh.T)):
@@ -156,11 +176,7 @@ def _rescaling(base: Tensor, delta: Tensor) -> tuple[float, float]:
         inner += float(wide.dot(D))
         energy += float(wide.dot(wide))
     if energy == 0:
-        return 1.0, float(delta.norm())
+        return 1.0, norm(delta)
     share = inner / energy
     rest = sum(float((D - share * W.double()).square().sum()) for W, D in chunks(base, delta))
     return 1 + share, math.sqrt(rest)
-
-
-def _norm(W: Tensor) -> float:
-    return math.sqrt(sum(float(part.double().square().sum()) for (part,) in chunks(W)))

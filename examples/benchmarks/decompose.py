@@ -1,47 +1,71 @@
-"""W^Q and W^V of one layer: `principal` and `minor` against two full SVDs and against torch.svd_lowrank.
+"""Accuracy against time for the top and the bottom of attention-shaped matrices, ours beside what else there is.
 
-    python examples/benchmarks/decompose.py [--rank 16] [--runs 3] [--svd-runs 2] [--no-truth]
+    python examples/benchmarks/decompose.py [--hidden 4096] [--rank 16] [--threads 1] [--beside FOLDER]
 
-bfloat16 matrices of the shapes of Llama-3-8B (Q 4096x4096, V 1024x4096) and Llama-2-7B (both 4096x4096). Each is
-Gaussian noise of unit variance / n plus a part of rank 256 with singular values 16 i^-0.4: slow decay over a bulk.
-A third layer has no bulk: both spectra are i^-0.5 and the bottom of W^V is flat, the worst case for `minor`.
-Two full float32 `torch.linalg.svd` are what PEFT-style code takes, `svd_lowrank(q=r, niter=4 or 16)` is PEFT's
-`pissa_niter_4` and `_16`. The truth is the float64 eigenvectors of the float64 Gram matrix of the smaller side.
+bfloat16 matrices: square ones, as W^Q and W^V of Llama-2-7B are with `--hidden 4096`, and a W^V of a quarter of the
+rows, as in Llama-3-8B. `noisy` is Gaussian noise of unit variance / n plus a part of rank 256 with singular values
+16 i^-0.4: slow decay over a bulk. `flat` has no bulk: its spectrum is i^-0.5 and its bottom is flat, the worst case
+for `minor`. `svd_lowrank` with q = r is PEFT's `pissa_niter_4` and `_16`, with q = 2 r what it lacks; ARPACK and
+PROPACK are those of scipy in float32; a full float32 `torch.linalg.svd` is PEFT's `pissa`. The truth: LAPACK's
+eigenvectors by index of the float64 Gram matrix of the smaller side. Seconds are those of the CPU, the best of the
+runs. `--beside` names a folder with another version of ailora_tools, whose `principal` and `minor` run on the same
+matrices.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
+import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from machine import describe, write_report
+from scipy.linalg import eigh
+from scipy.sparse.linalg import svds
 from torch import Tensor
 
 from ailora_tools.linalg.minor import minor
 from ailora_tools.linalg.principal import principal
 
-HIDDEN, KV = 4096, 1024
+RULES = {"principal": principal, "minor": minor}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--hidden", type=int, default=4096)
     parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--svd-runs", type=int, default=2)
-    parser.add_argument("--truth", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--beside", type=Path)
+    parser.add_argument("--ours", action="store_true", help="print our seconds as JSON and do nothing else")
     options = parser.parse_args()
-    layers = {
-        "Llama-3-8B shape": (noisy(HIDDEN, HIDDEN, 1), noisy(KV, HIDDEN, 2)),
-        "Llama-2-7B shape": (noisy(HIDDEN, HIDDEN, 1), noisy(HIDDEN, HIDDEN, 3)),
-        "Llama-2-7B shape, flat bottom": (decaying(HIDDEN, 4), decaying(HIDDEN, 5)),
+    torch.set_num_threads(options.threads)
+    found = {name: measured(*case, options.rank, options.ours) for name, case in cases(options.hidden).items()}
+    if options.ours:
+        print(json.dumps(found))
+        return
+    if options.beside:
+        for name, rows in beside(options).items():
+            found[name]["the version beside"] = rows["ours"]
+    report = {"machine": describe(), "rank": options.rank, "threads": options.threads, "matrices": found}
+    write_report("decompose", report, table(found) + "\n\n" + layers(found))
+
+
+def cases(n: int) -> dict[str, tuple[str, Tensor]]:
+    grouped = n // 4
+    return {
+        f"noisy Q, {n} x {n}, top": ("principal", noisy(n, n, 1)),
+        f"flat Q, {n} x {n}, top": ("principal", decaying(n, 4)),
+        f"noisy V, {grouped} x {n}, bottom": ("minor", noisy(grouped, n, 2)),
+        f"noisy V, {n} x {n}, bottom": ("minor", noisy(n, n, 3)),
+        f"flat V, {n} x {n}, bottom": ("minor", decaying(n, 5)),
     }
-    results = {name: compare(*layer, options) for name, layer in layers.items()}
-    report = {"machine": describe(), "options": vars(options), "layers": results}
-    write_report("decompose", report, table(results))
 
 
 def noisy(m: int, n: int, seed: int) -> Tensor:
@@ -62,80 +86,114 @@ def decaying(n: int, seed: int) -> Tensor:
     return ((U * torch.arange(1, n + 1) ** -0.5) @ V).bfloat16()
 
 
-def compare(Q: Tensor, V: Tensor, options: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of every contender, and the worst cosine of what it finds to the truth."""
-    rank = options.rank
-    truth = (true_right(Q)[:, -rank:], true_right(V)[:, :rank]) if options.truth else None
-    contenders: dict[str, tuple[int, Callable[[], tuple[Tensor, Tensor | None]]]] = {
-        "principal(Q) + minor(V)": (options.runs, lambda: (ours(principal, Q, rank), ours(minor, V, rank))),
-        "principal(Q)": (options.runs, lambda: (ours(principal, Q, rank), None)),
-        "svd_lowrank(Q), niter 4": (options.runs, lambda: (lowrank(Q, rank, 4), None)),
-        "svd_lowrank(Q), niter 16": (options.runs, lambda: (lowrank(Q, rank, 16), None)),
-        "two full float32 SVDs": (options.svd_runs, lambda: (full(Q)[:, :rank], full(V)[:, -rank:])),
-    }
-    results: dict[str, Any] = {}
+def measured(rule: str, W: Tensor, rank: int, only_ours: bool) -> dict[str, Any]:
+    """CPU seconds and 1 - the worst cosine to the truth, by contender."""
+    contenders: dict[str, tuple[int, Callable[[], Tensor]]] = {"ours": (2, lambda: ours(rule, W, rank))}
+    if not only_ours:
+        contenders |= {"full float32 SVD": (1, lambda: full(W, rule, rank))}
+        contenders |= iterative(W, rank) if rule == "principal" else {}
+    truth = None if only_ours else true_left(W, rule, rank)
+    rows = {}
     for name, (runs, work) in contenders.items():
-        seconds, found = timed(work, runs)
-        cosines = [cosine(*pair) for pair in zip(found, truth or (None, None), strict=True)]
-        results[name] = {"seconds": seconds, "cosine_q": cosines[0], "cosine_v": cosines[1]}
-    results["ratio"] = results["two full float32 SVDs"]["seconds"] / results["principal(Q) + minor(V)"]["seconds"]
-    return results
+        seconds, U = timed(work, runs)
+        rows[name] = {"cpu_seconds": seconds, "lost": None if truth is None else 1 - cosine(U, truth)}
+        print(rule, tuple(W.shape), name, rows[name], file=sys.stderr, flush=True)
+    return rows
 
 
-def ours(rule: Callable[..., Any], W: Tensor, rank: int) -> Tensor:
-    right: Tensor = rule(W, rank, torch.Generator().manual_seed(0)).Vh.T
-    return right  # (n, r)
+def iterative(W: Tensor, rank: int) -> dict[str, tuple[int, Callable[[], Tensor]]]:
+    found: dict[str, tuple[int, Callable[[], Tensor]]] = {
+        f"svd_lowrank, q = {name}, niter {niter}": (2, lambda q=q, niter=niter: lowrank(W, rank, q, niter))
+        for niter, q, name in ((4, rank, "r"), (16, rank, "r"), (4, 2 * rank, "2 r"), (16, 2 * rank, "2 r"))
+    }
+    solvers = ("arpack", "propack")
+    return found | {solver.upper(): (2, lambda solver=solver: sparse(W, rank, solver)) for solver in solvers}
 
 
-def lowrank(W: Tensor, rank: int, niter: int) -> Tensor:
+def ours(rule: str, W: Tensor, rank: int) -> Tensor:
+    return RULES[rule](W, rank, torch.Generator().manual_seed(0)).U
+
+
+def lowrank(W: Tensor, rank: int, q: int, niter: int) -> Tensor:
     torch.manual_seed(0)
-    return torch.svd_lowrank(W.float(), q=rank, niter=niter)[2].double()  # (n, r)
+    return torch.svd_lowrank(W.float(), q=q, niter=niter)[0][:, :rank].double()
 
 
-def full(W: Tensor) -> Tensor:
-    return torch.linalg.svd(W.float(), full_matrices=False)[2].T.double()  # (n, min(m, n))
+def sparse(W: Tensor, rank: int, solver: str) -> Tensor:
+    U = svds(W.float().numpy(), k=rank, solver=solver, rng=np.random.default_rng(0))[0]
+    return torch.from_numpy(U.astype(np.float64))
 
 
-def true_right(W: Tensor) -> Tensor:
-    """Right singular vectors (n, min(m, n)), ascending."""
-    X = W.double()
-    m, n = X.shape
-    if m >= n:
-        return torch.linalg.eigh(X.T @ X)[1]
-    values, left = torch.linalg.eigh(X @ X.T)
-    return X.T @ left / values.sqrt()
+def full(W: Tensor, rule: str, rank: int) -> Tensor:
+    U = torch.linalg.svd(W.float(), full_matrices=False)[0]
+    return ends(U, rule, rank).double()
 
 
-def timed(work: Callable[[], Any], runs: int) -> tuple[float, Any]:
-    """The median of `runs`, and the last result."""
+def ends(U: Tensor, rule: str, rank: int) -> Tensor:
+    return U[:, :rank] if rule == "principal" else U[:, -rank:]
+
+
+def true_left(W: Tensor, rule: str, rank: int) -> Tensor:
+    """Left singular vectors (m, rank), m <= n."""
+    X, m = W.double(), W.shape[0]
+    index = (m - rank, m - 1) if rule == "principal" else (0, rank - 1)
+    return torch.from_numpy(eigh((X @ X.T).numpy(), subset_by_index=index, driver="evr")[1])
+
+
+def timed(work: Callable[[], Tensor], runs: int) -> tuple[float, Tensor]:
     seconds = []
     for _ in range(runs):
-        start = time.perf_counter()
+        start = time.process_time()
         found = work()
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds), found
+        seconds.append(time.process_time() - start)
+    return min(seconds), found
 
 
-def cosine(found: Tensor | None, truth: Tensor | None) -> float | None:
+def cosine(found: Tensor, truth: Tensor) -> float:
     """Of the largest principal angle."""
-    if found is None or truth is None:
-        return None
-    return float(torch.linalg.svdvals(found.T @ truth)[-1])
+    return float(torch.linalg.svdvals(torch.linalg.qr(found)[0].T @ truth)[-1])
 
 
-def table(results: dict[str, Any]) -> str:
-    lines = ["| layer | algorithm | seconds | worst cosine, Q | worst cosine, V |", "| --- | --- | --: | --: | --: |"]
-    for layer, rows in results.items():
+def beside(options: argparse.Namespace) -> dict[str, Any]:
+    """Our seconds with the package in another folder."""
+    sizes = {name: str(vars(options)[name]) for name in ("hidden", "rank", "threads")}
+    command = [
+        sys.executable,
+        __file__,
+        "--ours",
+        *(word for name, size in sizes.items() for word in (f"--{name}", size)),
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(options.beside)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    document: dict[str, Any] = json.loads(done.stdout)
+    return document
+
+
+def table(found: dict[str, Any]) -> str:
+    lines = ["| matrix | algorithm | CPU seconds | 1 - worst cosine |", "| --- | --- | --: | --: |"]
+    for matrix, rows in found.items():
         for name, row in rows.items():
-            if name != "ratio":
-                cosines = " | ".join(shown(row[key]) for key in ("cosine_q", "cosine_v"))
-                lines.append(f"| {layer} | {name} | {row['seconds']:.2f} | {cosines} |")
-        lines.append(f"| {layer} | **times faster than the full SVDs** | **{rows['ratio']:.1f}** | | |")
+            lost = "" if row["lost"] is None else f"{max(row['lost'], 0.0):.0e}"
+            lines.append(f"| {matrix} | {name} | {row['cpu_seconds']:.2f} | {lost} |")
     return "\n".join(lines)
 
 
-def shown(value: float | None) -> str:
-    return "" if value is None else f"{value:.6f}"
+def layers(found: dict[str, Any]) -> str:
+    """Both matrices of a layer, against two full SVDs and the version beside."""
+    q, flat_q, v, square_v, flat_v = found
+    pairs = {"grouped queries": (q, v), "square": (q, square_v), "square, flat": (flat_q, flat_v)}
+    lines = ["| layer | CPU seconds | full SVDs | times | the version beside |", "| --- | --: | --: | --: | --: |"]
+    for layer, pair in pairs.items():
+        ours, svd = (total(found, pair, name) for name in ("ours", "full float32 SVD"))
+        other = total(found, pair, "the version beside") if "the version beside" in found[q] else None
+        lines.append(
+            f"| {layer} | {ours:.2f} | {svd:.1f} | {svd / ours:.1f} | {'' if other is None else f'{other:.2f}'} |"
+        )
+    return "\n".join(lines)
+
+
+def total(found: dict[str, Any], pair: tuple[str, str], name: str) -> float:
+    return sum(found[matrix][name]["cpu_seconds"] for matrix in pair)
 
 
 if __name__ == "__main__":
