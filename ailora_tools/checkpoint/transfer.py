@@ -26,6 +26,7 @@ class Traffic:
     requests: int = 0
     retries: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _taken: tuple[int, int, int] = field(default=(0, 0, 0), repr=False, compare=False)
 
     def count(self, nbytes: int = 0, requests: int = 0, retries: int = 0) -> None:
         """Add to the counts, from any thread."""
@@ -33,6 +34,13 @@ class Traffic:
             self.nbytes += nbytes
             self.requests += requests
             self.retries += retries
+
+    def take(self) -> list[int]:
+        """Bytes, requests and retries since the last call, from any thread."""
+        with self._lock:
+            now = (self.nbytes, self.requests, self.retries)
+            before, self._taken = self._taken, now
+        return [after - earlier for after, earlier in zip(now, before, strict=True)]
 
     def to_json(self) -> dict[str, int]:
         """Bytes read, requests made and how many of them were repeats."""

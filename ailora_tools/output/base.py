@@ -6,9 +6,10 @@ Untouched bytes never pass through Python where the system can copy them by itse
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,10 @@ from .following import Following
 from .layout import Copy, ShardLayout
 from .names import CARD, LR_GROUPS, MANIFEST, RESULT
 from .platform import copy_range, share_extents
-from .spans import blocks, create, read_span, renew, sync_file, write_span
+from .spans import blocks, create, create_in, read_span, renew, stands, sync_file, write_span
 
 _STEP = 16 << 20
-_COPIES = 4  # shards at a time, with two steps of each in memory where the system cannot copy by itself
+COPIES = 4  # shards at a time, with two steps of each in memory where the system cannot copy by itself
 _SYNC_EVERY = 256 << 20  # bytes between two marks from which an interrupted copy can go on
 _NO_WEIGHTS = ("spk_dict.pt",)  # voices, without which Qwen2.5-Omni does not open
 _OWN_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, MANIFEST, RESULT, LR_GROUPS, CARD)
@@ -80,27 +81,35 @@ class BaseWriter:
 
     `copied` tells for each shard how many of its bytes to copy are on disk from an earlier run. Entering the context
     makes the files and starts the copies; leaving it stops the background work. hashed: whether hashes are wanted.
+    Not `alone`: shards that no earlier run has begun are copied elsewhere and come by `place`; until then `write`
+    waits, so that a file never has two writers at a time; all are hashed elsewhere. `missing`: what was not begun.
     """
 
     def __init__(
         self, files: Files, layouts: Mapping[str, ShardLayout], tree: Path, copied: Mapping[str, int], *,
-        hashed: bool = True,
+        hashed: bool = True, alone: bool = True,
     ) -> None:  # fmt: skip
         self._files, self._layouts, self._tree = files, layouts, tree
-        self._copied = dict(copied)
+        self._copied, self._alone = dict(copied), alone
         self._copies: dict[str, Future[None]] = {}
+        self.missing: list[str] = []
         self._stop = threading.Event()
         far = files.traffic is not None  # one copy keeps all connections busy
-        self._copier = ThreadPoolExecutor(1 if far else min(_COPIES, disk_workers()), "copy")
+        self._copier = ThreadPoolExecutor(1 if far else min(COPIES, disk_workers()), "copy")
         self._hasher = ThreadPoolExecutor(disk_workers(), "hash")
         self._shards = {
-            shard: Following(tree / shard, layout, self._hasher, self._stop.is_set, hashed)
+            shard: Following(tree / shard, layout, self._hasher, self._stop.is_set, hashed and alone)
             for shard, layout in layouts.items()
         }
 
     def __enter__(self) -> BaseWriter:
-        self._copied = {shard: self._prepare(shard, self._copied.get(shard, 0)) for shard in self._layouts}
-        self._copies = {shard: self._copier.submit(self._copy, shard) for shard in self._layouts}
+        self.missing = [shard for shard in self._layouts if not (self._alone or self._is_begun(shard))]
+        here = [shard for shard in self._layouts if shard not in self.missing]
+        self._copied = dict.fromkeys(self.missing, 0) | {
+            shard: self._prepare(shard, self._copied.get(shard, 0)) for shard in here
+        }
+        self._copies = {shard: Future() for shard in self.missing}
+        self._copies |= {shard: self._copier.submit(self._copy, shard) for shard in here}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -114,8 +123,29 @@ class BaseWriter:
         for copy in self._copies.values():
             if copy.done():
                 copy.result()  # a full disk stops the run at the next matrix, not at the end
+        if shard in self.missing:
+            self._copies[shard].result()
         write_span(self._tree / shard, self._layouts[shard].spans[tensor][0], data)
         self.skip(shard, tensor)
+
+    def place(self, shard: str, copy: Path) -> None:
+        """Take a file that `copy_shard` made of a missing shard; OSError where it is not whole."""
+        path, layout = self._tree / shard, self._layouts[shard]
+        if not stands(copy, layout.size, layout.header):
+            raise OSError(errno.EIO, "the copy of a shard is not whole", str(copy))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        copy.replace(path)
+        sync_file(path.parent)
+        self._copied[shard] = layout.copied_bytes
+        self._shards[shard].tell(copied=layout.copied_bytes)
+        self._copies[shard].set_result(None)
+
+    def fail(self, error: BaseException) -> None:
+        """What is still missing will not come."""
+        for shard in self.missing:
+            if not self._copies[shard].done():
+                self._copies[shard].set_exception(error)
+                self._shards[shard].fail(error)
 
     def skip(self, shard: str, tensor: str) -> None:
         """The bytes of this tensor are in place (from an earlier run)."""
@@ -129,6 +159,8 @@ class BaseWriter:
         """The bytes of a touched tensor that are in the file; None if this base does not hold the tensor."""
         if shard not in self._layouts or tensor not in self._layouts[shard].spans:
             return None
+        if not (self._tree / shard).is_file():
+            return b""
         return read_span(self._tree / shard, *self._layouts[shard].spans[tensor])
 
     def copied(self) -> dict[str, int]:
@@ -144,6 +176,9 @@ class BaseWriter:
         """Whether the shard is complete, on disk and hashed, after waiting at most so long for it."""
         parts: list[Future[Any]] = [self._copies[shard], self._shards[shard].sealed]
         return not wait(parts, seconds).not_done
+
+    def _is_begun(self, shard: str) -> bool:
+        return stands(self._tree / shard, self._layouts[shard].size, self._layouts[shard].header)
 
     def _prepare(self, shard: str, copied: int) -> int:
         """Make the file unless it is there; how many bytes need no copying, all if the file system could share them."""
@@ -172,6 +207,16 @@ class BaseWriter:
                 self._copied[shard] = done
         sync_file(path)
         self._copied[shard] = done
+
+
+def copy_shard(files: Files, shard: str, layout: ShardLayout, path: Path, told: Callable[[int], None]) -> None:
+    """A shard without its touched tensors as a new file, on disk when this returns; `told` the bytes of each step."""
+    create_in(path, layout.size, layout.header)
+    if not layout.header and _clone(files, shard, path):
+        return
+    for step in copy_spans(files, shard, layout.copies, path):
+        told(step)
+    sync_file(path)
 
 
 def copy_file(files: Files, name: str, path: Path) -> None:

@@ -19,7 +19,7 @@ from .spans import BLOCK, sync_file
 class Following:
     """One shard. `tell` what became final, and stays so; the hash goes on in `pool`, in one thread at a time, and
     `sealed` has it when the whole file is final and on disk. `stopped`: asked between blocks. hashed: whether anybody
-    wants the hash."""
+    wants the hash; else `sealed` has ""."""
 
     def __init__(
         self, path: Path, layout: ShardLayout, pool: Executor, stopped: Callable[[], bool], hashed: bool = True
@@ -54,7 +54,7 @@ class Following:
                 self._hash(stop)
             if self._hashed == self._size and not self.sealed.done():
                 sync_file(self._path)
-                self.sealed.set_result(self._digest.hexdigest())
+                self.sealed.set_result(self._digest.hexdigest() if self._wanted else "")
         except BaseException as error:
             self.fail(error)
 

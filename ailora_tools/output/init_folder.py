@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -23,7 +23,8 @@ class InitFolder:
         self, work: WorkFolder, adapter: AdapterWriter, base: BaseWriter, offset: AdapterWriter | None = None
     ) -> None:
         self._work, self._adapter, self._base, self._offset = work, adapter, base, offset
-        self._copied = base.copied()
+        self._copied: dict[str, int] = dict(work.finished("copied"))
+        self._journal_copies()  # less than before, where the disk has lost a file
         self.records: dict[str, tuple[ModuleRecord, ...]] = {}
         for entry in work.finished("module"):
             self._take_over(tuple(module_record(record) for record in entry["records"]), entry["tensor_sha256"])
@@ -55,9 +56,10 @@ class InitFolder:
             self._journal_copies()
             yield shard
 
-    def file_hashes(self) -> dict[str, dict[str, Any]]:
-        """Size and SHA-256 of every file in the folder but the manifest, which an interrupted run may have left."""
-        known = {shard: self._base.sha256(shard) for shard in self._base.shards}
+    def file_hashes(self, hashes: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+        """Size and SHA-256 of every file in the folder but the manifest, which an interrupted run may have left;
+        `hashes` are those that others have taken."""
+        known = {shard: self._base.sha256(shard) for shard in self._base.shards} | dict(hashes)
         tree = self._work.tree
         names = sorted(path.relative_to(tree).as_posix() for path in tree.rglob("*") if path.is_file())
         names = [name for name in names if name != MANIFEST]
@@ -83,6 +85,6 @@ class InitFolder:
     def _journal_copies(self) -> None:
         copied = self._base.copied()
         for shard, count in copied.items():
-            if count != self._copied.get(shard):
+            if count != self._copied.get(shard, 0):
                 self._work.record({"copied": [shard, count]})
         self._copied = copied

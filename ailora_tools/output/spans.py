@@ -38,6 +38,11 @@ def read_span(path: Path, start: int, stop: int) -> bytes:
 def create(path: Path, size: int, first: bytes = b"") -> None:
     """A new file of `size` bytes that starts with `first`."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    create_in(path, size, first)
+
+
+def create_in(path: Path, size: int, first: bytes = b"") -> None:
+    """`create` in a folder that is there: FileNotFoundError where it is there no longer."""
     with open(path, "wb") as file:
         file.write(first)
         file.truncate(size)
@@ -46,10 +51,15 @@ def create(path: Path, size: int, first: bytes = b"") -> None:
 def renew(path: Path, size: int, first: bytes) -> bool:
     """Leave a file of that size that starts with `first` as it is (True), make any other anew: an interruption may have
     come before its size was set, or before the disk had its first bytes."""
-    if path.is_file() and path.stat().st_size == size and read_span(path, 0, len(first)) == first:
+    if stands(path, size, first):
         return True
     create(path, size, first)
     return False
+
+
+def stands(path: Path, size: int, first: bytes) -> bool:
+    """Whether there is a file of that size that starts with `first`."""
+    return path.is_file() and path.stat().st_size == size and read_span(path, 0, len(first)) == first
 
 
 def write_new(path: Path, data: bytes) -> None:

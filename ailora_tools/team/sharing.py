@@ -10,7 +10,7 @@ one, so that each process takes what it can do. `folder` is where results are ha
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from secrets import token_hex
@@ -58,7 +58,7 @@ def share(
         with closing(work(common.claims())) as own:
             for item, part in own:
                 yield from common.once(item.name, part)
-                job.pulse.done(item.nbytes, item.cost)
+                job.done(item.nbytes, item.cost)
                 yield from common.arrived()
                 job.check()
         yield from _rest(common, work, progress)
@@ -66,24 +66,31 @@ def share(
         common.close()
 
 
-def serve(job: Job, stage: str, items: Iterable[Wanted], work: Work[Wanted], folder: Path | None = None) -> None:
+def serve(
+    job: Job, stage: str, items: Iterable[Wanted], work: Work[Wanted], folder: Path | None = None, *,
+    sighted: bool = False,
+) -> bool:  # fmt: skip
     """For all others: work on items until none is left, and hand in what becomes of them. `items` are all there are,
-    found by this process itself; what is to be done of them, and in which order, the first one tells.
+    found by this process itself; what is to be done of them, and in which order, the first one tells. sighted: only
+    where this process sees `folder`; False, and nothing is done, where it does not.
 
     Raises TeamError where it tells of an item that is not among them; OutputError where `folder` takes no file.
     """
     common = _List(job, stage, items, folder)
     common.hear()
-    with closing(work(common.claims())) as own:
+    if sighted and not common.sees:
+        return False
+    with common.while_wanted(), closing(work(common.claims())) as own:
         for item, part in own:
             common.hand_in(item.name, replace(part, rank=job.place.rank))
-            job.pulse.done(item.nbytes, item.cost)
+            job.done(item.nbytes, item.cost)
             job.check()
+    return True
 
 
 def _rest(common: _List[Wanted], work: Work[Wanted], progress: Progress) -> Iterator[tuple[Wanted, Part]]:
     """Wait for what others have taken; what those had who fell silent is done here."""
-    named: set[int] = set()
+    named = common.job.named
     while common.left:
         common.job.check()
         missing = common.job.missing()
@@ -139,12 +146,29 @@ class _List(Generic[Wanted]):
         with suppress(TeamError):
             self.job.board.count(f"{self._key}/next", _CLOSED)
 
+    @property
+    def sees(self) -> bool:
+        """Whether this process sees the folder."""
+        return self._spool is not None
+
+    @contextmanager
+    def while_wanted(self) -> Iterator[None]:
+        """After the end of the list its folder is gone, which is no failure of who still worked on something."""
+        try:
+            yield
+        except OSError:
+            if not self._closed():
+                raise
+
+    def _closed(self) -> bool:
+        return self.job.board.count(f"{self._key}/next", 0) >= _CLOSED
+
     def hand_in(self, name: str, part: Part) -> None:
         """As a file where the first process reads it, else by the store."""
         try:
             (self._spool or self._mail).put(name, part)
         except OSError as error:
-            if self.job.board.count(f"{self._key}/next", 0) < _CLOSED:
+            if not self._closed():
                 told = f"{self.job.me}: cannot write: {error.strerror or error} ({self._folder})."
                 raise OutputError(told, "Make room, then run it again with --resume.") from None
 

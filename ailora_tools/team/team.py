@@ -11,7 +11,9 @@ import atexit
 import os
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from functools import cache, partial
 from time import monotonic
@@ -84,6 +86,7 @@ class Job:
         self._last = last  # what outlives a restart
         self.pulse = Pulse(board, place.rank, place.size, {"host": socket.gethostname(), "pid": os.getpid()})
         self.calls_made = 0
+        self.named: set[int] = set()  # silent processes that the user has heard of
 
     @property
     def alone(self) -> bool:
@@ -176,6 +179,10 @@ class Job:
         finally:
             self._finish()
 
+    def done(self, nbytes: int, cost: float) -> None:
+        """One more item is done; all hear of it."""
+        self.pulse.done(nbytes, cost)
+
     def ended(self) -> bool:
         """Whether the first process has called for the last time; raises what `check` does."""
         self.check()
@@ -185,8 +192,10 @@ class Job:
         return self.ended() or self.board.read(key) is not None
 
     def _fail(self, error: AiloraError) -> None:
-        """Let it be the end for all, unless that was told already; others wait until the first has cleaned up."""
+        """Let it be the end for all, unless that was told already; others wait until the first has cleaned up, which
+        alone shows it."""
         if error.told:
+            error.told = not self.leads
             return
         record = {"kind": type(error).__name__, "problem": error.problem, "hint": error.hint, "rank": self.place.rank}
         with suppress(TeamError):
@@ -209,6 +218,28 @@ class Job:
         for said in here if hasattr(signal, "SIGCONT") else ():
             with suppress(OSError):
                 os.kill(said["pid"], signal.SIGCONT)
+
+
+class Aside(Job):
+    """The same call of the same job for a list beside another one, in a thread of its own: no progress tells of it, and
+    it ends where `stop` says so."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__(job.place, job.board, job._last)
+        self.pulse, self.calls_made, self.named = job.pulse, job.calls_made, job.named
+        self._stopped = threading.Event()
+
+    def stop(self) -> None:
+        """Make the next `check` raise CancelledError."""
+        self._stopped.set()
+
+    def check(self) -> None:
+        if self._stopped.is_set():
+            raise CancelledError
+        super().check()
+
+    def done(self, nbytes: int, cost: float) -> None:
+        pass
 
 
 @cache

@@ -20,7 +20,7 @@ from ..team.part import Part
 from ..team.sharing import Work, serve
 from ..team.team import Job
 from .memory import at_once, need
-from .processes import Library, Matrix, device_of, kind_of, require_alike, require_same, spending, spool_of
+from .processes import Library, Matrix, device_of, kind_of, require_alike, require_same, spent, spool_of
 
 if TYPE_CHECKING:
     import torch
@@ -41,12 +41,11 @@ def measuring(
     verb = "analyze --against" if job.tuned else "analyze"
 
     def work(matrices: Iterator[Matrix]) -> Generator[tuple[Matrix, Part]]:
-        spent = spending(files.traffic)
         count = at_once(need(verb, job.plan.targets), memory, notice)
         with ieee():
             for matrix, records in stream(files, matrices, measure, device, notice, count, in_order=False):
                 noted_records = {label: {**record, **noted} for label, record in records.items()}
-                yield matrix, Part({"records": noted_records, "spent": spent()})
+                yield matrix, Part({"records": noted_records, "spent": spent(files.traffic)})
 
     return work
 

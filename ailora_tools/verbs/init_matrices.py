@@ -19,7 +19,8 @@ from ..team.part import Part
 from ..team.sharing import Work, serve
 from ..team.team import Job
 from .memory import at_once, need
-from .processes import Library, Matrix, device_of, kind_of, require_alike, require_same, spending, spool_of
+from .processes import Library, Matrix, device_of, kind_of, require_alike, require_same, spent, spool_of
+from .shards import helping_with_shards
 
 if TYPE_CHECKING:
     import torch
@@ -42,11 +43,10 @@ def computing(
     verb = "init" if operation.layouts else "init --no-base"
 
     def work(matrices: Iterator[Matrix]) -> Generator[tuple[Matrix, Part]]:
-        spent = spending(files.traffic)
         count = at_once(need(verb, operation.plan.targets, operation.method.rules), memory, notice)
         with ieee():
             for matrix, outcome in stream(files, matrices, operate, device, notice, count, in_order=False):
-                yield matrix, _packed(outcome, kind, spent())
+                yield matrix, _packed(outcome, kind, spent(files.traffic))
 
     return work
 
@@ -116,5 +116,7 @@ def help_init(
         device = device_of(settings.device, job)
         kind = require_alike(job, told["kind"], kind_of(device), mixed)
         items = [Matrix(carrier) for carrier in operation.plan.carriers]
-        serve(job, "matrices", items, computing(operation, device, lambda text: None, memory, kind), spool_of(told))
+        computed, spool = computing(operation, device, lambda text: None, memory, kind), spool_of(told)
+        with helping_with_shards(job, checkpoint.files, operation.layouts, spool, hashed=True) as watched:
+            serve(job, "matrices", items, watched(computed), spool)
     return operation

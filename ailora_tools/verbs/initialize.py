@@ -50,6 +50,7 @@ from .processes import (
     processes,
     publishing,
 )
+from .shards import copied_by_all, hashed_by_all
 
 
 @shows_progress
@@ -214,7 +215,9 @@ class _Run:
         files, carriers, progress = operation.checkpoint.files, operation.plan.carriers, self.progress
         adapter = _adapter_writer(operation, work.tree / ADAPTER_FOLDER, operation.extras)
         offset = _adapter_writer(operation, work.tree / OFFSET_FOLDER) if operation.offset else None
-        with BaseWriter(files, operation.layouts, work.tree, dict(work.finished("copied"))) as base:
+        layouts, copied = operation.layouts, dict(work.finished("copied"))
+        shared = work.root if layouts and self.shared_folder and not self.job.alone else None
+        with BaseWriter(files, layouts, work.tree, copied, alone=shared is None) as base:
             # Here torch loads (about a second) while the shards are already being copied.
             device = device_of(operation.settings.device, self.job, progress.notice)
             kind = agree_on_kind(work, device, self.mixed)
@@ -223,20 +226,22 @@ class _Run:
             waiting = [Matrix(carrier) for carrier in carriers if carrier.module not in folder.records]
             spool = call_for_work(self.job, kind, work, self.shared_folder)
             computed = computing(operation, device, progress.notice, self.memory)
-            for matrix, part in share(self.job, "matrices", waiting, computed, spool, progress):
-                credit(files.traffic, part)
-                folder.store(*unpacked(matrix.carrier, part, operation, device))
-                progress.advance(matrix.carrier.label, matrix.nbytes)
-                check.look()
-            progress.start("Copying", len(base.shards), 0)
-            extras = [_store_extra(extra, operation, adapter) for extra in operation.extras]
-            for shard in folder.seal():
-                progress.advance(shard, operation.layouts[shard].size)
+            with copied_by_all(self.job, base, files, layouts, shared, progress):
+                for matrix, part in share(self.job, "matrices", waiting, computed, spool, progress):
+                    credit(files.traffic, part)
+                    folder.store(*unpacked(matrix.carrier, part, operation, device))
+                    progress.advance(matrix.carrier.label, matrix.nbytes)
+                    check.look()
+                progress.start("Copying", len(base.shards), 0)
+                extras = [_store_extra(extra, operation, adapter) for extra in operation.extras]
+                for shard in folder.seal():
+                    progress.advance(shard, layouts[shard].size)
+            hashes = hashed_by_all(self.job, layouts, shared, progress)
             verdict = check.finish()
             records = [record for carrier in carriers for record in folder.records[carrier.module]]
             _tell([*verdict.notices, *warnings(records)], progress)
             ran_on = {"device": str(device), **processes(self.job)}
-            return _describe(operation, work.tree, folder, records, extras, verdict.exact, ran_on)
+            return _describe(operation, work.tree, folder, records, extras, hashes, verdict.exact, ran_on)
 
 
 def _unbuilt_before(folder: Path) -> tuple[str, ...]:
@@ -282,7 +287,7 @@ def _store_extra(extra: Extra, operation: Operation, adapter: AdapterWriter) -> 
 
 def _describe(
     operation: Operation, tree: Path, folder: InitFolder, records: Sequence[ModuleRecord],
-    extras: Sequence[ExtraRecord], short: bool, ran_on: Mapping[str, str],
+    extras: Sequence[ExtraRecord], hashes: Mapping[str, str], short: bool, ran_on: Mapping[str, str],
 ) -> Manifest:  # fmt: skip
     """Everything besides the weights: copied files, the adapter's config, the card, and last the manifest."""
     for name in operation.companions:
@@ -295,6 +300,6 @@ def _describe(
         write_json(tree / OFFSET_FOLDER / ADAPTER_CONFIG, peft_config(operation, short, frozen=True))
     write_text(tree / CARD, card(operation, records))
     write_json(tree / LR_GROUPS, lr_document(records))
-    proof = manifest(operation, records, extras, folder.file_hashes(), ran_on)
+    proof = manifest(operation, records, extras, folder.file_hashes(hashes), ran_on)
     write_text(tree / MANIFEST, proof.to_json())
     return proof

@@ -27,7 +27,7 @@ from ..errors import AiloraError, OptionError, TargetError, listed
 from ..matrices.restore import Restored, restore
 from ..output.atomic import Output, building
 from ..output.base import BaseWriter, companions, copy_file, left_out, require_readable
-from ..output.layout import ShardLayout, lay_out, restate_index, widened
+from ..output.layout import ShardLayout, restate_index, widened
 from ..output.manifest import Manifest, fingerprint, read_manifest
 from ..output.names import ADAPTER_FOLDER, MANIFEST, RESULT
 from ..output.place import output_folder
@@ -41,9 +41,10 @@ from ..team.part import Part
 from ..team.sharing import share
 from ..team.team import Job, find_team
 from .announce import announce
-from .merge_matrices import Merging, help_merge, merging, sizes
+from .merge_matrices import Merging, help_merge, layouts_of, merging, sizes
 from .processes import Library, call_for_work, credit, device_of, is_published, kind_of, publishing
 from .result import Result
+from .shards import copied_by_all
 
 
 @dataclass(frozen=True)
@@ -169,8 +170,7 @@ def _plan(stored: Checkpoint, held: Adapter, base_dtype: str, dtype: str | None)
     found = find_places(checkpoint, held)
     places = all_places(restored, found.places)
     added = {place.name: place.stored for place in places if place.added}
-    changed = (place.stored for place in places if not place.added)
-    layouts = lay_out(stored, changed, base_dtype, added | restored.added, restored.dropped)
+    layouts = layouts_of(stored, restored, places, base_dtype)
     copied = [(name, checkpoint.files.size(name)) for name in kept_companions(restored, companions(checkpoint))]
     return _Plan(stored, held, base_dtype, restored, found, places, added, layouts, copied)
 
@@ -190,14 +190,16 @@ def _make(job: Job, plan: _Plan, folder: Path, work: WorkFolder, device: str, pr
     """Merge one tensor after the other while the shards are copied; then the files beside them."""
     files, tree = plan.checkpoint.files, work.tree
     items = [Merging(one) for one in sources_of(plan.restored, plan.places)]
-    with BaseWriter(files, plan.layouts, tree, {}, hashed=False) as writer:
+    with BaseWriter(files, plan.layouts, tree, {}, hashed=False, alone=job.alone) as writer:
         place = device_of(device, job)
         spool = call_for_work(job, kind_of(place), work, shared_folder=True)
         progress.start("Merging", len(items), 0)
         merged = share(
             job, "tensors", items, merging(files, plan.held, plan.base_dtype, place, progress.notice), spool, progress
         )
-        written = _write(merged, files.traffic, writer, progress)
+        shared = None if job.alone else work.root
+        with copied_by_all(job, writer, files, plan.layouts, shared, progress):
+            written = _write(merged, files.traffic, writer, progress)
     for name, _ in plan.copied:
         copy_file(files, name, tree / name)
     restate_index(tree, plan.checkpoint, plan.dtypes, plan.added)

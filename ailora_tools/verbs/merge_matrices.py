@@ -3,24 +3,25 @@ folder."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..adapters.few_bits import Source, all_places, sources_of
 from ..adapters.folder import Adapter, open_adapter
-from ..adapters.places import find_places
+from ..adapters.places import Place, find_places
 from ..checkpoint.files import Files
 from ..checkpoint.header import StoredTensor
-from ..checkpoint.index import read_checkpoint
+from ..checkpoint.index import Checkpoint, read_checkpoint
 from ..checkpoint.source import SourceOptions
 from ..errors import TeamError
-from ..matrices.restore import restore
-from ..output.layout import widened
+from ..matrices.restore import Restored, restore
+from ..output.layout import ShardLayout, lay_out, widened
 from ..team.part import Part
 from ..team.sharing import Work, serve
 from ..team.team import Job
-from .processes import Library, device_of, kind_of, require_alike, require_same, spending, spool_of
+from .processes import Library, device_of, kind_of, require_alike, require_same, spent, spool_of
+from .shards import helping_with_shards
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -67,10 +68,9 @@ def merging(
         return _merged(adapter, files, item.source, raw, base_dtype)
 
     def work(items: Iterator[Merging]) -> Generator[tuple[Merging, Part]]:
-        spent = spending(files.traffic)
         with ieee():
             for item, (W, change, wide) in stream(files, items, merge, device, notice):
-                yield item, Part({"change": change, "wide": wide, "spent": spent()}, [matrix_bytes(W)])
+                yield item, Part({"change": change, "wide": wide, "spent": spent(files.traffic)}, [matrix_bytes(W)])
 
     return work
 
@@ -93,6 +93,15 @@ def _merged(adapter: Adapter, files: Files, source: Source, raw: Tensor, base_dt
     return result.cpu().contiguous(), norm(result.to(wide) - wide) / size if size else 0.0, beyond
 
 
+def layouts_of(
+    stored: Checkpoint, restored: Restored, places: Sequence[Place], base_dtype: str
+) -> dict[str, ShardLayout]:
+    """Of every shard of the merged model; `restored` is `stored` without few bits."""
+    changed = (place.stored for place in places if not place.added)
+    added = {place.name: place.stored for place in places if place.added}
+    return lay_out(stored, changed, base_dtype, added | restored.added, restored.dropped)
+
+
 def help_merge(
     job: Job, base: str | Path, adapter: str | Path, dtype: str | None, base_dtype: str, device: str,
     source: SourceOptions,
@@ -108,11 +117,13 @@ def help_merge(
     restored = restore(stored, dtype)
     places = all_places(restored, find_places(restored.plain, held).places)
     items = [Merging(one) for one in sources_of(restored, places)]
+    layouts = layouts_of(stored, restored, places, base_dtype)
     for told in job.calls():
         place = device_of(device, job)
         require_alike(job, told["kind"], kind_of(place), mixed=False)
         work = merging(restored.plain.files, held, base_dtype, place, lambda text: None)
-        serve(job, "tensors", items, work, spool_of(told))
+        with helping_with_shards(job, restored.plain.files, layouts, spool_of(told), hashed=False) as watched:
+            serve(job, "tensors", items, watched(work), spool_of(told))
 
 
 def sizes(adapter: Adapter) -> dict[str, int]:

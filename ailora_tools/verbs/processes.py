@@ -118,17 +118,9 @@ def spool_of(told: dict[str, Any]) -> Path | None:
     return None if told["spool"] is None else Path(told["spool"])
 
 
-def spending(traffic: Traffic | None) -> Callable[[], list[int]]:
+def spent(traffic: Traffic | None) -> list[int]:
     """Bytes, requests and retries over the network since the last call: they travel with each part."""
-    last = [0, 0, 0]
-
-    def spent() -> list[int]:
-        nonlocal last
-        now = [0, 0, 0] if traffic is None else [traffic.nbytes, traffic.requests, traffic.retries]
-        step, last = [after - before for after, before in zip(now, last, strict=True)], now
-        return step
-
-    return spent
+    return [0, 0, 0] if traffic is None else traffic.take()
 
 
 def credit(traffic: Traffic | None, part: Part) -> None:

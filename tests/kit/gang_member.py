@@ -1,13 +1,15 @@
 """One process of a gang, as torchrun starts it: the calls of plan.json, and what happens to it on the way.
 
 strikes: [{"rank", "attempt", "event", "action", "within"}]: at the `event`-th call to the file system that Python
-audits, of those with a path that has `within` in it, the process is killed or stopped, or kills or ends the agent.
+audits, of those with a path that has `within` in it, the process is killed or stopped, or kills or ends the agent, or
+the disk is full.
 hung: seconds without a sign of life that count as hung. patient: the first process takes no matrix before one of the
 others was struck.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -38,18 +40,20 @@ def watch(strikes: list[dict[str, Any]]) -> None:
             counts[within] += within in path
         for strike in strikes:
             if strike.get("within", "") in path and counts[strike.get("within", "")] == strike["event"]:
-                act(strike["action"])
+                act(strike["action"], path)
 
     sys.addaudithook(hook)
 
 
-def act(action: str) -> None:
+def act(action: str, path: str) -> None:
     """What befalls the process, or its agent."""
     (FOLDER / f"struck-{RANK}").touch()
     if action == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     elif action == "stop":
         os.kill(os.getpid(), signal.SIGSTOP)
+    elif action == "fill the disk":
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
     else:
         os.kill(os.getppid(), signal.SIGKILL if action == "kill the agent" else signal.SIGTERM)
 

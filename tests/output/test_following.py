@@ -76,4 +76,4 @@ def test_without_a_wish_for_it_nothing_is_read(tmp_path: Path) -> None:
         shard.tell(copied=80)
         for name in SPANS:
             shard.tell(tensor=name)
-        assert shard.sealed.result(SAFETY) == hashlib.sha256().hexdigest()
+        assert shard.sealed.result(SAFETY) == ""

@@ -24,7 +24,7 @@ from ailora_tools.team.part import Mail, Part, Spool
 from ailora_tools.team.place import Place, read_place
 from ailora_tools.team.pulse import Sign
 from ailora_tools.team.team import Job
-from ailora_tools.verbs.processes import credit, require_alike, spending
+from ailora_tools.verbs.processes import credit, require_alike, spent
 
 TORCHRUN = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "host",
             "MASTER_PORT": "29500", "TORCHELASTIC_RESTART_COUNT": "3", "TORCHELASTIC_RUN_ID": "run",
@@ -137,10 +137,9 @@ def test_the_standing_counts_all_processes_and_names_the_slowest(monkeypatch: py
 
 def test_what_others_read_is_counted_once() -> None:
     theirs, ours = Traffic(), Traffic()
-    spent = spending(theirs)
     theirs.count(10, 2, 1)
-    assert spent() == [10, 2, 1]
+    assert spent(theirs) == [10, 2, 1]
     theirs.count(5, 1)
     for rank in (0, 1):  # what this process read for its own part is counted already
-        credit(ours, Part({"spent": spent()} if rank else {"spent": [9, 9, 9]}, rank=rank))
+        credit(ours, Part({"spent": spent(theirs)} if rank else {"spent": [9, 9, 9]}, rank=rank))
     assert ours == Traffic(5, 1, 0, ours._lock)

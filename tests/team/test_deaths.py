@@ -16,7 +16,8 @@ from ailora_tools import initialize
 
 SIZES = {"hidden_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2}
 LAYERS = 6
-EVENTS = (180, 15)  # calls to the file system of the first process, and of another one, during an `init`
+EVENTS = (180, 80)  # calls to the file system of the first process, and of another one, during an `init`
+COPYING = 24  # of those of another one, with the shards that it copies
 MANY = [pytest.param(seed, marks=pytest.mark.faults) for seed in range(1, 20)]
 
 
@@ -51,7 +52,9 @@ def test_restarted_after_kills_it_writes_the_same(
 ) -> None:
     dice, out = random.Random(seed), tmp_path / "out"
     strikes = [
-        {"rank": 1, "attempt": 0, "event": dice.randint(1, EVENTS[1]), "action": "kill"},
+        {"rank": 1, "attempt": 0, "event": dice.randint(1, COPYING), "within": "/copies/", "action": "kill"}
+        if seed % 2 == 0
+        else {"rank": 1, "attempt": 0, "event": dice.randint(1, EVENTS[1]), "action": "kill"},
         {"rank": 0, "attempt": 1, "event": dice.randint(1, EVENTS[0]), "action": "kill"},
     ]
     process = start(tmp_path / "gang", 2, call(model, out), restarts=3, strikes=strikes, patient=True)
@@ -77,11 +80,12 @@ def test_after_the_end_of_the_agent_one_process_goes_on(
     assert list(tmp_path.glob("*.partial")) == []
 
 
-def test_a_stopped_process_is_named_and_its_matrices_are_done_by_another(
-    model: Path, wanted: dict[str, bytes], tmp_path: Path
+@pytest.mark.parametrize("within", ["/spool/", pytest.param("/copies/", marks=pytest.mark.faults)])
+def test_a_stopped_process_is_named_and_what_it_had_is_done_by_another(
+    within: str, model: Path, wanted: dict[str, bytes], tmp_path: Path
 ) -> None:
-    # The first file in the spool that it opens is the probe, the second its first result.
-    strikes = [{"rank": 1, "attempt": 0, "event": 2, "within": "/spool/", "action": "stop"}]
+    # The first file that it opens there is the probe, the second its first result.
+    strikes = [{"rank": 1, "attempt": 0, "event": 2, "within": within, "action": "stop"}]
     out = tmp_path / "out"
     words = [[word for word in call(model, out)[0] if word != "--quiet"]]
     found = run(tmp_path / "gang", 2, words, strikes=strikes, hung=3.0, patient=True)
