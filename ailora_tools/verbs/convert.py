@@ -78,6 +78,7 @@ class Conversion(Result):
     modules: tuple[Converted, ...]
     kept: tuple[str, ...]
     added: tuple[str, ...] = ()
+    scaling: float = 1.0
 
     _columns = ("module", "rank", "filled", "changed", "error", "truncated")
 
@@ -95,6 +96,7 @@ class Conversion(Result):
             "modules": [asdict(module) for module in self.modules],
             "kept": list(self.kept),
             "added": list(self.added),
+            "scaling": self.scaling,
         }
 
 
@@ -174,14 +176,15 @@ def convert(
     job = _match(held, root, output_folder(output, "", inputs, progress))
     job = replace(job, others=find_all_layers(job.manifest, root, job.names)) if all_layers else job
     ranks = _ranks(job, rank, keep_ranks)
+    scaling = _scaling(job, ranks)
     complete = require_whole(held, job.factors, job.initial, job.names)
     for text in (*complete, *held.notices, *about_original(job.manifest)):
         progress.notice(text)
     sources = Sources((held.files, ADAPTER_FILES), (job.initial.files, ADAPTER_FILES))
     out = Output(job.folder, "convert", overwrite=overwrite, force=force)
     with making(out, sources.require_unchanged) as tree, ieee():
-        modules = _write(job, tree, ranks, FACTOR_DTYPES[dtype], progress)
-        result = Conversion(job.folder, job.base[0], modules, tuple(job.kept), tuple(job.added))
+        modules = _write(job, tree, ranks, scaling, FACTOR_DTYPES[dtype], progress)
+        result = Conversion(job.folder, job.base[0], modules, tuple(job.kept), tuple(job.added), scaling)
         write_result(tree, {"verb": "convert", "trained": job.trained.location, **result.to_json()})
     return result
 
@@ -252,14 +255,14 @@ def _own_rank(job: _ConvertJob, module: str, rank: int | None) -> int:
 
 
 def _write(
-    job: _ConvertJob, tree: Path, ranks: Mapping[str, int], dtype: str, progress: Progress
+    job: _ConvertJob, tree: Path, ranks: Mapping[str, int], scaling: float, dtype: str, progress: Progress
 ) -> tuple[Converted, ...]:
     """One module after the other into a file that was laid out before."""
     from ..checkpoint.stream import DTYPES, matrix_bytes
     from ..linalg.finite import stored
     from ..linalg.lowrank import distance, factorise
 
-    header, scaling = _lay_out(job, tree, ranks, dtype), _scaling(job, ranks)
+    header = _lay_out(job, tree, ranks, dtype)
     progress.start("Converting", len(job.names), 0)
     done, alike = [], Likeness()
     for module in job.names:
@@ -329,14 +332,10 @@ def _lay_out(job: _ConvertJob, tree: Path, ranks: Mapping[str, int], dtype: str)
     return {name: info.start for name, info in header.tensors.items()}
 
 
-def _of_start(job: _ConvertJob) -> dict[str, Any]:
-    """What other trainers than PEFT do not save."""
-    return {key: job.initial.config.get(key) for key in ("task_type", "fan_in_fan_out")}
-
-
 def _config(job: _ConvertJob, ranks: Mapping[str, int], scaling: float) -> dict[str, Any]:
     """As the trained one, with the new ranks and one scaling, for the original base."""
-    old, (base, revision) = {**_of_start(job), **job.trained.config}, job.base
+    of_start = {key: job.initial.config.get(key) for key in ("task_type", "fan_in_fan_out")}  # only PEFT saves these
+    old, (base, revision) = {**of_start, **job.trained.config}, job.base
     modules = [AdapterModule(name, job.sides(name), rank, int(scaling * rank)) for name, rank in ranks.items()]
     config = adapter_config(
         modules, [], base=base, revision=revision, architectures=(), rslora=False,

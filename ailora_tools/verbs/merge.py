@@ -81,7 +81,7 @@ class Merge(Result):
             "dtypes": list(self.dtypes),
             "modules": [asdict(module) for module in self.modules],
             "restored": list(self.restored),
-            **({} if self.lost is None else {"lost": self.lost}),
+            "lost": self.lost,
         }
 
 
