@@ -17,8 +17,9 @@ from typing import Any
 
 
 def packed(text: str) -> str:
-    """Gzip in base64: no character of it means anything to an HTML parser, so that hostile names stay inside."""
-    return base64.b64encode(gzip.compress(text.encode("utf-8"), 9, mtime=0)).decode("ascii")
+    """Gzip in base64: no character of it means anything to an HTML parser, so that hostile names stay inside. A byte of
+    a name that is no UTF-8 is escaped, as JSON writes it."""
+    return base64.b64encode(gzip.compress(text.encode("utf-8", "backslashreplace"), 9, mtime=0)).decode("ascii")
 
 
 def unpacked(page: str) -> dict[str, Any]:
