@@ -9,16 +9,18 @@ from ..checkpoint.header import StoredTensor
 from ..matrices.quantisation import Quantised
 from ..matrices.restore import SIDE_FILES, Restored
 from .places import Change, Place
+from .zeros import about_zeros
 
 
 @dataclass(frozen=True)
 class Source:
     """A parameter of the merged model, and what is read for it: a tensor of the base, or the main piece of one in few
-    bits."""
+    bits, of which in_zeros only the zero points are written."""
 
     place: Place
     stored: StoredTensor
     quantised: Quantised | None = None
+    in_zeros: bool = False
 
 
 def all_places(restored: Restored, places: Sequence[Place]) -> list[Place]:
@@ -31,16 +33,25 @@ def all_places(restored: Restored, places: Sequence[Place]) -> list[Place]:
 def sources_of(restored: Restored, places: Iterable[Place]) -> list[Source]:
     """What to read for each place."""
     found = [(place, restored.matrices.get(place.stored.name)) for place in places]
-    return [Source(place, held.pieces["main"] if held else place.stored, held) for place, held in found]
+    return [
+        Source(place, held.pieces["main"] if held else place.stored, held, bool(held) and restored.in_zeros)
+        for place, held in found
+    ]
 
 
 def kept_companions(restored: Restored, names: Sequence[str]) -> list[str]:
     """The files to copy, without those that say how the weights were quantised."""
-    return [name for name in names if not restored.matrices or name.rsplit("/", 1)[-1] not in SIDE_FILES]
+    return [
+        name
+        for name in names
+        if not restored.matrices or restored.in_zeros or name.rsplit("/", 1)[-1] not in SIDE_FILES
+    ]
 
 
 def about_few_bits(restored: Restored, dtypes: Mapping[str, str]) -> list[str]:
     """What becomes of them, as a notice."""
+    if restored.in_zeros:
+        return about_zeros(restored)
     if not restored.matrices:
         return []
     labels = sorted({quantised.label for quantised in restored.matrices.values()})

@@ -84,7 +84,7 @@ def _show(result: Conversion) -> None:
     print_facts({
         "adapter": result.folder,
         "for": f"{result.base}, the original model",
-        "modules": f"{len(modules)}, rank {span(module.rank for module in modules)}, scaling 1",
+        "modules": f"{len(modules)}, rank {span(module.rank for module in modules)}, scaling {result.scaling:.6g}",
         **({"filled up": f"{filled} of them with zeros to that rank"} if filled else {}),
         **({"added": f"{len(result.added)} of other layers, all zero"} if result.added else {}),
         "error": f"at most {max(module.error for module in modules):.1e} of the change ({lost:.1e} by the rank)",

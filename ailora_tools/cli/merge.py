@@ -45,6 +45,12 @@ _EXAMPLES = (
     type=click.Choice(list(FACTOR_DTYPES)),
     help="Number type in which the matrices of a quantised BASE are stored.  [default: that of its config.json]",
 )
+@option(
+    "--zeros",
+    group=OUTPUT,
+    type=click.Choice(["float"]),
+    help="Leave a quantised BASE in few bits, and put a QA-LoRA into its zero points, in float16.",
+)
 @reading_options("BASE")
 @device_option
 @message_options

@@ -169,7 +169,7 @@ def _bnb_int8(pieces: Pieces, quantised: Quantised) -> Tensor:
 
 
 def _int8(pieces: Pieces, quantised: Quantised) -> Tensor:
-    return _grouped(pieces["main"], pieces["scale"], pieces.get("zeros"), None)
+    return _grouped(pieces["main"], pieces["scale"], pieces.get("zeros"), pieces.get("groups"))
 
 
 def _gptq(pieces: Pieces, quantised: Quantised) -> Tensor:

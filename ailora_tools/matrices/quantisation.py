@@ -50,7 +50,7 @@ FORMATS = (
     Format("bnb_int8", "INT8 (bitsandbytes)", ".weight", ("I8",), {"scale": (".SCB",)}),
     Format(
         "int8", "INT8 (compressed-tensors)", ".weight", ("I8",), {"scale": (".weight_scale",)},
-        {"zeros": (".weight_zero_point",)},
+        {"zeros": (".weight_zero_point",), "groups": (".weight_g_idx",)},
     ),
     Format(
         "gptq", "INT (GPTQ)", ".qweight", ("I32",), {"zeros": (".qzeros",), "scale": (".scales",)},

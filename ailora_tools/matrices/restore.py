@@ -32,11 +32,15 @@ class Restored:
     """plain: the checkpoint without few bits: each matrix NAME.weight with its shape (out, in) and the dtype it will be
     stored in (its bytes are those of its main piece, which no one may take for numbers), no sidecars, and a config.json
     that says nothing of them. matrices: NAME.weight -> its pieces. dropped: every tensor that vanishes.
+
+    in_zeros: the matrices stay in few bits, and what is written anew are their zero points, which `plain` and
+    `matrices` name in the place of theirs.
     """
 
     plain: Checkpoint
     matrices: Mapping[str, Quantised]
     dropped: frozenset[str]
+    in_zeros: bool = False
 
     @property
     def added(self) -> dict[str, StoredTensor]:

@@ -323,7 +323,7 @@ The trained adapter fits {fits}. To use it on the original base alone, as any Lo
 
     ailora-tools convert TRAINED --init {folder} -o plain-lora
 {"" if facts.new_head else merge}{ON_ORIGINAL if facts.grid else ""}
-Without `convert` the part that was moved would count twice. Its result has one rank, `r` in its config, and scaling 1:
+Without `convert` the part that was moved would count twice. Its result has one rank, `r` in its config, and one alpha:
 
 - vLLM: `--max-lora-rank` of at least that `r` (its default is 16); no `modules_to_save`, no DoRA.
 - llama.cpp, Ollama, SGLang, TGI, LoRAX: one rank for all modules, so no `--keep-ranks`; llama.cpp takes neither biases

@@ -2,6 +2,7 @@
 
 The original is W = W_res + s B0 A0 and the trained model W_res + s B A, so the change is s (B A - B0 A0): A' = [A; A0]
 and B' = [s B, -s B0] have it at rank 2r. They are factored anew, so that the two large parts do not cancel in 16 bits.
+Where nothing has to be subtracted A, B and s stay as they are: of QA-LoRA A with each column g times.
 
 All modules get one rank, filled up with zeros, since servers know one rank and one alpha: llama.cpp and Ollama take
 alpha / rows of A, SGLang, TGI and LoRAX stack the factors of all layers; none reads the patterns of PEFT.
@@ -44,6 +45,7 @@ from ..output.sources import Sources
 from ..output.spans import create, write_json, write_span
 from ..progress import Progress, heard
 from ..surgery.all_layers import AllLayers, find_all_layers
+from .descent import Likeness
 from .result import Result
 
 if TYPE_CHECKING:
@@ -52,7 +54,6 @@ if TYPE_CHECKING:
 _NOTHING = 1e-12  # of the size of both products: below it their difference is the rounding of float64
 _WIDER = "Store the result in a wider type: --dtype float32 (or bfloat16, which reaches as far)."
 _CHOOSING = ("target_modules", "exclude_modules", "layers_to_transform")
-_STRANGER = 0.2  # cosine between all factors before and after training; random ones are far below
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ class Conversion(Result):
     modules: tuple[Converted, ...]
     kept: tuple[str, ...]
     added: tuple[str, ...] = ()
+    scaling: float = 1.0
 
     _columns = ("module", "rank", "filled", "changed", "error", "truncated")
 
@@ -94,6 +96,7 @@ class Conversion(Result):
             "modules": [asdict(module) for module in self.modules],
             "kept": list(self.kept),
             "added": list(self.added),
+            "scaling": self.scaling,
         }
 
 
@@ -153,8 +156,9 @@ def convert(
     Without `rank` the change is kept whole, at twice the rank of the largest module; with it, the best approximation of
     that rank is, and its error told. Smaller modules are filled up with zeros, which change nothing: one rank holds for
     all of them. With `keep_ranks` each has its own, `rank` at most, which PEFT reads and most servers do not. The
-    scaling of the result is 1 (alpha = rank). With `all_layers` the layers that `init --layers` left out get factors of
-    zero; the headers of the base are read for their names. No weight of a base is read, no input changed.
+    scaling of the result is 1 (alpha = rank), or that of `trained` where nothing was taken out of the base: its
+    factors are kept as they are then. With `all_layers` the layers that `init --layers` left out get factors of zero;
+    the headers of the base are read for their names. No weight of a base is read, no input changed.
 
     Raises CheckpointError, TargetError (DoRA, or an adapter of another start), OptionError, NumericalError or
     OutputError.
@@ -172,14 +176,15 @@ def convert(
     job = _match(held, root, output_folder(output, "", inputs, progress))
     job = replace(job, others=find_all_layers(job.manifest, root, job.names)) if all_layers else job
     ranks = _ranks(job, rank, keep_ranks)
+    scaling = _scaling(job, ranks)
     complete = require_whole(held, job.factors, job.initial, job.names)
     for text in (*complete, *held.notices, *about_original(job.manifest)):
         progress.notice(text)
     sources = Sources((held.files, ADAPTER_FILES), (job.initial.files, ADAPTER_FILES))
     out = Output(job.folder, "convert", overwrite=overwrite, force=force)
     with making(out, sources.require_unchanged) as tree, ieee():
-        modules = _write(job, tree, ranks, FACTOR_DTYPES[dtype], progress)
-        result = Conversion(job.folder, job.base[0], modules, tuple(job.kept), tuple(job.added))
+        modules = _write(job, tree, ranks, scaling, FACTOR_DTYPES[dtype], progress)
+        result = Conversion(job.folder, job.base[0], modules, tuple(job.kept), tuple(job.added), scaling)
         write_result(tree, {"verb": "convert", "trained": job.trained.location, **result.to_json()})
     return result
 
@@ -250,7 +255,7 @@ def _own_rank(job: _ConvertJob, module: str, rank: int | None) -> int:
 
 
 def _write(
-    job: _ConvertJob, tree: Path, ranks: Mapping[str, int], dtype: str, progress: Progress
+    job: _ConvertJob, tree: Path, ranks: Mapping[str, int], scaling: float, dtype: str, progress: Progress
 ) -> tuple[Converted, ...]:
     """One module after the other into a file that was laid out before."""
     from ..checkpoint.stream import DTYPES, matrix_bytes
@@ -259,40 +264,48 @@ def _write(
 
     header = _lay_out(job, tree, ranks, dtype)
     progress.start("Converting", len(job.names), 0)
-    done, alike = [], _Likeness()
+    done, alike = [], Likeness()
     for module in job.names:
         B, A = _change(job, module, alike)
         found = factorise(B, A).cleared(_NOTHING * float(B.norm() * A.norm()))
-        factors = [stored(side, DTYPES[dtype], module, _WIDER) for side in found.balanced(ranks[module])]
+        sides = _filled(B / scaling, A, ranks[module]) if _stays(job, module, ranks) else found.balanced(ranks[module])
+        factors = [stored(side, DTYPES[dtype], module, _WIDER) for side in sides]
         for name, side in zip(tensor_names(module), factors, strict=True):
             write_span(tree / ADAPTER_WEIGHTS, header[name], matrix_bytes(side))
-        error = distance(B, A, factors[1], factors[0]) if found.S.any() else 0.0
+        error = distance(B, A, scaling * factors[1].double(), factors[0]) if found.S.any() else 0.0
         rank, filled = ranks[module], ranks[module] - _own_rank(job, module, ranks[module])
         done.append(Converted(module, rank, filled, bool(found.S.any()), error, found.lost(rank)))
         progress.advance(module)
-    _require_descent(job, alike.cosine)
+    alike.require_descent(job.trained, job.initial)
     for name, info in job.kept.items():
         write_span(tree / ADAPTER_WEIGHTS, header[PREFIX + name], matrix_bytes(job.trained.load(info)))
-    write_json(tree / ADAPTER_CONFIG, _config(job, ranks))
+    write_json(tree / ADAPTER_CONFIG, _config(job, ranks, scaling))
     return tuple(done)
 
 
-class _Likeness:
-    """The cosine between the factors of all modules and their start; A and B by themselves, the larger of the two."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, list[float]] = {"A": [0.0, 0.0, 0.0], "B": [0.0, 0.0, 0.0]}
-
-    def add(self, side: str, now: Tensor, then: Tensor) -> None:
-        found = ((now * then).sum(), now.square().sum(), then.square().sum())
-        self._sums[side] = [old + float(new) for old, new in zip(self._sums[side], found, strict=True)]
-
-    @property
-    def cosine(self) -> float:
-        return max(dot / (now * then) ** 0.5 if now * then > 0 else 0.0 for dot, now, then in self._sums.values())
+def _stays(job: _ConvertJob, module: str, ranks: Mapping[str, int]) -> bool:
+    """Whether the factors of a module can be kept: nothing is subtracted, and there is room for all of them."""
+    return not job.moved and job.initial.modules[job.names[module]].rank <= ranks[module]
 
 
-def _change(job: _ConvertJob, module: str, alike: _Likeness) -> tuple[Tensor, Tensor]:
+def _scaling(job: _ConvertJob, ranks: Mapping[str, int]) -> float:
+    """That of the trained adapter, where all factors are kept and one alpha, a whole number, says it; else 1."""
+    found = {job.factors[module].scaling for module in job.names if _stays(job, module, ranks)}
+    if len(found) != 1 or not all(_stays(job, module, ranks) for module in job.names):
+        return 1.0
+    (one,) = found
+    return one if all((one * rank).is_integer() and one * rank / rank == one for rank in ranks.values()) else 1.0
+
+
+def _filled(B: Tensor, A: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """A (rank, in) and B (out, rank), with zeros after what is there."""
+    from torch.nn.functional import pad
+
+    more = rank - len(A)
+    return pad(A, (0, 0, 0, more)), pad(B, (0, more))
+
+
+def _change(job: _ConvertJob, module: str, alike: Likeness) -> tuple[Tensor, Tensor]:
     """B' and A' in float64 with B' A' the change of W, of what is not there to fill up."""
     import torch
 
@@ -304,16 +317,6 @@ def _change(job: _ConvertJob, module: str, alike: _Likeness) -> tuple[Tensor, Te
     if not job.moved:
         return now.scaling * B, A
     return torch.cat([now.scaling * B, -then.scaling * B0], 1), torch.cat([A, A0])
-
-
-def _require_descent(job: _ConvertJob, cosine: float) -> None:
-    """Training moves factors, it does not replace them: without any likeness they started elsewhere."""
-    if cosine < _STRANGER:
-        raise TargetError(
-            f"{job.trained.location} was not trained from {job.initial.location}: the shapes fit, but the factors are "
-            f"not like those at the start (cosine {cosine:.3f}).",
-            "Perhaps the trainer made a new adapter instead of loading this one: see the README in that folder.",
-        )
 
 
 def _lay_out(job: _ConvertJob, tree: Path, ranks: Mapping[str, int], dtype: str) -> dict[str, int]:
@@ -329,15 +332,11 @@ def _lay_out(job: _ConvertJob, tree: Path, ranks: Mapping[str, int], dtype: str)
     return {name: info.start for name, info in header.tensors.items()}
 
 
-def _of_start(job: _ConvertJob) -> dict[str, Any]:
-    """What other trainers than PEFT do not save."""
-    return {key: job.initial.config.get(key) for key in ("task_type", "fan_in_fan_out")}
-
-
-def _config(job: _ConvertJob, ranks: Mapping[str, int]) -> dict[str, Any]:
-    """As the trained one, with the new ranks at scaling 1, for the original base."""
-    old, (base, revision) = {**_of_start(job), **job.trained.config}, job.base
-    modules = [AdapterModule(name, job.sides(name), rank, rank) for name, rank in ranks.items()]
+def _config(job: _ConvertJob, ranks: Mapping[str, int], scaling: float) -> dict[str, Any]:
+    """As the trained one, with the new ranks and one scaling, for the original base."""
+    of_start = {key: job.initial.config.get(key) for key in ("task_type", "fan_in_fan_out")}  # only PEFT saves these
+    old, (base, revision) = {**of_start, **job.trained.config}, job.base
+    modules = [AdapterModule(name, job.sides(name), rank, int(scaling * rank)) for name, rank in ranks.items()]
     config = adapter_config(
         modules, [], base=base, revision=revision, architectures=(), rslora=False,
         transposed=bool(old.get("fan_in_fan_out")),

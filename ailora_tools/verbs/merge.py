@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from ..adapters.complete import require_complete
-from ..adapters.few_bits import about_few_bits, all_places, kept_companions, sources_of
+from ..adapters.few_bits import about_few_bits, kept_companions, sources_of
 from ..adapters.folder import Adapter, open_adapter
 from ..adapters.peft import ADAPTER_FILES
-from ..adapters.places import Place, Places, find_places
+from ..adapters.places import Place, Places
+from ..adapters.zeros import about_lost
 from ..checkpoint.gate import stated_path
 from ..checkpoint.header import BASE_DTYPES, FACTOR_DTYPES, StoredTensor
 from ..checkpoint.index import CONFIG, Checkpoint, read_checkpoint
@@ -24,7 +25,7 @@ from ..checkpoint.source import SourceOptions
 from ..checkpoint.transfer import Traffic
 from ..display.shown import shows_progress
 from ..errors import AiloraError, OptionError, TargetError, listed
-from ..matrices.restore import Restored, restore
+from ..matrices.restore import Restored
 from ..output.atomic import Output, building
 from ..output.base import BaseWriter, companions, copy_file, left_out, require_readable
 from ..output.layout import ShardLayout, restate_index, widened
@@ -41,7 +42,7 @@ from ..team.part import Part
 from ..team.sharing import share
 from ..team.team import Job, find_team
 from .announce import announce
-from .merge_matrices import Merging, help_merge, layouts_of, merging, sizes
+from .merge_matrices import Merging, find_all, help_merge, layouts_of, merging, sizes
 from .processes import Library, call_for_work, credit, device_of, is_published, kind_of, publishing
 from .result import Result
 from .shards import copied_by_all
@@ -57,12 +58,16 @@ class Merged:
 
 @dataclass(frozen=True, repr=False)
 class Merge(Result):
-    """Where the merged checkpoint lies, what was changed by how much, and what was in few bits before."""
+    """Where the merged checkpoint lies, what was changed by how much, and what was in few bits before.
+
+    lost: the largest share of a change that zero points in float16 do not hold; None without them.
+    """
 
     folder: Path
     modules: tuple[Merged, ...]
     dtypes: tuple[str, ...]
     restored: tuple[str, ...] = ()
+    lost: float | None = None
 
     _columns = ("tensor", "change")
 
@@ -77,6 +82,7 @@ class Merge(Result):
             "dtypes": list(self.dtypes),
             "modules": [asdict(module) for module in self.modules],
             "restored": list(self.restored),
+            "lost": self.lost,
         }
 
 
@@ -88,6 +94,7 @@ def merge(
     *,
     base_dtype: str = "keep",
     dtype: str | None = None,
+    zeros: str | None = None,
     device: str = "auto",
     overwrite: bool = False,
     force: bool = False,
@@ -101,6 +108,9 @@ def merge(
     it stands for: each of its matrices in the dtype that config.json states, or in `dtype` (float32, bfloat16,
     float16), and nothing of the quantisation is left. Inputs are never changed.
 
+    With `zeros` "float" a base in few bits stays so, and a QA-LoRA goes into its zero points, which become float16:
+    compressed-tensors' "int-quantized" alone has room for them.
+
     Under torchrun all processes call this and share the changed tensors; the first one alone writes, and the others get
     nothing of the result.
 
@@ -113,15 +123,20 @@ def merge(
     if base_dtype not in BASE_DTYPES or dtype not in (None, *FACTOR_DTYPES):
         known = f"{' or '.join(BASE_DTYPES)}, and {', '.join(FACTOR_DTYPES)}"
         raise OptionError(f"base dtype {base_dtype!r}, dtype {dtype!r}: they must be {known}.")
+    if zeros not in (None, "float") or (zeros and (dtype, base_dtype) != (None, "keep")):
+        raise OptionError(
+            f"zeros {zeros!r}: it must be float, and nothing is stored in another dtype then.",
+            "Leave out --dtype and --base-dtype, or --zeros.",
+        )
     progress = heard(progress)
     with find_team().job("merge") as job:
         if not job.leads:
-            help_merge(job, base, adapter, dtype, base_dtype, device, source)
+            help_merge(job, base, adapter, dtype, base_dtype, zeros, device, source)
             return Merge(Path(), (), ())
         library = Library(job)
         stored, held = read_checkpoint(library.open(base, **source)), open_adapter(adapter)
         folder = output_folder(output, "", [stored.origin, held.files.origin], progress)
-        plan = _plan(stored, held, base_dtype, dtype)
+        plan = _plan(stored, held, base_dtype, dtype, zeros)
         _tell(plan, progress)
         job.call({"sources": library.tell(), "shards": fingerprint(stored), "adapter": sizes(held)})
         if is_published(job, folder):
@@ -163,12 +178,10 @@ class _Plan:
         return [*self.copied, *((shard, header.file_size) for shard, header in self.checkpoint.headers.items())]
 
 
-def _plan(stored: Checkpoint, held: Adapter, base_dtype: str, dtype: str | None) -> _Plan:
-    restored = restore(stored, dtype)
+def _plan(stored: Checkpoint, held: Adapter, base_dtype: str, dtype: str | None, zeros: str | None) -> _Plan:
+    _require_right_base(stored, held)
+    restored, found, places = find_all(stored, held, dtype, zeros)
     checkpoint = restored.plain
-    _require_right_base(checkpoint, held)
-    found = find_places(checkpoint, held)
-    places = all_places(restored, found.places)
     added = {place.name: place.stored for place in places if place.added}
     layouts = layouts_of(stored, restored, places, base_dtype)
     copied = [(name, checkpoint.files.size(name)) for name in kept_companions(restored, companions(checkpoint))]
@@ -207,7 +220,12 @@ def _make(job: Job, plan: _Plan, folder: Path, work: WorkFolder, device: str, pr
     _restate_config(tree, plan.stored, plan.checkpoint, plan.found, wide, progress)
     touched = {one.name for one in plan.found.places}
     modules = tuple(Merged(item.name, written[item.name]["change"]) for item in items if item.name in touched)
-    result = Merge(folder, modules, tuple(sorted(set(plan.dtypes.values()))), tuple(plan.restored.matrices))
+    lost = None
+    if plan.restored.in_zeros:
+        lost, text = about_lost({item.name: written[item.name]["lost"] for item in items})
+        progress.notice(text)
+    dtypes, restored = tuple(sorted(set(plan.dtypes.values()))), plan.restored
+    result = Merge(folder, modules, dtypes, () if restored.in_zeros else tuple(restored.matrices), lost)
     made_from = {"base": plan.checkpoint.origin.to_json(), "adapter": plan.held.location}
     write_result(tree, {"verb": "merge", **made_from, **result.to_json()})
     return result
@@ -303,4 +321,4 @@ def _published(folder: Path) -> Merge:
     """What was written before the processes were started anew."""
     told = json.loads((folder / RESULT).read_text(encoding="utf-8"))
     modules = tuple(Merged(**module) for module in told["modules"])
-    return Merge(folder, modules, tuple(told["dtypes"]), tuple(told["restored"]))
+    return Merge(folder, modules, tuple(told["dtypes"]), tuple(told["restored"]), told.get("lost"))

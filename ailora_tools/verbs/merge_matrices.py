@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 
 from ..adapters.few_bits import Source, all_places, sources_of
 from ..adapters.folder import Adapter, open_adapter
-from ..adapters.places import Place, find_places
+from ..adapters.places import Place, Places, find_places
+from ..adapters.zeros import folded, into_zeros
 from ..checkpoint.files import Files
 from ..checkpoint.header import StoredTensor
 from ..checkpoint.index import Checkpoint, read_checkpoint
 from ..checkpoint.source import SourceOptions
 from ..errors import TeamError
+from ..matrices.quantisation import quantization_config
 from ..matrices.restore import Restored, restore
 from ..output.layout import ShardLayout, lay_out, widened
 from ..team.part import Part
@@ -60,17 +62,23 @@ def merging(
     files: Files, adapter: Adapter, base_dtype: str, device: torch.device, notice: Callable[[str], None]
 ) -> Work[Merging]:
     """Parameters in; of each out how far the new one is from the old, norm(W' - W) / norm(W), whether it is `wide`, one
-    that the float16 of the base would not hold, and its bytes."""
+    that the float16 of the base would not hold, the share of its change that is `lost`, and its bytes."""
     from ..checkpoint.arithmetic import ieee
     from ..checkpoint.stream import matrix_bytes, stream
+    from ..matrices.dequantise import dequantise
 
-    def merge(item: Merging, raw: Tensor) -> tuple[Tensor, float, bool]:
-        return _merged(adapter, files, item.source, raw, base_dtype)
+    def merge(item: Merging, raw: Tensor) -> tuple[Tensor, float, bool, float]:
+        if item.source.in_zeros and item.source.quantised is not None:
+            W = dequantise(raw, item.source.quantised, files)
+            zeros, change, lost = folded(raw, W, adapter, files, item.source.place, item.source.quantised)
+            return zeros, change, False, lost
+        return *_merged(adapter, files, item.source, raw, base_dtype), 0.0
 
     def work(items: Iterator[Merging]) -> Generator[tuple[Merging, Part]]:
         with ieee():
-            for item, (W, change, wide) in stream(files, items, merge, device, notice):
-                yield item, Part({"change": change, "wide": wide, "spent": spent(files.traffic)}, [matrix_bytes(W)])
+            for item, (W, change, wide, lost) in stream(files, items, merge, device, notice):
+                told = {"change": change, "wide": wide, "lost": lost, "spent": spent(files.traffic)}
+                yield item, Part(told, [matrix_bytes(W)])
 
     return work
 
@@ -102,9 +110,21 @@ def layouts_of(
     return lay_out(stored, changed, base_dtype, added | restored.added, restored.dropped)
 
 
+def find_all(
+    stored: Checkpoint, held: Adapter, dtype: str | None, zeros: str | None
+) -> tuple[Restored, Places, list[Place]]:
+    """The base as it is to become, what the adapter changes of it, and all that is written anew."""
+    view = "float32" if zeros and quantization_config(stored.config) else dtype  # which is not written then
+    restored = restore(stored, view)
+    found = find_places(restored.plain, held)
+    if zeros:
+        restored, found = into_zeros(stored, restored, found, held)
+    return restored, found, all_places(restored, found.places)
+
+
 def help_merge(
-    job: Job, base: str | Path, adapter: str | Path, dtype: str | None, base_dtype: str, device: str,
-    source: SourceOptions,
+    job: Job, base: str | Path, adapter: str | Path, dtype: str | None, base_dtype: str, zeros: str | None,
+    device: str, source: SourceOptions,
 ) -> None:  # fmt: skip
     """The part of all processes but the first, until it is done."""
     plan = job.expect()
@@ -114,8 +134,7 @@ def help_merge(
     if sizes(held) != plan["adapter"]:
         told = f"{job.me}: {held.location} is not what it is in the first process."
         raise TeamError(told, "Give all processes the same adapter.")
-    restored = restore(stored, dtype)
-    places = all_places(restored, find_places(restored.plain, held).places)
+    restored, _, places = find_all(stored, held, dtype, zeros)
     items = [Merging(one) for one in sources_of(restored, places)]
     layouts = layouts_of(stored, restored, places, base_dtype)
     for told in job.calls():

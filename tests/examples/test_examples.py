@@ -55,12 +55,14 @@ def test_start_and_offset_cancel_to_the_bit_by_attach_alone(tmp_path: Path) -> N
 
 
 @pytest.mark.faults
-def test_what_the_grid_gives_back_is_measured(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("roles", "most"), [("q,v", 1.5), ("all-linear", 1.0)])
+def test_what_the_grid_gives_back_is_measured(roles: str, most: float, tmp_path: Path) -> None:
     model = first_layers(smollm2(tmp_path / "smollm2"), tmp_path / "model", 2)
-    shown = run("examples/grid.py", model, "--tokens", "512", "--rank", "8", "--cache", "examples/guide/words.md")
+    words = ("--tokens", "512", "--rank", "8", "--cache", "examples/guide/words.md")  # few
+    shown = run("examples/grid.py", model, "--roles", roles, *words)
     rows = [line.split("|")[1:-1] for line in shown.splitlines() if "|" in line]
     assert [row[0].strip().split()[0].strip(",") for row in rows[2:]] == ["QLoRA", "LoftQ", "init"]
-    assert all(float(row[1]) > 0 for row in rows[2:]) and 0.5 < float(rows[-1][-1]) < 1.5  # few words, cut layers
+    assert all(float(row[1]) > 0 for row in rows[2:]) and 0.3 < float(rows[-1][-1]) < most  # cut layers
 
 
 def test_a_picture_of_a_report(tmp_path: Path) -> None:

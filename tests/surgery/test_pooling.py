@@ -129,6 +129,30 @@ def test_after_training_it_is_a_plain_lora_of_the_same_rank(at: SimpleNamespace,
     assert all(row["changes"][0]["metrics"]["relative_change"] > 0.01 for row in document["matrices"])
 
 
+def test_the_plain_lora_has_the_very_factors(at: SimpleNamespace, tmp_path: Path) -> None:
+    """Nothing is factored anew: A has each column g times, times in/g^2, B and the scaling are as they were."""
+    trained(at, tmp_path / "trained")
+    done = convert(tmp_path / "trained", at.start.folder, tmp_path / "plain-lora")
+    assert all(module.error < 1e-7 for module in done.modules)
+    old, new = (load_file(tmp_path / name / ADAPTER_WEIGHTS) for name in ("trained", "plain-lora"))
+    assert old.keys() == new.keys()
+    for name, W in old.items():
+        assert torch.equal(new[name], W.repeat_interleave(32, 1) * (128 / 32**2) if "lora_A" in name else W)
+    config = json.loads((tmp_path / "plain-lora/adapter_config.json").read_text())
+    assert (config["lora_alpha"], config["r"]) == (6, 4) and not config.get("use_qalora")
+    whole = LoraConfig.from_pretrained(tmp_path / "plain-lora")
+    expected = PeftModel.from_pretrained(
+        LlamaForCausalLM.from_pretrained(at.plain), tmp_path / "plain-lora", config=whole
+    )
+    by_hand = LlamaForCausalLM.from_pretrained(at.plain)
+    for name, layer in by_hand.named_modules():
+        key = f"base_model.model.{name}.lora_"
+        if f"{key}A.weight" in old:
+            A, B = old[f"{key}A.weight"].repeat_interleave(32, 1) * (128 / 32**2), old[f"{key}B.weight"]
+            layer.register_forward_hook(lambda _, x, y, A=A, B=B: y + x[0] @ A.T @ B.T * 1.5)
+    assert (logits(by_hand) - logits(expected)).abs().max() == 0
+
+
 def test_its_card_names_the_commands(at: SimpleNamespace) -> None:
     lines = re.findall(r"^    ailora-tools (\w+) (\S+)", (at.start.folder / "README.md").read_text(), re.MULTILINE)
     assert lines == [("convert", "TRAINED"), ("merge", str(at.base))]

@@ -216,7 +216,7 @@ def test_verify_asks_nobody_because_a_manifest_says_so(
     manifest = read_manifest(out)
     source = {**manifest.source, "location": location, "revision": None}
     (out / "ailora.json").write_text(replace(manifest, source=source).to_json(), encoding="utf-8")
-    monkeypatch.setattr(verify_room, "open_checkpoint", lambda *_, **__: pytest.fail("was asked"))
+    monkeypatch.setattr(verify_room, "read_checkpoint", lambda *_, **__: pytest.fail("was asked"))
     assert verify(out).source is None
 
 
