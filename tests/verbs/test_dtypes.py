@@ -103,6 +103,10 @@ def test_a_scale_in_any_other_dtype_is_refused_by_name(verb: str, tmp_path: Path
         model = checkpoint(work / "model", parts)
         if dtype == "F8_E8M0" and verb in ("inspect", "analyze", "init --no-base"):
             VERBS[verb](model, work)
+        elif (
+            dtype == "F8_E8M0" and verb == "merge"
+        ):  # it writes the numbers, in a dtype that config.json does not state
+            merge(model, adapter(work / "adapter"), work / "out", dtype="float32")
         else:
             refused(verb, model, work, r"q_proj\.weight(_scale)? is stored as ")
 
