@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from kit.checkpoints import llama_tensors, write_checkpoint
 from kit.interruption import Interrupting
 from kit.real_models import minilm
@@ -17,6 +18,7 @@ from peft import PeftModel
 from transformers import AutoModel, LlamaConfig, LlamaForCausalLM
 
 from ailora_tools import AiloraError, analyze, initialize, verify
+from ailora_tools.cli.group import main
 
 Q0, V1 = "model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.v_proj"
 
@@ -103,6 +105,12 @@ def test_no_file_and_no_json(tmp_path: Path) -> None:
             (tmp_path / name).write_text(text)
         with pytest.raises(AiloraError, match=words):
             initialize(model, ranks=tmp_path / name, output=tmp_path / "out")
+
+
+def test_without_a_rank_and_a_file_the_command_line_takes_8(tmp_path: Path) -> None:
+    model = write_checkpoint(tmp_path / "model", llama_tensors())
+    done = CliRunner().invoke(main, ["init", str(model), "-o", str(tmp_path / "out"), "--dry-run", "--json"])
+    assert done.exit_code == 0 and json.loads(done.stdout)["settings"]["rank"] == 8
 
 
 def test_another_file_does_not_resume(tmp_path: Path) -> None:
