@@ -1,0 +1,341 @@
+"""`push`: a finished folder to the Hub, with as little sent as can be, and the checksums of the Hub compared.
+
+A residual base and its adapter are two commits: the config of the adapter names the commit of the base, which is known
+only after the first. A second run sends what is missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ..adapters.peft import ADAPTER_CONFIG
+from ..checkpoint.gate import DOCUMENT_BYTES, read_json
+from ..checkpoint.source import open_files, parse_hub_name, user_path
+from ..checkpoint.upload import Change, Content, Copy, CopyRefusedError, Held, Remote, Stored, can_copy
+from ..display.shown import shows_progress
+from ..errors import AiloraError, OptionError, OutputError, VerificationError, listed
+from ..output.names import ADAPTER_FOLDER, CARD, MANIFEST, RESULT
+from ..output.relinked import BASE, REVISION
+from ..output.shared import Shared, left_out, open_shared
+from ..progress import Progress, heard
+from .result import Result
+
+_NO_COMMIT = "0" * 40
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """One file: how it got there ("uploaded", "copied" on the server, "unchanged", "removed"), and its bytes."""
+
+    name: str
+    how: str
+    nbytes: int
+
+
+@dataclass(frozen=True, repr=False)
+class Push(Result):
+    """What the repository holds now, or would after a dry run; commit: its head, base_commit: what the adapter names as
+    its base, request: the address of a pull request."""
+
+    folder: Path
+    repository: str
+    url: str
+    private: bool
+    dry_run: bool
+    files: tuple[Pushed, ...]
+    commit: str | None = None
+    base_commit: str | None = None
+    request: str | None = None
+
+    _held, _columns = "files", ("name", "how", "nbytes")
+
+    def nbytes(self, how: str) -> int:
+        """Bytes of the files that got there in this way."""
+        return sum(file.nbytes for file in self.files if file.how == how)
+
+    def told(self) -> str:
+        """Where it is, and how much was sent."""
+        sent = f"{self.nbytes('uploaded') / 1e6:.3g} MB uploaded, {self.nbytes('copied') / 1e6:.3g} MB copied there"
+        return f"of {self.folder} to {self.repository}{' (dry run)' if self.dry_run else ''}: {sent}"
+
+    def to_json(self) -> dict[str, Any]:
+        """What `--json` prints."""
+        return {
+            "folder": str(self.folder),
+            "repository": self.repository,
+            "url": self.url,
+            "private": self.private,
+            "dry_run": self.dry_run,
+            "commit": self.commit,
+            "base_commit": self.base_commit,
+            "request": self.request,
+            "bytes": {how: self.nbytes(how) for how in ("uploaded", "copied", "unchanged", "removed")},
+            "files": [asdict(file) for file in self.files],
+        }
+
+
+class GatedSourceError(OutputError):
+    """The model that the weights are of may not be given on to everybody; `gated_ok` goes on."""
+
+
+@shows_progress
+def push(
+    folder: str | Path,
+    repository: str,
+    *,
+    public: bool = False,
+    create_pr: bool = False,
+    gated_ok: bool = False,
+    force: bool = False,
+    dry_run: bool = False,
+    progress: Progress | bool | None = None,
+) -> Push:
+    """Put a folder that `initialize`, `convert`, `merge`, `extract` or `export` wrote into the model repository
+    "org/name" on the Hub, which is made if it is not there: private, unless `public`.
+
+    Only the files that were written are pushed. Large ones that the source on the Hub has are copied on its servers.
+    The adapter beside a residual base names that repository and the commit of the base. With `create_pr` everything
+    goes into a pull request. `gated_ok`: also where the source is gated. `force`: also where other files are, of which
+    those that loaders would take for a part of the model are removed. Nothing in `folder` is changed.
+
+    Raises OutputError where the Hub does not take it, GatedSourceError, VerificationError where the folder is not whole
+    or the Hub has another checksum afterwards, CheckpointError, OptionError.
+
+    >>> done = push("start", "org/start")
+    >>> done.private, sorted({file.how for file in done.files})
+    (True, ['uploaded'])
+    """
+    progress = heard(progress)
+    shared, remote = open_shared(user_path(folder, "DIR")), Remote(_name(repository))
+    remote.require_login()
+    source = _source(shared, gated_ok)
+    held = remote.look()
+    _require_visible(remote, held, public, create_pr, progress)
+    removed = _superseded(shared, remote, held, force)
+    if others := left_out(shared):
+        progress.notice(f"not pushed, because ailora-tools did not write them: {listed(others)}")
+    contents = shared.contents(progress)
+    work = _Pushing(shared, remote, contents, _copies(shared, source), progress, as_request=create_pr)
+    private = held.private if held is not None else not public
+    if dry_run:
+        files = work.foreseen(held, removed)
+        return Push(shared.folder, remote.name, remote.page, private, True, files)
+    if held is None:
+        remote.create(private=not public)
+        held = remote.look()
+    if held is None:
+        raise OutputError(f"{remote.name}: was made, and is not there.", "Run the same command again.")
+    base = work.push(held, removed)
+    work.require_arrived()
+    return Push(
+        shared.folder, remote.name, remote.page, private, False, tuple(work.files), work.head, base, work.request
+    )
+
+
+@dataclass
+class _Pushing:
+    """The work as far as it is done: `head` of `branch` with its files `there`, and what became of each file."""
+
+    shared: Shared
+    remote: Remote
+    contents: dict[str, Content]
+    copies: Mapping[str, Copy]
+    progress: Progress
+    as_request: bool
+    branch: str = "main"
+    head: str = ""
+    there: Mapping[str, Stored] = field(default_factory=dict)
+    request: str | None = None
+    files: list[Pushed] = field(default_factory=list)
+
+    def foreseen(self, held: Held | None, removed: Sequence[str]) -> tuple[Pushed, ...]:
+        """What would be done; a commit that is not known yet has as many letters as any."""
+        self.there = held.files if held is not None else {}
+        change, early = self._change(self._early(), removed)
+        base = self._standing(held) if change.is_empty and held is not None else _NO_COMMIT
+        _, late = self._change(self._late(base), ())
+        return (*early, *late)
+
+    def push(self, held: Held, removed: Sequence[str]) -> str | None:
+        """Make the commits; the one that the adapter names as its base, if this is a base."""
+        self.head, self.there = held.commit, held.files
+        what = "a residual base" if self.shared.base else f"what `{self.shared.verb}` wrote"
+        made = self._commit(f"Push {what} with ailora-tools", self._early(), removed)
+        if not self.shared.base:
+            return None
+        base = self.head if made else self._standing(held)
+        self._commit("Push its adapter with ailora-tools", self._late(base), ())
+        return base
+
+    def require_arrived(self) -> None:
+        """The Hub's own checksums are those of what was to be sent; VerificationError."""
+        self.progress.start("Comparing", 1, 0)
+        held = self.remote.look(self.head)
+        there = held.files if held is not None else {}
+        wrong = [name for name, content in self.contents.items() if not content.is_in(there.get(name))]
+        if wrong:
+            raise VerificationError(
+                f"{self.remote.name} at {self.head}: {listed(wrong)} arrived as other bytes, or not at all.",
+                "Run the same command again when nothing writes to the folder or the repository.",
+            )
+        self.progress.advance(self.remote.name)
+
+    def _early(self) -> dict[str, Content]:
+        return {name: content for name, content in self.contents.items() if name not in self.shared.late}
+
+    def _late(self, base: str) -> dict[str, Content]:
+        if self.shared.base:
+            self.contents |= self.shared.relinked(self.remote.name, base)
+        return {name: self.contents[name] for name in self.shared.late}
+
+    def _standing(self, held: Held) -> str:
+        """The commit whose base is this one already: that which the adapter there names, or the head."""
+        name = f"{ADAPTER_FOLDER}/{ADAPTER_CONFIG}"
+        if name not in held.files:
+            return held.commit
+        config = _read(self.remote, held, name)
+        stated = str(config.get(REVISION))
+        then = self.remote.look(stated) if config.get(BASE) == self.remote.name and len(stated) == 40 else None
+        if then is None or not all(content.is_in(then.files.get(name)) for name, content in self._early().items()):
+            return held.commit
+        return stated
+
+    def _change(self, wanted: Mapping[str, Content], removed: Sequence[str]) -> tuple[Change, list[Pushed]]:
+        """What has to be done, and how each file gets there."""
+        done, sent, copied = [], {}, {}
+        for name, content in wanted.items():
+            how = "unchanged" if content.is_in(self.there.get(name)) else "uploaded"
+            if how == "uploaded" and content.sha256 in self.copies:
+                how, copied[name] = "copied", self.copies[content.sha256]
+            elif how == "uploaded":
+                sent[name] = content
+            done.append(Pushed(name, how, content.size))
+        gone = [Pushed(name, "removed", self.there[name].size) for name in removed]
+        return Change("", sent, copied, tuple(removed)), [*done, *gone]
+
+    def _commit(self, title: str, wanted: Mapping[str, Content], removed: Sequence[str]) -> bool:
+        """Whether there was something to be done, which is done then."""
+        change, files = self._change(wanted, removed)
+        if not change.is_empty:
+            try:
+                self._make(replace(change, title=title))
+            except CopyRefusedError as refusal:
+                self.progress.notice(f"the Hub does not copy from the source ({refusal}): all is uploaded")
+                self.copies = {}
+                return self._commit(title, wanted, removed)
+        self.files += files
+        return not change.is_empty
+
+    def _make(self, change: Change) -> None:
+        self.progress.start("Pushing", len(change.sent) + len(change.copied), 0)
+        weights: set[str] = set()
+
+        def sent(name: str, nbytes: int) -> None:
+            weights.add(name)
+            self.progress.advance(name, nbytes)
+
+        made = self.remote.commit(change, self.head, self.branch, as_request=self.as_request, sent=sent)
+        for name in (*change.sent, *change.copied):
+            if name not in weights:
+                self.progress.advance(name, self.contents[name].size)
+        self.head, self.branch, self.as_request = made.commit, made.branch, False
+        self.request = made.request or self.request
+
+
+def _name(repository: str) -> str:
+    name = parse_hub_name(repository)
+    if name.revision is not None or name.subfolder:
+        raise OptionError(f"{repository}: a repository, without a revision or a folder, is expected.", "Give ORG/NAME.")
+    return name.repo
+
+
+def _source(shared: Shared, gated_ok: bool) -> Held | None:
+    """The model that the weights are of, at the commit that was read; None if there is none, or it cannot be seen."""
+    if shared.source is None:
+        return None
+    name, commit = shared.source
+    try:
+        held = Remote(name).look(commit)
+    except OutputError:
+        held = None
+    if (held is None or held.gated) and not gated_ok:
+        why = (
+            "is gated: access to its weights is granted to each who asks" if held else "cannot be seen with this login"
+        )
+        raise GatedSourceError(
+            f"{shared.folder} holds nearly all weights of {name}, which {why}.",
+            "Read its licence. If you may share them, give --gated-ok; an adapter alone holds few: init --no-base.",
+        )
+    return held
+
+
+def _copies(shared: Shared, source: Held | None) -> dict[str, Copy]:
+    """SHA-256 -> where the storage of the Hub has that file already."""
+    if source is None or shared.source is None or not can_copy():
+        return {}
+    name, commit = shared.source
+    return {
+        stored.sha256: Copy(name, commit, path)
+        for path, stored in source.files.items()
+        if stored.sha256 is not None and stored.xet
+    }
+
+
+def _require_visible(remote: Remote, held: Held | None, public: bool, create_pr: bool, progress: Progress) -> None:
+    """Nobody sees more than was asked for."""
+    if held is None and create_pr:
+        raise OutputError(
+            f"{remote.name}: not there, or not for this token, so that no pull request can be opened.",
+            "Check the name, or push without --create-pr.",
+        )
+    if held is not None and not held.private and not public:
+        raise OutputError(f"{remote.name} is public: everybody would see what is pushed.", "Give --public if they may.")
+    if held is not None and held.private and public:
+        progress.notice(f"{remote.name} stays private: {remote.page}/settings")
+
+
+def _superseded(shared: Shared, remote: Remote, held: Held | None, force: bool) -> list[str]:
+    """Files of an earlier push that are none of this one; OutputError where anything else is in the way, unless
+    `force`, which also removes what loaders would take for a part of the model."""
+    if held is None:
+        return []
+    marker = next((name for name in (MANIFEST, RESULT) if name in held.files), None)
+    document = _read(remote, held, marker) if marker is not None else {}
+    verb = "init" if marker == MANIFEST else document.get("verb")
+    old = {marker, *map(str, document.get("files", ()))}
+    foreign = sorted(held.files.keys() - old - set(shared.names) - set(_harmless(held)))
+    loaded = list(_loaded(foreign))
+    if not force and (held.files.keys() - set(_harmless(held)) and (marker is None or verb != shared.verb)):
+        what = (
+            f"holds what `{verb}` wrote" if marker else f"holds other files, such as {listed(foreign or [*held.files])}"
+        )
+        raise OutputError(f"{remote.name} {what}.", f"Choose another name, or give --force. {_HISTORY}")
+    if not force and loaded:
+        problem = f"{remote.name}: {listed(loaded)} would be loaded with what is pushed."
+        raise OutputError(problem, f"Remove them, or give --force to do it. {_HISTORY}")
+    return sorted((held.files.keys() & old - set(shared.names)) | set(loaded))
+
+
+def _harmless(held: Held) -> Iterator[str]:
+    """What a repository has from the beginning, or beside a model."""
+    return (name for name in held.files if name.startswith(".") or name in (CARD, "LICENSE", "LICENSE.txt", "NOTICE"))
+
+
+def _loaded(names: Sequence[str]) -> Iterator[str]:
+    from ..proof.folder import loadable  # with torch, which nothing else here needs
+
+    return (name for name in names if loadable(name))
+
+
+def _read(remote: Remote, held: Held, name: str) -> dict[str, Any]:
+    """A JSON file of the repository; an empty one where it is none."""
+    try:
+        return read_json(open_files(f"{remote.name}@{held.commit}"), name, DOCUMENT_BYTES)
+    except AiloraError:
+        return {}
+
+
+_HISTORY = "The history of the repository keeps what a commit removes."
