@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from functools import cached_property, partial
+from json import JSONDecodeError
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -224,6 +225,11 @@ class Remote:
                 with self._told(what):
                     raise error.__cause__ from None
             raise TransientError(f"the files did not arrive ({_brief(error)})") from None
+        except (JSONDecodeError, KeyError, TypeError, AttributeError) as error:  # from an answer that is not the Hub's
+            raise OutputError(
+                f"{self.name}: the answer of {constants.ENDPOINT} cannot be read ({_brief(error)}).",
+                "Check HF_ENDPOINT: a mirror may be out of order.",
+            ) from None
         except ValueError as error:
             raise self._strange(error, what) from None
 

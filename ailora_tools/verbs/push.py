@@ -6,21 +6,21 @@ only after the first. A second run sends what is missing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ..adapters.peft import ADAPTER_CONFIG
-from ..checkpoint.gate import DOCUMENT_BYTES, read_json
-from ..checkpoint.source import open_files, parse_hub_name, user_path
+from ..checkpoint.source import parse_hub_name, user_path
 from ..checkpoint.upload import Change, Content, Copy, CopyRefusedError, Held, Remote, Stored, can_copy
 from ..display.shown import shows_progress
-from ..errors import AiloraError, OptionError, OutputError, VerificationError, listed
-from ..output.names import ADAPTER_FOLDER, CARD, MANIFEST, RESULT
+from ..errors import OptionError, OutputError, VerificationError, listed
+from ..output.names import ADAPTER_FOLDER
 from ..output.relinked import BASE, REVISION
 from ..output.shared import Shared, left_out, open_shared
 from ..progress import Progress, heard
+from .occupied import find_occupied, read_stored, require_visible
 from .result import Result
 
 _NO_COMMIT = "0" * 40
@@ -113,22 +113,26 @@ def push(
     remote.require_login()
     source = _source(shared, gated_ok)
     held = remote.look()
-    _require_visible(remote, held, public, create_pr, progress)
-    removed = _superseded(shared, remote, held, force)
+    require_visible(remote, held, public, create_pr, progress)
+    occupied = find_occupied(shared, remote, held)
+    if not force:
+        occupied.require_ours(remote.name)
     if others := left_out(shared):
         progress.notice(f"not pushed, because ailora-tools did not write them: {listed(others)}")
     contents = shared.contents(progress)
+    if not force:
+        occupied.require_same(remote.name, contents)
     work = _Pushing(shared, remote, contents, _copies(shared, source), progress, as_request=create_pr)
     private = held.private if held is not None else not public
     if dry_run:
-        files = work.foreseen(held, removed)
+        files = work.foreseen(held, occupied.removed)
         return Push(shared.folder, remote.name, remote.page, private, True, files)
     if held is None:
         remote.create(private=not public)
         held = remote.look()
     if held is None:
         raise OutputError(f"{remote.name}: was made, and is not there.", "Run the same command again.")
-    base = work.push(held, removed)
+    base = work.push(held, occupied.removed)
     work.require_arrived()
     return Push(
         shared.folder, remote.name, remote.page, private, False, tuple(work.files), work.head, base, work.request
@@ -196,7 +200,7 @@ class _Pushing:
         name = f"{ADAPTER_FOLDER}/{ADAPTER_CONFIG}"
         if name not in held.files:
             return held.commit
-        config = _read(self.remote, held, name)
+        config = read_stored(self.remote, held, name)
         stated = str(config.get(REVISION))
         then = self.remote.look(stated) if config.get(BASE) == self.remote.name and len(stated) == 40 else None
         if then is None or not all(content.is_in(then.files.get(name)) for name, content in self._early().items()):
@@ -282,60 +286,3 @@ def _copies(shared: Shared, source: Held | None) -> dict[str, Copy]:
         for path, stored in source.files.items()
         if stored.sha256 is not None and stored.xet
     }
-
-
-def _require_visible(remote: Remote, held: Held | None, public: bool, create_pr: bool, progress: Progress) -> None:
-    """Nobody sees more than was asked for."""
-    if held is None and create_pr:
-        raise OutputError(
-            f"{remote.name}: not there, or not for this token, so that no pull request can be opened.",
-            "Check the name, or push without --create-pr.",
-        )
-    if held is not None and not held.private and not public:
-        raise OutputError(f"{remote.name} is public: everybody would see what is pushed.", "Give --public if they may.")
-    if held is not None and held.private and public:
-        progress.notice(f"{remote.name} stays private: {remote.page}/settings")
-
-
-def _superseded(shared: Shared, remote: Remote, held: Held | None, force: bool) -> list[str]:
-    """Files of an earlier push that are none of this one; OutputError where anything else is in the way, unless
-    `force`, which also removes what loaders would take for a part of the model."""
-    if held is None:
-        return []
-    marker = next((name for name in (MANIFEST, RESULT) if name in held.files), None)
-    document = _read(remote, held, marker) if marker is not None else {}
-    verb = "init" if marker == MANIFEST else document.get("verb")
-    old = {marker, *map(str, document.get("files", ()))}
-    foreign = sorted(held.files.keys() - old - set(shared.names) - set(_harmless(held)))
-    loaded = list(_loaded(foreign))
-    if not force and (held.files.keys() - set(_harmless(held)) and (marker is None or verb != shared.verb)):
-        what = (
-            f"holds what `{verb}` wrote" if marker else f"holds other files, such as {listed(foreign or [*held.files])}"
-        )
-        raise OutputError(f"{remote.name} {what}.", f"Choose another name, or give --force. {_HISTORY}")
-    if not force and loaded:
-        problem = f"{remote.name}: {listed(loaded)} would be loaded with what is pushed."
-        raise OutputError(problem, f"Remove them, or give --force to do it. {_HISTORY}")
-    return sorted((held.files.keys() & old - set(shared.names)) | set(loaded))
-
-
-def _harmless(held: Held) -> Iterator[str]:
-    """What a repository has from the beginning, or beside a model."""
-    return (name for name in held.files if name.startswith(".") or name in (CARD, "LICENSE", "LICENSE.txt", "NOTICE"))
-
-
-def _loaded(names: Sequence[str]) -> Iterator[str]:
-    from ..proof.folder import loadable  # with torch, which nothing else here needs
-
-    return (name for name in names if loadable(name))
-
-
-def _read(remote: Remote, held: Held, name: str) -> dict[str, Any]:
-    """A JSON file of the repository; an empty one where it is none."""
-    try:
-        return read_json(open_files(f"{remote.name}@{held.commit}"), name, DOCUMENT_BYTES)
-    except AiloraError:
-        return {}
-
-
-_HISTORY = "The history of the repository keeps what a commit removes."

@@ -48,6 +48,7 @@ class Fault:
     cut: int | None = None  # send so many bytes of the body, then close
     reset: bool = False  # close with a TCP reset
     gate: Gate | None = None  # wait in mid-body until it is opened
+    lost: bool = False  # do what was asked, and close without an answer
     ignore_range: bool = False
     shift: int = 0  # answer with a span that starts so many bytes later
     content_range: str | None = None
@@ -183,6 +184,7 @@ class _Handler(Uploads, BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: _Server
     disable_nagle_algorithm = True
+    mute = False  # nothing is answered
 
     def log_message(self, *_: object) -> None:
         pass
@@ -210,6 +212,7 @@ class _Handler(Uploads, BaseHTTPRequestHandler):
         if fault.status is not None:
             self._reply(fault.status, fault.body or b"", fault.headers)
         elif method in ("POST", "PUT"):
+            self.mute = fault.lost
             self._take(method, body)
         elif asked.host == "storage":
             self._storage(fault)
@@ -328,6 +331,9 @@ class _Handler(Uploads, BaseHTTPRequestHandler):
         return self._reply(206, data[start : last + 1], {**headers, "Content-Range": told}, fault)
 
     def _reply(self, status: int, body: bytes, headers: Mapping[str, str] = {}, fault: Fault | None = None) -> None:
+        if self.mute:
+            self.close_connection = True
+            return
         self.send_response(status)
         for name, value in {"Content-Length": str(len(body)), "Accept-Ranges": "bytes", **headers}.items():
             self.send_header(name, value)
