@@ -6,15 +6,13 @@ arrived in the storage is not sent again, by no later run either.
 
 from __future__ import annotations
 
-import hashlib
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
-from functools import cached_property, partial
+from dataclasses import dataclass, fields
+from functools import partial
 from json import JSONDecodeError
-from pathlib import Path
 from typing import Any, TypeVar
 
 import huggingface_hub as hub
@@ -26,6 +24,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
 )
 
 from ..errors import OutputError
+from .held import Change, Committed, Content, Copy, Held, Stored
 from .hub import _FAILURES, _LIBRARY, _brief, _is_local, is_offline
 from .transfer import BUSY, Backoff, ExhaustedError, Traffic, TransientError, persist, retry_after
 
@@ -34,80 +33,6 @@ Found = TypeVar("Found")
 _HEAD = "main"
 _FULL = frozenset({402, 413, 507})
 _LIMITS = ("quota", "storage limit", "too large", "payment")  # in what the Hub says with other statuses
-
-
-@dataclass(frozen=True)
-class Stored:
-    """A file of a repository: its bytes, its name in git, and, of one in the storage, the SHA-256 of its content (None:
-    it lies in git); xet: whether it can be copied into another repository there."""
-
-    size: int
-    blob: str
-    sha256: str | None
-    xet: bool = False
-
-
-@dataclass(frozen=True)
-class Held:
-    """A repository at one commit; gated: whether access to it has to be granted."""
-
-    commit: str
-    private: bool
-    gated: bool
-    files: Mapping[str, Stored]
-
-
-@dataclass(frozen=True)
-class Content:
-    """What a file is to hold: the bytes or where they are, how many, and their SHA-256."""
-
-    data: Path | bytes
-    size: int
-    sha256: str
-
-    @cached_property
-    def blob(self) -> str:
-        """Its name in git."""
-        data = self.data if isinstance(self.data, bytes) else self.data.read_bytes()
-        return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
-
-    def is_in(self, stored: Stored | None) -> bool:
-        """Whether a repository has it, by the checksum that the Hub keeps of such a file."""
-        if stored is None or stored.size != self.size:
-            return False
-        return stored.sha256 == self.sha256 if stored.sha256 is not None else stored.blob == self.blob
-
-
-@dataclass(frozen=True)
-class Copy:
-    """A file of another repository at a commit."""
-
-    repository: str
-    commit: str
-    path: str
-
-
-@dataclass(frozen=True)
-class Change:
-    """One commit: files that are sent, files that are copied on the server, names that vanish."""
-
-    title: str
-    sent: Mapping[str, Content] = field(default_factory=dict)
-    copied: Mapping[str, Copy] = field(default_factory=dict)
-    removed: Sequence[str] = ()
-
-    @property
-    def is_empty(self) -> bool:
-        return not (self.sent or self.copied or self.removed)
-
-
-@dataclass(frozen=True)
-class Committed:
-    """A commit that was made; branch: where it is the head; request: the address of a pull request that was opened."""
-
-    commit: str
-    branch: str
-    request: str | None = None
 
 
 class CopyRefusedError(Exception):

@@ -12,9 +12,9 @@ from ..adapters.peft import ADAPTER_CONFIG
 from ..checkpoint.files import LocalFiles
 from ..checkpoint.gate import DOCUMENT_BYTES, parse, read_path, stated_path, stays_inside
 from ..checkpoint.header import quoted
+from ..checkpoint.held import Content
 from ..checkpoint.index import read_header
 from ..checkpoint.source import SCHEME
-from ..checkpoint.upload import Content
 from ..errors import CheckpointError, OutputError, VerificationError, listed
 from ..progress import Progress
 from .manifest import read_manifest, restated

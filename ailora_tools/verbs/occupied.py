@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..checkpoint.gate import DOCUMENT_BYTES, read_json
+from ..checkpoint.held import Content, Held
 from ..checkpoint.source import open_files
-from ..checkpoint.upload import Content, Held, Remote
+from ..checkpoint.upload import Remote
 from ..errors import AiloraError, OutputError, listed
 from ..output.names import CARD, MANIFEST, RESULT
 from ..output.shared import Shared

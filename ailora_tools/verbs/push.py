@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from ..adapters.peft import ADAPTER_CONFIG
+from ..checkpoint.held import Change, Content, Copy, Held, Stored
 from ..checkpoint.source import parse_hub_name, user_path
-from ..checkpoint.upload import Change, Content, Copy, CopyRefusedError, Held, Remote, Stored, can_copy
+from ..checkpoint.upload import CopyRefusedError, Remote, can_copy
 from ..display.shown import shows_progress
 from ..errors import OptionError, OutputError, VerificationError, listed
 from ..output.names import ADAPTER_FOLDER

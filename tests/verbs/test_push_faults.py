@@ -77,7 +77,7 @@ REFUSED: dict[str, tuple[Callable[[Asked], bool], Fault, str]] = {
                                           "not there, or not for this token.*Check the name"),
     "409 of a repository made meanwhile": (CREATE, said("You already created this model repo", 409),
                                            "already created.*(409).*run the command again"),
-    "409 on the commit": (COMMIT, said("Another commit is in progress", 409), "in progress.*(409).*run the command again"),
+    "409 on the commit": (COMMIT, said("Another commit is in progress", 409), "in progress.*(409).*run the"),
     "412, somebody else committed": (COMMIT, said("A commit has happened since", 412), "(412).*Somebody else"),
     "413, too large": (PREUPLOAD, said("Payload too large", 413), "no room for it on the Hub.*Free some storage"),
     "402, a quota": (CREATE, said("Payment required", 402), "no room for it on the Hub"),
@@ -243,12 +243,12 @@ def test_a_slow_hub_is_waited_for(made: Made, hub: HubServer) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
-    [(["me"], "no such file or folder|form"), (["me/x@main"], "without a revision"), (["me/--x"], "form|check the spelling")],
-)  # fmt: skip
-def test_what_is_no_repository(arguments: list[str], words: str, made: Made, hub: HubServer) -> None:
+    ("name", "words"),
+    [("me", "no such file or folder"), ("me/x@main", "without a revision"), ("me/--x", "check the spelling")],
+)
+def test_what_is_no_repository(name: str, words: str, made: Made, hub: HubServer) -> None:
     with pytest.raises(AiloraError, match=words):
-        push(made.plain, *arguments)
+        push(made.plain, name)
     assert hub.log == []
 
 
