@@ -13,7 +13,7 @@ from ..checkpoint.files import Origin
 from ..methods import ERROR_TAKEN, RULES
 from ..metrics.motion import role_motion
 from ..output.about_grid import about_grid
-from ..output.card import CardFacts, model_card
+from ..output.cards.start import CardFacts, model_card
 from ..output.loading import Loader, absolute, find_loader
 from ..output.manifest import ExtraRecord, Manifest, ModuleRecord
 from ..targets.extras import Extra

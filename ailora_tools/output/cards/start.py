@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
 
-from ..errors import listed
-from ..methods import RULES, Method, role_order, symbol
-from ..metrics.motion import lr_scales, role_motion
-from .about_grid import ON_ORIGINAL, grid_section
-from .loading import Loader, literal, load_lines
-from .manifest import ModuleRecord
-from .names import ADAPTER_FOLDER, LR_GROUPS, OFFSET_FOLDER
+from ...errors import listed
+from ...methods import RULES, Method, role_order, symbol
+from ...metrics.motion import lr_scales, role_motion
+from ..about_grid import ON_ORIGINAL, grid_section
+from ..loading import Loader, literal, load_lines
+from ..manifest import ModuleRecord
+from ..names import ADAPTER_FOLDER, LR_GROUPS, OFFSET_FOLDER
 
 _POOLED = """## After training
 
