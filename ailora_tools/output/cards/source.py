@@ -32,7 +32,8 @@ _SNAPSHOT = re.compile(r"models--(?P<owner>[^/]+?)--(?P<name>[^/]+)/snapshots/(?
 @dataclass(frozen=True)
 class Source:
     """name: for people. repo: its id on the Hub at the commit `revision`, None for a path. fields: of its front matter
-    what is kept. text: its card without front matter, "" where there is none. notices: what was wrong with the card."""
+    what is kept. text: its card without front matter, "" where there is none. notices: what was wrong with the card.
+    residual: whether `init` moved a part of it into the adapters of the folder that was read."""
 
     name: str
     repo: str | None = None
@@ -40,6 +41,7 @@ class Source:
     fields: Mapping[str, Any] = field(default_factory=dict)
     text: str = ""
     notices: tuple[str, ...] = ()
+    residual: bool = False
 
     @property
     def title(self) -> str:
@@ -58,9 +60,10 @@ class Source:
 
 def source_of_model(files: Files) -> Source:
     """Of a checkpoint: itself. A folder of `init` stands for the model that it was made from, whose card it keeps."""
-    card, stated = _read(files), _stated_source(files)
-    text = card.text if stated is None else kept(card.text)
-    return Source(*_named(stated or files.origin), card.shared, text, card.notices)
+    card, start = _read(files), _start(files)
+    if start is None:
+        return Source(*_named(files.origin), card.shared, card.text, card.notices)
+    return Source(*_named(start[0]), card.shared, kept(card.text), card.notices, start[1])
 
 
 def source_of_adapter(files: Files, config: Mapping[str, Any]) -> Source:
@@ -140,18 +143,18 @@ def _plain(value: object) -> bool:
     return bool(words) and all(isinstance(word, str) and word not in _UNSAID for word in words)
 
 
-def _stated_source(files: Files) -> Origin | None:
-    """Of a folder of `init`, the source in its manifest."""
+def _start(files: Files) -> tuple[Origin, bool] | None:
+    """Of a folder of `init`, the source in its manifest, and whether a part of that was moved."""
     if MANIFEST not in files.names():
         return None
     try:
-        source = read_json(files, MANIFEST, DOCUMENT_BYTES)["source"]
-        location, revision, subfolder = (source[key] for key in ("location", "revision", "subfolder"))
+        manifest = read_json(files, MANIFEST, DOCUMENT_BYTES)
+        location, revision, subfolder = (manifest["source"][key] for key in ("location", "revision", "subfolder"))
     except (AiloraError, KeyError, TypeError):  # `verify` says what is wrong with it
         return None
-    if not isinstance(location, str) or not location.startswith(SCHEME):
-        return Origin(str(location))
-    return Origin(location.removeprefix(SCHEME), str(revision), str(subfolder))
+    hub = isinstance(location, str) and location.startswith(SCHEME)
+    origin = Origin(location.removeprefix(SCHEME), str(revision), str(subfolder)) if hub else Origin(str(location))
+    return origin, bool(manifest.get("base") or manifest.get("offset"))
 
 
 def _named(origin: Origin) -> tuple[str, str | None, str | None]:

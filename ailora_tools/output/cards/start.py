@@ -1,19 +1,20 @@
-"""README.md of an output folder: what it is, how to load it, and how to get back to the original."""
+"""Cards of what `init` writes: what it is, how to load it, and how to get back to the original."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from shlex import quote
+from typing import Any
 
 from ...errors import listed
-from ...methods import RULES, Method, role_order, symbol
-from ...metrics.motion import lr_scales, role_motion
+from ...methods import role_order, symbol
 from ..about_grid import ON_ORIGINAL, grid_section
-from ..loading import Loader, literal, load_lines
 from ..manifest import ModuleRecord
-from ..names import ADAPTER_FOLDER, LR_GROUPS, OFFSET_FOLDER
+from ..names import ADAPTER_FOLDER, CARD, OFFSET_FOLDER
+from .compose import ADAPTER, FINETUNE, adapter_card, front_matter, with_source
+from .facts import CardFacts
+from .front import joined
+from .training import frozen, fused, learning_rates, load_and_train
 
 _POOLED = """## After training
 
@@ -23,55 +24,64 @@ a plain LoRA of the same rank, for any server that has the quantised base, and m
     ailora-tools convert TRAINED --init {folder} -o plain-lora
     ailora-tools merge {base} plain-lora -o merged
 """
-_HOLDS = """Leave dropout and
-weight decay at 0: the adapter holds a part of the original, which they would take away from it."""
-
-
-@dataclass(frozen=True)
-class CardFacts:
-    """What the card tells besides the numbers. `base` is what a trainer loads as the model, `source` the original as
-    a command takes it; `has_base` whether a base is here, `has_offset` whether a frozen adapter stands for it;
-    `quantised` whether the original holds the matrices in few bits, `grid` on which grid of few bits the base lies.
-    extras: what trains beside the factors, and whether it was made anew."""
-
-    folder: Path
-    method: Method
-    ranks: Sequence[int]
-    alphas: Sequence[int]
-    seed: int
-    base: str
-    source: str
-    has_base: bool
-    has_offset: bool
-    quantised: bool
-    loader: Loader
-    dora: bool
-    rslora: bool
-    bias: str
-    grid: str | None = None
-    extras: Sequence[tuple[str, bool]] = ()
-
-    @property
-    def new_head(self) -> bool:
-        """Whether the base lacks a part of the model that trains."""
-        return any(anew for _, anew in self.extras)
-
-    @property
-    def adapter(self) -> str:
-        return str(self.folder / ADAPTER_FOLDER)
-
-    @property
-    def offset(self) -> str:
-        return str(self.folder / OFFSET_FOLDER)
 
 
 def model_card(facts: CardFacts, records: Sequence[ModuleRecord]) -> str:
-    """Markdown; states the measured numbers of this very folder."""
-    parts = [_summary(facts, records), _layout(facts), _numbers(records), _load(facts)]
+    """README.md of the folder; states the measured numbers of this very folder."""
+    parts = [*_warning(facts), f"# {facts.folder.name}", _summary(facts, records), _layout(facts), _numbers(records)]
+    parts += [load_and_train(facts)]
     parts += [grid_section(facts.grid, records, facts.loader.call)] if facts.grid else []
-    parts += [_beside(facts), _frozen(facts, records)]
-    parts += [_training(facts, records), _fused(facts, records), _back(facts)]
-    return "\n\n".join(part.strip("\n") for part in parts if part) + "\n"
+    parts += [_beside(facts), frozen(facts, records)]
+    parts += [learning_rates(facts, records), fused(facts, records), _back(facts)]
+    text = "\n\n".join(part.strip("\n") for part in parts if part) + "\n"
+    return with_source(joined(_front(facts), text), facts.original)
+
+
+def start_cards(facts: CardFacts, records: Sequence[ModuleRecord]) -> dict[str, str]:
+    """Name of the file -> card, of the folder and of the adapters in it."""
+    told = {ADAPTER_FOLDER: _adapter_told(facts)} | ({OFFSET_FOLDER: _offset_told(facts)} if facts.has_offset else {})
+    summary = _summary(facts, records)
+    inner = {
+        f"{name}/{CARD}": adapter_card(name, facts.original, f"{text}\n\n{summary}", tags=facts.tags)
+        for name, text in told.items()
+    }
+    return {CARD: model_card(facts, records), **inner}
+
+
+def _front(facts: CardFacts) -> dict[str, Any]:
+    relation, library = (FINETUNE, facts.library) if facts.has_base else (ADAPTER, "peft")
+    tags = [*["residual-base"] * facts.has_base, *facts.tags]
+    return front_matter(facts.original, relation, library, tags, beside=facts.has_base)
+
+
+def _warning(facts: CardFacts) -> list[str]:
+    """What whoever finds the base without its adapter has to read first."""
+    name = facts.original.name
+    told = f"**Alone this is not {name}**: it lacks what the adapter in `{ADAPTER_FOLDER}/` holds."
+    return [told] if facts.has_base else []
+
+
+def _adapter_told(facts: CardFacts) -> str:
+    name, around = facts.original.name, f"`{CARD}` in the folder around it shows how"
+    if not (facts.has_base or facts.has_offset):
+        return f"The start of an adapter for {name}: {around} to load and train it."
+    after = "is merged" if facts.dora else f"becomes a plain LoRA for {name}"
+    after = f"What was trained {after} by `ailora-tools {'merge' if facts.dora else 'convert'}`."
+    if facts.has_base:
+        return (
+            f"**Not for {name} itself**, where what was moved into this adapter would count twice, but for the "
+            f"residual base in the folder around it. {around} to load and train the two. {after}"
+        )
+    return (
+        f"**It holds a part of {name}**, which has to be taken out of that model when it is loaded: {around}. {after}"
+    )
+
+
+def _offset_told(facts: CardFacts) -> str:
+    return (
+        f"**Nothing by itself**: `{ADAPTER_FOLDER}` with the other sign. Frozen beside that one it takes out of "
+        f"{facts.original.name} what the other holds of it."
+    )
 
 
 def _summary(facts: CardFacts, records: Sequence[ModuleRecord]) -> str:
@@ -79,24 +89,9 @@ def _summary(facts: CardFacts, records: Sequence[ModuleRecord]) -> str:
     rules = ", ".join(f"{symbol(role)}: {facts.method.rule(role).name}" for role in roles)
     more = ", DoRA" * facts.dora + ", rsLoRA" * facts.rslora + f", biases: {facts.bias}" * (facts.bias != "none")
     return (
-        f"# {facts.folder.name}\n\nAdapter initialised by {facts.method.name} ({facts.method.paper}): "
+        f"Adapter for {facts.original.title}, initialised by {facts.method.name} ({facts.method.paper}): "
         f"{facts.method.summary}. {rules}. Rank {_span(facts.ranks)}, alpha "
         f"{_span(facts.alphas)}{more}, seed {facts.seed}, {len(records)} matrices.\n"
-    )
-
-
-def _fused(facts: CardFacts, records: Sequence[ModuleRecord]) -> str:
-    """What training must know where several projections share a module."""
-    fused = [record for record in records if record.part is not None]
-    if not fused:
-        return ""
-    return (
-        f"\n## Fused projections\n\n`{fused[0].module}` and its like hold several matrices. Their adapter is "
-        "built in blocks, and the other rows of the base keep their bytes, but plain training fills the rest of B and "
-        "so changes the other rows too. A mask, set once after loading, keeps training inside the blocks:\n\n"
-        + _python(
-            "from ailora_tools import mask_fused_gradients", "", f"mask_fused_gradients(model, {_adapter(facts)})"
-        )
     )
 
 
@@ -141,42 +136,6 @@ def _numbers(records: Sequence[ModuleRecord]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _training(facts: CardFacts, records: Sequence[ModuleRecord]) -> str:
-    """Learning rates by role."""
-    motion = role_motion((record.role, record.motion) for record in records)
-    told = ", ".join(
-        f"{symbol(role)} {motion[role] / min(motion.values()):.3g}" for role in motion if min(motion.values())
-    )
-    text = (
-        f"\n## Learning rates\n\nExpected change of W by A and B at the first step of Adam, relative to the slowest "
-        f"role: {told}. "
-    )
-    if facts.dora:
-        text += "DoRA's magnitudes move besides, every row by the learning rate. "
-    if len({record.module for record in records}) < len(records):
-        return text + "The roles share modules, and so A, B and their learning rate: nothing can equalise that.\n"
-    return (
-        f"{text}`{LR_GROUPS}` holds factors that equalise it ("
-        + ", ".join(f"{symbol(role)} x {scale:.3g}" for role, scale in lr_scales(motion).items())
-        + "):\n\n"
-        + _python(
-            "import torch", "from ailora_tools import lr_groups", "",
-            f"optimizer = torch.optim.AdamW(lr_groups(model, {_adapter(facts)}, lr=1e-4))",
-        )
-        + _decay(facts, records)
-    )  # fmt: skip
-
-
-def _decay(facts: CardFacts, records: Sequence[ModuleRecord]) -> str:
-    if not any(RULES[record.rule].moved for record in records):
-        return ""
-    call = f"decay_to_start(optimizer, model, {_adapter(facts)}, weight_decay=0.01)"
-    return (
-        "\nThese groups have no weight decay on what holds a part of the original, which decay would take away. "
-        f"`ailora_tools.{call}` decays it towards the start instead.\n"
-    )
-
-
 def _beside(facts: CardFacts) -> str:
     """Heads and tokens, and what becomes of them."""
     if not facts.extras:
@@ -194,108 +153,6 @@ def _beside(facts: CardFacts) -> str:
         "drawn at random."
     )
     return f"Whole tensors train beside the adapter, and are saved with it: {'; '.join(told)}. {kept}\n"
-
-
-def _frozen(facts: CardFacts, records: Sequence[ModuleRecord]) -> str:
-    """What a loader does not know to keep frozen."""
-    return "".join(
-        f"\n**{factor} stays frozen**, which the adapter's config cannot say. Do it after loading, and after every "
-        f"`set_adapter`. Trainers that load the adapter by themselves train {factor} too.\n\n"
-        + _python(f"from ailora_tools import {call}", "", f"{call}(model, {_adapter(facts)})")
-        for factor, call in (("A", "freeze_a"), ("B", "freeze_b"))
-        if any(RULES[record.rule].frozen == factor for record in records)
-    )
-
-
-def _python(*lines: str) -> str:
-    return "\n".join(["```python", *lines, "```\n"])
-
-
-def _adapter(facts: CardFacts) -> str:
-    return literal(facts.adapter)
-
-
-def _load_block(facts: CardFacts, call: str = "", *, before_peft: bool = False) -> str:
-    """The code that loads; `call`, a function of this package, changes `base` before PEFT wraps it or `model` after."""
-    *lines, model, check = load_lines(facts.loader, facts.adapter)
-    start = next((at for at, line in enumerate(lines) if not line.startswith(("from ", "import "))), len(lines))
-    names = ", ".join(sorted(filter(None, (call, "check_start"))))
-    imports = [line.replace("import check_start", f"import {names}") for line in lines]
-    changed = [f"{call}({'base' if before_peft else 'model'}, {_adapter(facts)})"] if call else []
-    last = [*changed, model, check] if before_peft else [model, *changed, check]
-    return _python(*imports[:start], "", *lines[start:], *last)
-
-
-def _remark(facts: CardFacts) -> str:
-    """What the reader must know before the code, if anything."""
-    return f"{facts.loader.remark}\n\n" if facts.loader.remark else ""
-
-
-def _load_offset(facts: CardFacts) -> str:
-    """The ways to take out of the original what the adapter holds of it."""
-    attach = f"""the original stays as it is, and the start is attached to its adapter. That computes its change alone,
-s (B A - B0 A0) x, which is zero to the bit at the start: in any dtype, under autocast, and on a quantised base.
-`disable_adapter()` is the original, and a copy of the adapter that a trainer makes for reference starts as it:
-
-{_load_block(facts, "attach")}"""
-    residualize = f"""Take the start out of the loaded model. From then on only PEFT is needed. In 16 bits the residual
-is rounded once, and without the adapter the model is not the original:
-
-{_load_block(facts, "residualize", before_peft=True)}
-Or {attach}"""
-    return f"""## Load it and train
-
-{_remark(facts)}{attach[0].upper() + attach[1:] if facts.quantised else residualize}
-`check_start` raises if anything of the start did not arrive, of which PEFT only warns. To go on with a trained adapter,
-load its folder in place of `{ADAPTER_FOLDER}`, and give `trained=True` to `check_start`.
-
-By files alone, with less exact arithmetic: `model.load_adapter({literal(facts.offset)}, adapter_name="offset")`, then
-`model.base_model.set_adapter(["default", "offset"])` with "offset" frozen, saved by `selected_adapters=["default"]`.
-Trainers that resume or make a reference switch it off without a word: ask `check_start` after each of these.
-
-{_HOLDS}
-"""
-
-
-def _load(facts: CardFacts) -> str:
-    if facts.has_offset:
-        return _load_offset(facts)
-    holds = f" {_HOLDS}" if facts.has_base else ""
-    trainers = _trainers(facts) if facts.loader.call and "from_pretrained(" in facts.loader.call else ""
-    return f"""## Load it and train
-
-{_remark(facts)}{_load_block(facts)}
-`check_start` raises if anything of the start did not arrive, of which PEFT only warns.
-{trainers}
-Save the trained adapter elsewhere and keep `{ADAPTER_FOLDER}/` as it is. Do not change `init_lora_weights: true` in its
-config: any other tag makes loaders repeat the surgery on the base.{holds}
-"""
-
-
-def _trainers(facts: CardFacts) -> str:
-    if facts.new_head:
-        return "\n- transformers' `Trainer` and TRL: pass that `model` and no `peft_config`.\n"
-    base, adapter = facts.base, facts.adapter
-    return f"""
-- TRL: pass that `model` to `SFTTrainer` and no `peft_config`.
-- LLaMA-Factory: `model_name_or_path: {base}`, `adapter_name_or_path: {adapter}`, `finetuning_type: lora`; no
-  `pissa_init`.
-- Axolotl: `base_model: {base}`, `adapter: lora`, `lora_model_dir: {adapter}`.
-- Unsloth: `FastLanguageModel.from_pretrained({_adapter(facts)}, use_exact_model_name=True)`.
-- ms-swift: `--model {quote(base)} --adapters {quote(adapter)}`.
-{_reference(facts)}"""
-
-
-def _reference(facts: CardFacts) -> str:
-    """What preference training and distillation compare with, where the adapter alone is not the difference."""
-    if not facts.has_base:
-        return ""
-    return f"""
-Preference training compares with the model whose adapter is disabled: here the residual base. Name the reference:
-
-- LLaMA-Factory: `ref_model: {facts.source}`. ms-swift: `--ref_adapters {quote(facts.adapter)}`. TRL copies the adapter.
-- Not with Axolotl's `rl: dpo`, `ipo` or `kto`: it trains a new adapter on this base.
-"""
 
 
 def _back(facts: CardFacts) -> str:
