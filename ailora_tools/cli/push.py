@@ -19,13 +19,14 @@ if TYPE_CHECKING:
     from ..verbs.push import Push
 
 _HUB = "On the Hub"
+_INTERRUPTED = "What has arrived is not sent again: run the same command to go on."
 _EXAMPLES = (
     "push model-ailora-r8 org/model-ailora-r8 --dry-run",
     "push plain-lora org/model-lora --public",
 )
 
 
-@click.command(cls=Command, examples=_EXAMPLES)
+@click.command(cls=Command, examples=_EXAMPLES, interrupted=_INTERRUPTED)
 @click.argument("folder", metavar="DIR", type=FOLDER)
 @click.argument("repository", metavar="ORG/NAME")
 @option("--public", group=_HUB, is_flag=True, help="Everybody may see it.  [default: a new repository is private]")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -13,6 +13,8 @@ from ..checkpoint.gate import parse
 from ..checkpoint.header import quoted
 from ..checkpoint.source import is_hub_name
 from ..errors import CheckpointError
+from .cards.front import set_base_model
+from .names import CARD
 
 BASE, REVISION = "base_model_name_or_path", "revision"
 _BLANK = re.compile(r"[ \t\r\n]*")
@@ -76,18 +78,20 @@ def _before(text: str, span: _Span) -> str:
     return text[len(text[:key].rstrip(" \t\r\n")) : key]
 
 
-_FRONT = re.compile(r"\A---\r?\n.*?^---[ \t]*\r?$", re.DOTALL | re.MULTILINE)
-_BASE_MODEL = re.compile(r"^base_model:[ \t]*(?:\S[^\r\n]*|(?:\r?\n[ \t]*-[ \t]+[^\r\n]*)+)", re.MULTILINE)
-
-
-def relinked_card(raw: bytes, base: str) -> bytes:
-    """README.md whose front matter names another `base_model`, where it names one; every other byte is kept."""
-    text = raw.decode("utf-8", "surrogateescape")
-    front = _FRONT.match(text)
-    if front is None or not is_hub_name(base):
-        return raw
-    told = _BASE_MODEL.sub(lambda _: f"base_model: {base}", front[0], count=1)
-    return (told + text[front.end() :]).encode("utf-8", "surrogateescape")
+def relinked_files(
+    read: Callable[[str], bytes], names: Collection[str], folders: Iterable[str], base: str, revision: str | None
+) -> dict[str, bytes]:
+    """The configs in `folders`, each "" or a name, for another base, and the cards beside them, in whose front matter
+    that base is the `base_model` where it is one on the Hub. read: the bytes of one of the files `names`."""
+    made = {}
+    for folder in folders:
+        config, card = (f"{folder}/{name}".lstrip("/") for name in (ADAPTER_CONFIG, CARD))
+        if config in names:
+            made[config] = relinked_config(read(config), config, base, revision)
+        if card in names and is_hub_name(base):
+            text = read(card).decode("utf-8", "surrogateescape")
+            made[card] = set_base_model(text, base, revision).encode("utf-8", "surrogateescape")
+    return made
 
 
 def is_path(name: object) -> bool:
@@ -96,10 +100,24 @@ def is_path(name: object) -> bool:
     return text.startswith((".", "~")) or any(kind(text).is_absolute() for kind in (PurePosixPath, PureWindowsPath))
 
 
+def paths_in(value: Any) -> Iterator[str]:
+    """The absolute paths in JSON."""
+    if isinstance(value, str) and is_path(value) and not value.startswith("."):
+        yield value
+    elif isinstance(value, Mapping | list):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from paths_in(item)
+
+
+def last_name(path: str) -> str:
+    """Of a path of any system."""
+    return PureWindowsPath(path).name
+
+
 def without_paths(value: Any) -> Any:
     """JSON with the last names of absolute paths in their place: what is published tells nothing of a machine."""
     if isinstance(value, str):
-        return PureWindowsPath(value).name if is_path(value) and not value.startswith(".") else value
+        return last_name(value) if any(paths_in(value)) else value
     if isinstance(value, Mapping):
         return {key: without_paths(item) for key, item in value.items()}
     return [without_paths(item) for item in value] if isinstance(value, list) else value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,10 @@ from ..checkpoint.index import read_header
 from ..checkpoint.source import SCHEME
 from ..errors import CheckpointError, OutputError, VerificationError, listed
 from ..progress import Progress
-from .manifest import read_manifest, restated
-from .names import ADAPTER_FOLDER, MANIFEST, OFFSET_FOLDER, RESULT
-from .relinked import BASE, is_path, relinked_config, without_paths
+from .cards.published import published_card
+from .manifest import Manifest, read_manifest, restated
+from .names import ADAPTER_FOLDER, CARD, MANIFEST, OFFSET_FOLDER, RESULT
+from .relinked import BASE, is_path, last_name, paths_in, relinked_files, without_paths
 from .spans import file_text, sha256, sha256_file
 
 _NOT_OURS = "Give a folder that ailora-tools wrote. `hf upload ORG/NAME DIR` pushes any other."
@@ -60,12 +61,15 @@ class Shared:
 
     def relinked(self, repository: str, commit: str) -> dict[str, Content]:
         """What differs in the files of `late`, once the base is that commit of that repository."""
-        name = f"{ADAPTER_FOLDER}/{ADAPTER_CONFIG}"
-        config = relinked_config((self.folder / name).read_bytes(), str(self.folder / name), repository, commit)
-        manifest = self.changed.get(MANIFEST) or (self.folder / MANIFEST).read_bytes()
+        folders = (ADAPTER_FOLDER, OFFSET_FOLDER)
+        made = relinked_files(self.bytes_of, self.names, folders, repository, commit)
         moved = {"name": repository, "revision": commit}
-        made = {name: config, MANIFEST: restated(manifest, {name: config}, moved=moved)}
+        made[MANIFEST] = restated(self.bytes_of(MANIFEST), made, moved=moved)
         return {name: _changed(data) for name, data in made.items()}
+
+    def bytes_of(self, name: str) -> bytes:
+        """A small file as it is shared."""
+        return self.changed[name] if name in self.changed else (self.folder / name).read_bytes()
 
     def _read(self, name: str) -> Content:
         path, expected = self.folder / name, self.hashes.get(name)
@@ -80,9 +84,10 @@ class Shared:
         return found
 
 
-def open_shared(folder: Path) -> Shared:
-    """The folder by its document. CheckpointError where it has none, where files of it are missing, are links that lead
-    out of it, or lie outside; VerificationError for a manifest that was changed."""
+def open_shared(folder: Path, repository: str) -> Shared:
+    """The folder by its document, as that repository is to hold it. CheckpointError where it has none, or where files of
+    it are missing, are links that lead out of it, or lie outside; VerificationError for a manifest that was changed.
+    """
     if not (folder / MANIFEST).is_file() and not (folder / RESULT).is_file():
         raise CheckpointError(f"{folder}: has neither {MANIFEST} nor {RESULT}: it is not of ailora-tools.", _NOT_OURS)
     shared = _of_manifest(folder) if (folder / MANIFEST).is_file() else _of_result(folder)
@@ -94,7 +99,7 @@ def open_shared(folder: Path) -> Shared:
         raise CheckpointError(f"{folder}: {listed(outside or sorted(strays) or missing)} {what}.", _WHOLE)
     if not shared.base:
         _require_named_base(folder, shared.names)
-    return shared
+    return _published(shared, repository)
 
 
 def left_out(shared: Shared) -> list[str]:
@@ -109,14 +114,40 @@ def left_out(shared: Shared) -> list[str]:
 
 def _of_manifest(folder: Path) -> Shared:
     manifest = read_manifest(folder)
-    location, revision = str(manifest.source["location"]), manifest.source["revision"]
-    source = (location.removeprefix(SCHEME), str(revision)) if revision is not None and manifest.base else None
-    changed = {}
-    if is_path(location):
-        raw = (folder / MANIFEST).read_bytes()
-        changed[MANIFEST] = restated(raw, {}, location=without_paths(location))
+    source = _source_of(manifest) if manifest.base else None
     names = tuple(sorted({*manifest.files, MANIFEST}))
-    return Shared(folder, "init", MANIFEST, names, manifest.files, source, manifest.base, changed)
+    return Shared(folder, "init", MANIFEST, names, manifest.files, source, manifest.base, {})
+
+
+def _source_of(manifest: Manifest) -> tuple[str, str] | None:
+    location, revision = str(manifest.source["location"]), manifest.source["revision"]
+    return (location.removeprefix(SCHEME), str(revision)) if revision is not None else None
+
+
+def _published(shared: Shared, repository: str) -> Shared:
+    """With names in the place of paths: in the document, and in the cards, whose commands then fit what `hf download`
+    leaves."""
+    document = parse(shared.bytes_of(shared.marker), shared.marker)
+    source = document["source"]["location"] if shared.marker == MANIFEST else None
+    told = document if source is None else source
+    own = [str(shared.folder.resolve()), *_once(shared, document)]
+    places = {path: last_name(path) for path in paths_in(told)}
+    places |= dict.fromkeys(own, repository.partition("/")[2])
+    cards = [name for name in shared.names if name.rpartition("/")[2] == CARD]
+    changed = {name: published_card(shared.bytes_of(name), places, repository) for name in cards}
+    changed = {name: data for name, data in changed.items() if data != shared.bytes_of(name)}
+    if source is not None:
+        text = restated(shared.bytes_of(MANIFEST), changed, location=without_paths(source))
+    else:
+        text = shared.bytes_of(RESULT) if not any(paths_in(document)) else file_text(without_paths(document)).encode()
+    return replace(shared, changed={**changed, shared.marker: text})
+
+
+def _once(shared: Shared, document: Mapping[str, Any]) -> list[str]:
+    """Where the folder was when it was written."""
+    name = f"{ADAPTER_FOLDER}/{ADAPTER_CONFIG}"
+    stated = parse(shared.bytes_of(name), name).get(BASE) if shared.base else document.get("folder")
+    return [str(stated)] if is_path(stated) else []
 
 
 def _of_result(folder: Path) -> Shared:
@@ -126,9 +157,7 @@ def _of_result(folder: Path) -> Shared:
         verb, names = str(document["verb"]), tuple(sorted({*map(str, document["files"]), RESULT}))
     except (KeyError, TypeError):
         raise CheckpointError(f"{folder / RESULT}: does not say which files were written.", _NOT_OURS) from None
-    public = without_paths(document)
-    changed = {RESULT: file_text(public).encode()} if public != document else {}
-    return Shared(folder, verb, RESULT, names, {}, _merged_from(document) if verb == "merge" else None, False, changed)
+    return Shared(folder, verb, RESULT, names, {}, _merged_from(document) if verb == "merge" else None, False, {})
 
 
 def _merged_from(document: Mapping[str, Any]) -> tuple[str, str] | None:
@@ -139,7 +168,7 @@ def _merged_from(document: Mapping[str, Any]) -> tuple[str, str] | None:
     if base.get("revision") is not None:
         return str(base.get("location")).removeprefix(SCHEME), str(base["revision"])
     path = stated_path(base.get("location"))
-    return _of_manifest(path).source if path is not None and (path / MANIFEST).is_file() else None
+    return _source_of(read_manifest(path)) if path is not None and (path / MANIFEST).is_file() else None
 
 
 def _require_named_base(folder: Path, names: tuple[str, ...]) -> None:

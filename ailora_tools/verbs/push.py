@@ -24,7 +24,7 @@ from ..progress import Progress, heard
 from .occupied import find_occupied, read_stored, require_visible
 from .result import Result
 
-_NO_COMMIT = "0" * 40
+_NO_COMMIT = "c" * 40  # of a dry run: as long as any
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,8 @@ def push(
     (True, ['uploaded'])
     """
     progress = heard(progress)
-    shared, remote = open_shared(user_path(folder, "DIR")), Remote(_name(repository))
+    remote = Remote(_name(repository))
+    shared = open_shared(user_path(folder, "DIR"), remote.name)
     remote.require_login()
     source = _source(shared, gated_ok)
     held = remote.look()

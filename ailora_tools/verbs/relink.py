@@ -13,11 +13,13 @@ from ..checkpoint.gate import INDEX_BYTES, parse, read_path
 from ..checkpoint.source import parse_hub_name, user_path
 from ..errors import CheckpointError, OutputError, VerificationError
 from ..output.claim import beside, claimed
-from ..output.manifest import read_manifest, restated
+from ..output.manifest import Manifest, read_manifest, restated
 from ..output.names import ADAPTER_FOLDER, CARD, MANIFEST, OFFSET_FOLDER
-from ..output.relinked import BASE, REVISION, relinked_card, relinked_config
+from ..output.relinked import BASE, REVISION, relinked_files
 from ..output.spans import sha256, sync_file, write_new
 from .result import Result
+
+_FOLDERS = ("", ADAPTER_FOLDER, OFFSET_FOLDER)  # of a start; the card in a residual base is that of the base
 
 
 @dataclass(frozen=True)
@@ -66,14 +68,20 @@ def relink(folder: str | Path, base: str) -> Relink:
     """
     root = user_path(folder, "DIR")
     name, revision = _base(base)
-    configs = [path for path in _configs(root) if (root / path).is_file()]
+    manifest = read_manifest(root) if (root / MANIFEST).is_file() else None
+    folders = ("",) if manifest is None else tuple(_FOLDERS[manifest.base :])
+    names = [f"{folder}/{file}".lstrip("/") for folder in folders for file in (ADAPTER_CONFIG, CARD)]
+    old = {file: read_path(root / file, _WHOLE, limit=INDEX_BYTES) for file in names if (root / file).is_file()}
+    configs = [file for file in old if file.endswith(ADAPTER_CONFIG)]
     if not configs:
         raise CheckpointError(f"{root}: no {ADAPTER_CONFIG} of PEFT is in it.", "Give the folder of an adapter.")
+    new = relinked_files(old.__getitem__, old, folders, name, revision)
+    if manifest is not None:
+        _require_recorded(root, manifest, old, new)
+        moved = {"name": name, "revision": revision}
+        new[MANIFEST] = restated((root / MANIFEST).read_bytes(), new, moved=moved)
     try:
         with claimed(root.absolute(), "relink"):
-            old = {path: read_path(root / path, _WHOLE, limit=INDEX_BYTES) for path in configs}
-            new = {path: relinked_config(raw, str(root / path), name, revision) for path, raw in old.items()}
-            new |= _beside(root, old, new, {"name": name, "revision": revision})
             written = _swap(root, new)
     except OSError as error:
         raise OutputError(f"{error.filename or root}: {error.strerror}.", "Nothing else was changed.") from None
@@ -89,29 +97,13 @@ def _base(text: str) -> tuple[str, str | None]:
     return found.repo, found.revision
 
 
-def _configs(root: Path) -> list[str]:
-    folders = ("", f"{ADAPTER_FOLDER}/", f"{OFFSET_FOLDER}/")
-    return [f"{folder}{ADAPTER_CONFIG}" for folder in (folders[1:] if (root / MANIFEST).is_file() else folders[:1])]
-
-
-def _beside(
-    root: Path, old: Mapping[str, bytes], new: Mapping[str, bytes], moved: Mapping[str, str | None]
-) -> dict[str, bytes]:
-    """The card of an adapter, and the manifest with the hashes of what is written anew."""
-    manifest = read_manifest(root) if (root / MANIFEST).is_file() else None
-    made = {}
-    if (root / CARD).is_file() and (manifest is None or not manifest.base):
-        old = {**old, CARD: (root / CARD).read_bytes()}
-        made[CARD] = relinked_card(old[CARD], str(moved["name"]))
-    if manifest is None:
-        return made
-    for path, data in {**new, **made}.items():
-        recorded = manifest.files.get(path)
-        # The new bytes are recorded already where an earlier run was interrupted after the manifest.
-        if recorded is not None and recorded["sha256"] not in (sha256(old[path]), sha256(data)):
-            raise VerificationError(f"{root / path}: is not what {MANIFEST} says.", _WHOLE)
-    text = restated((root / MANIFEST).read_bytes(), {**new, **made}, moved=moved)
-    return {MANIFEST: text, **made}
+def _require_recorded(root: Path, manifest: Manifest, old: Mapping[str, bytes], new: Mapping[str, bytes]) -> None:
+    """What was changed by others is not sealed: VerificationError. The new bytes are recorded already where an earlier
+    run was interrupted after the manifest."""
+    for file, data in new.items():
+        recorded = manifest.files.get(file)
+        if recorded is not None and recorded["sha256"] not in (sha256(old[file]), sha256(data)):
+            raise VerificationError(f"{root / file}: is not what {MANIFEST} says.", _WHOLE)
 
 
 def _swap(root: Path, new: Mapping[str, bytes]) -> tuple[str, ...]:

@@ -77,7 +77,9 @@ def test_the_repository_holds_the_folder_and_names_itself(made: Made, hub: HubSe
     assert tree(made.start) == before
     files, config = hub.repos[BASE].files, "ailora_init/adapter_config.json"
     differ = {name for name, data in before.items() if files[name] != data}
-    assert differ == {config, "ailora.json"} and files.keys() - before.keys() == {".gitattributes"}
+    assert differ == {config, "ailora.json", "README.md", "ailora_init/README.md"} and files.keys() - before.keys() == {
+        ".gitattributes"
+    }
     found = json.loads(files[config])
     assert (found["base_model_name_or_path"], found["revision"]) == (BASE, done.base_commit)
     assert config not in hub.repos[BASE].at(str(done.base_commit))
@@ -109,8 +111,6 @@ def test_a_source_that_is_a_path_is_uploaded_whole_and_no_path_is_told(
     assert set(how(done).values()) == {"uploaded"}
     source = json.loads(hub.repos[BASE].files["ailora.json"])["source"]
     assert source["location"] == "model" and source["revision"] is None
-    told = {name for name, data in hub.repos[BASE].files.items() if str(made.local.parent).encode() in data}
-    assert told <= {"README.md"}
     snapshot_download(BASE, local_dir=tmp_path / "snapshot")
     assert verify(tmp_path / "snapshot").holds
 
@@ -137,7 +137,7 @@ def test_other_folders_are_one_commit_as_they_are(kind: str, made: Made, hub: Hu
         relink(folder, f"{SOURCE}@v1")
     done = push(folder, BASE)
     same = {name for name, data in tree(folder).items() if hub.repos[BASE].files[name] == data}
-    assert tree(folder).keys() - same <= {"ailora-result.json", "ailora.json"}
+    assert tree(folder).keys() - same <= {"ailora-result.json", "ailora.json", "README.md"}
     assert done.base_commit is None and hub.count("hub", "POST", file="main") >= 1
     if kind == "merged":
         assert "copied" in how(done).values()
@@ -240,3 +240,15 @@ def test_init_of_a_pushed_base_and_convert_with_it_need_no_path(made: Made, hub:
     push(made.start, BASE)
     again = initialize(BASE, rank=2, output=tmp_path / "again")
     assert again.manifest.source["location"] == f"hf://{BASE}"
+
+
+@pytest.mark.parametrize("kind", ["start", "local", "plain", "merged"])
+def test_no_path_of_this_machine_is_told_and_the_card_s_commands_fit(
+    kind: str, made: Made, hub: HubServer, tmp_path: Path
+) -> None:
+    push(getattr(made, kind), BASE)
+    files = hub.repos[BASE].files
+    assert not [name for name, data in files.items() if str(made.model.parent).encode() in data]
+    if kind in ("start", "local"):
+        card = files["README.md"].decode()
+        assert "`hf download me/start --local-dir start`" in card and '"start/ailora_init"' in card

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from huggingface_hub import ModelCard
 from kit.checkpoints import llama_tensors, tree, write_checkpoint
 
 from ailora_tools import convert, initialize, relink, verify
 from ailora_tools.cli.group import main
 from ailora_tools.errors import AiloraError, VerificationError
-from ailora_tools.output.relinked import relinked_card, relinked_config
+from ailora_tools.output.relinked import relinked_config
 from ailora_tools.verbs import relink as module
 
 CONFIG = "adapter_config.json"
@@ -142,14 +143,14 @@ def test_what_is_no_config_is_refused(text: str, words: str) -> None:
         relinked_config(text.encode(), "here", "org/model", None)
 
 
-def test_the_card_names_the_base_too() -> None:
-    body = "\n# A title\nbase_model: not this\n"
-    for front in ("base_model: old/one\n", "base_model:\n- old/one\n"):
-        card = relinked_card(f"---\nlicense: mit\n{front}tags: [x]\n---{body}".encode(), "org/model")
-        assert card.decode() == f"---\nlicense: mit\nbase_model: org/model\ntags: [x]\n---{body}"
-    for text in (f"---\nlicense: mit\n---{body}", body, ""):
-        assert relinked_card(text.encode(), "org/model").decode() == text
-    assert relinked_card(b"---\nbase_model: a/b\n---\n", "/some/path") == b"---\nbase_model: a/b\n---\n"
+@each
+def test_the_card_of_an_adapter_names_the_base_too(folder: Path) -> None:
+    relink(folder, "org/model@v1")
+    for card in folder.rglob("README.md"):
+        of_adapter = (card.parent / CONFIG).is_file() or folder.name == "two"
+        found = ModelCard.load(card).data.to_dict()
+        named = found.get("base_model"), found.get("base_model_revision")
+        assert named == (("org/model", "v1") if of_adapter else (None, None))
 
 
 @pytest.mark.parametrize("base", ["", "model", "org/model@", "https://example.com/x"])
@@ -179,5 +180,5 @@ def test_the_screen_tells_before_and_after(made: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["relink", str(folder), "--base", "org/model@v1"])
     assert result.exit_code == 0 and result.stdout.strip().endswith("model → org/model@v1")
     told = json.loads(CliRunner().invoke(main, ["relink", str(folder), "--base", "org/x", "--json"]).stdout)
-    assert told["configs"][0]["before"] == "org/model" and told["written"] == [CONFIG]
+    assert told["configs"][0]["before"] == "org/model" and told["written"] == ["README.md", CONFIG]
     assert repr(module.relink(folder, "org/y")).startswith("<Relink of ")
