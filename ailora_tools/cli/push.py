@@ -13,7 +13,7 @@ from ..report.words import size
 from .command import Command, option
 from .options import FOLDER, RUN, message_options
 from .screens import print_json, show_error
-from .terminal import err, out, progress
+from .terminal import out, progress
 
 if TYPE_CHECKING:
     from ..verbs.push import Push
@@ -63,22 +63,25 @@ def push(folder: Path, repository: str, as_json: bool, quiet: bool, gated_ok: bo
     return _show(result)
 
 
+_WAYS = {
+    "uploaded": "uploaded from here", "copied": "copied on the server", "unchanged": "there already",
+    "removed": "removed, of an earlier push",
+}  # fmt: skip
+
+
 def _show(result: Push) -> None:
-    """What was done in numbers, where it is, and what an interrupted reader needs."""
-    would = "would be " if result.dry_run else ""
-    for how, where in (("copied", "on the server"), ("uploaded", "from here"), ("unchanged", "there already"),
-                       ("removed", "of an earlier push")):  # fmt: skip
-        files = [file for file in result.files if file.how == how]
-        if files:
-            told = how if how == "unchanged" else f"{would}{how}"
-            line = f"{len(files):>4} {'file' if len(files) == 1 else 'files'} {told} ({where})"
-            out.print(Text(f"{line}: {size(result.nbytes(how))}"), soft_wrap=True)
+    """What is done how in numbers, then where it is."""
+    for how, told in _WAYS.items():
+        if count := sum(file.how == how for file in result.files):
+            files = f"{count} {'file' if count == 1 else 'files'}, {size(result.nbytes(how))}"
+            would = "would be " if result.dry_run and how != "unchanged" else ""
+            out.print(Text(f"{files} {would}{told}"), soft_wrap=True)
     state = "private" if result.private else "public"
     if result.dry_run:
         out.print(Text(f"nothing was pushed to {result.url} ({state})"), soft_wrap=True)
         return
-    out.print(Text(f"pushed to {result.url} ({state}) at {result.commit}, as its checksums say"), soft_wrap=True)
+    out.print(Text(f"pushed to {result.url} ({state}) at {result.commit}; the Hub's checksums agree"), soft_wrap=True)
+    if result.base_commit:
+        out.print(Text(f"the adapter names its base {result.repository}@{result.base_commit}"), soft_wrap=True)
     if result.request:
         out.print(Text(f"pull request {result.request}"), soft_wrap=True)
-    if result.base_commit:
-        err.print(Text(f"The adapter names its base: {result.repository}@{result.base_commit}"), soft_wrap=True)

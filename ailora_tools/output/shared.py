@@ -85,8 +85,10 @@ class Shared:
 
 
 def open_shared(folder: Path, repository: str) -> Shared:
-    """The folder by its document, as that repository is to hold it. CheckpointError where it has none, or where files of
-    it are missing, are links that lead out of it, or lie outside; VerificationError for a manifest that was changed.
+    """The folder by its document, as that repository is to hold it.
+
+    CheckpointError where it has none, or where files of it are missing, are links that lead out of it, or lie outside;
+    VerificationError for a manifest that was changed; OutputError for an adapter whose base is a path.
     """
     if not (folder / MANIFEST).is_file() and not (folder / RESULT).is_file():
         raise CheckpointError(f"{folder}: has neither {MANIFEST} nor {RESULT}: it is not of ailora-tools.", _NOT_OURS)
