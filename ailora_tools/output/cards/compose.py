@@ -27,10 +27,10 @@ def merged_card(name: str, source: Source, told: str, *, library: str | None) ->
 
 
 def front_matter(
-    source: Source, relation: str, library: str | None, tags: Sequence[str], *, beside: bool
+    source: Source, relation: str | None, library: str | None, tags: Sequence[str], *, beside: bool
 ) -> dict[str, Any]:
-    """By the Hub's conventions; of a source that is only a path nothing is said of a base model. beside: whether the
-    files of the source, such as its LICENSE, are in the folder."""
+    """By the Hub's conventions; of a source that is only a path no base model is named. relation: None for what
+    is no model. beside: whether the files of the source, such as its LICENSE, are in the folder."""
     base = {"base_model": source.repo, "base_model_revision": source.revision, "base_model_relation": relation}
     return {
         **(base if source.repo else {}),

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ...checkpoint.files import Files, Origin
+from ...checkpoint.files import Files, LocalFiles, Origin
 from ...checkpoint.gate import DOCUMENT_BYTES, read_json, stated_path
-from ...checkpoint.source import SCHEME, parse_hub_name
+from ...checkpoint.index import CONFIG
+from ...checkpoint.source import SCHEME, open_files, parse_hub_name
 from ...errors import AiloraError, CheckpointError
 from ..names import CARD, MANIFEST
 from . import front
 
+PIPELINE = "model_index.json"  # of diffusers, beside the folders of its components
 TAG = "ailora"  # of every card that is written here
 KEPT = "<!-- ailora-tools: below this line is the card of the source, as it was -->"
 _LARGEST = 2 << 20  # bytes of a card; the longest on the Hub are a quarter of that
@@ -60,10 +63,12 @@ class Source:
 
 def source_of_model(files: Files) -> Source:
     """Of a checkpoint: itself. A folder of `init` stands for the model that it was made from, whose card it keeps."""
-    card, start = _read(files), _start(files)
-    if start is None:
-        return Source(*_named(files.origin), card.shared, card.text, card.notices)
-    return Source(*_named(start[0]), card.shared, kept(card.text), card.notices, start[1])
+    place, start = _place_of_card(files), _start(files)
+    card = _read(place)
+    if start is not None:
+        return Source(*_named(start[0]), card.shared, kept(card.text), card.notices, start[1])
+    found = Source(*_named(files.origin), card.shared, card.text, card.notices)
+    return found if place is files else replace(found, fields={**found.fields, **found.licence(beside=False)})
 
 
 def source_of_adapter(files: Files, config: Mapping[str, Any]) -> Source:
@@ -119,6 +124,20 @@ def _read(files: Files) -> _Card:
     except AiloraError as error:
         return _Card(notices=(f"the licence and the card of the source are not copied: {error.problem.rstrip('.')}",))
     return _parsed(raw, files.where(CARD), cut=size > _LARGEST)
+
+
+def _place_of_card(files: Files) -> Files:
+    """The files themselves; of a component of a pipeline, those around it, where its card lies."""
+    origin = files.origin
+    if CARD in files.names() or (origin.on_hub and not origin.subfolder):
+        return files
+    with suppress(AiloraError, OSError):
+        if origin.on_hub:
+            return open_files(origin.location, revision=origin.revision)
+        around = Path(origin.location).expanduser().resolve().parent
+        if (around / PIPELINE).is_file() and CONFIG in files.names():
+            return LocalFiles(around)
+    return files
 
 
 def _parsed(raw: bytes, where: str, *, cut: bool) -> _Card:
