@@ -15,8 +15,8 @@ from kit.shared import BASE, PLAIN, SOURCE, WORDS, Made, elsewhere, make
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from ailora_tools import convert, initialize, push, relink, verify
-from ailora_tools.errors import CheckpointError, OutputError, VerificationError
+from ailora_tools import convert, initialize, merge, push, relink, verify
+from ailora_tools.errors import CheckpointError, OutputError, TargetError, VerificationError
 from ailora_tools.verbs.push import GatedSourceError, Push
 
 
@@ -55,7 +55,13 @@ def test_the_round_trip_from_hub_to_hub(made: Made, hub: HubServer, tmp_path: Pa
     convert(there / "trained", there / "start", there / "plain")
     config = json.loads((there / "plain" / "adapter_config.json").read_text())
     assert (config["base_model_name_or_path"], config["revision"]) == (SOURCE, hub.repos[SOURCE].commit)
-    push(there / "plain", PLAIN)
+    hub.repos["me/trained"] = Repo(tree(there / "trained"))
+    convert("me/trained", BASE, tmp_path / "plain")
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        assert (tmp_path / "plain" / name).read_bytes() == (there / "plain" / name).read_bytes()
+    with pytest.raises(TargetError, match="in the base already"):
+        merge(made.model, there / "trained", tmp_path / "twice")
+    push(there / "plain", PLAIN)  # and `verify(PLAIN, ...)`
     with torch.no_grad():
         served = PeftModel.from_pretrained(original, PLAIN)(WORDS).logits
     assert torch.allclose(served, trained, atol=1e-5)
