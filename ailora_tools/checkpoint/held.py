@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -62,16 +62,27 @@ class Copy:
 
 @dataclass(frozen=True)
 class Change:
-    """One commit: files that are sent, files that are copied on the server, names that vanish."""
+    """One commit: what files are to hold, which of them are copied on the server, names that vanish."""
 
     title: str
-    sent: Mapping[str, Content] = field(default_factory=dict)
-    copied: Mapping[str, Copy] = field(default_factory=dict)
-    removed: Sequence[str] = ()
+    contents: Mapping[str, Content]
+    copied: Mapping[str, Copy]
+    removed: Sequence[str]
+
+    @property
+    def sent(self) -> dict[str, Content]:
+        """What is not copied."""
+        return {name: content for name, content in self.contents.items() if name not in self.copied}
 
     @property
     def is_empty(self) -> bool:
-        return not (self.sent or self.copied or self.removed)
+        """Whether there is nothing to be done."""
+        return not (self.contents or self.removed)
+
+    def is_done(self, files: Mapping[str, Stored]) -> bool:
+        """Whether a repository with these files needs it no more."""
+        there = all(content.is_in(files.get(name)) for name, content in self.contents.items())
+        return there and files.keys().isdisjoint(self.removed)
 
 
 @dataclass(frozen=True)

@@ -83,8 +83,8 @@ class Remote:
         each file of weights that has arrived, and its bytes. CopyRefusedError before anything was committed."""
         operations = {name: _addition(name, content) for name, content in change.sent.items()}
         for name in (name for name in operations if name.endswith(".safetensors")):
-            self._persist(partial(self._send, operations[name], as_request))
-            sent(name, change.sent[name].size)
+            self._persist(partial(self._send, operations[name], branch, as_request))
+            sent(name, change.contents[name].size)
         every = [*operations.values(), *_copies(change.copied), *map(hub.CommitOperationDelete, change.removed)]
         if as_request:
             return self._request(every, change.title, parent)
@@ -101,9 +101,11 @@ class Remote:
             return None
         return Held(str(info.sha), bool(info.private), bool(info.gated), files)
 
-    def _send(self, operation: Any, as_request: bool) -> None:
+    def _send(self, operation: Any, branch: str, as_request: bool) -> None:
         with self._told("does not take the files"), _quiet():
-            self._api.preupload_lfs_files(self.name, [operation], create_pr=as_request, free_memory=False)
+            self._api.preupload_lfs_files(
+                self.name, [operation], revision=branch, create_pr=as_request, free_memory=False
+            )
 
     def _make(self, operations: Sequence[Any], title: str, parent: str, branch: str, as_request: bool = False) -> Any:
         with self._told("does not take the commit"), _quiet():
@@ -208,7 +210,7 @@ class _Attempts:
     def __call__(self) -> str:
         place = self.remote
         if self.again and (head := place._look(self.branch)) is not None and head.commit != self.parent:
-            if all(content.is_in(head.files.get(name)) for name, content in self.change.sent.items()):
+            if self.change.is_done(head.files):
                 return head.commit
             raise OutputError(*_moved(place.name))
         self.again = True

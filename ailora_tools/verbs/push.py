@@ -211,16 +211,14 @@ class _Pushing:
 
     def _change(self, wanted: Mapping[str, Content], removed: Sequence[str]) -> tuple[Change, list[Pushed]]:
         """What has to be done, and how each file gets there."""
-        done, sent, copied = [], {}, {}
-        for name, content in wanted.items():
-            how = "unchanged" if content.is_in(self.there.get(name)) else "uploaded"
-            if how == "uploaded" and content.sha256 in self.copies:
-                how, copied[name] = "copied", self.copies[content.sha256]
-            elif how == "uploaded":
-                sent[name] = content
-            done.append(Pushed(name, how, content.size))
+        missing = {name: content for name, content in wanted.items() if not content.is_in(self.there.get(name))}
+        copied = {name: self.copies[one.sha256] for name, one in missing.items() if one.sha256 in self.copies}
+        done = [
+            Pushed(name, "copied" if name in copied else "uploaded" if name in missing else "unchanged", content.size)
+            for name, content in wanted.items()
+        ]
         gone = [Pushed(name, "removed", self.there[name].size) for name in removed]
-        return Change("", sent, copied, tuple(removed)), [*done, *gone]
+        return Change("", missing, copied, tuple(removed)), [*done, *gone]
 
     def _commit(self, title: str, wanted: Mapping[str, Content], removed: Sequence[str]) -> bool:
         """Whether there was something to be done, which is done then."""
@@ -236,7 +234,7 @@ class _Pushing:
         return not change.is_empty
 
     def _make(self, change: Change) -> None:
-        self.progress.start("Pushing", len(change.sent) + len(change.copied), 0)
+        self.progress.start("Pushing", len(change.contents), 0)
         weights: set[str] = set()
 
         def sent(name: str, nbytes: int) -> None:
@@ -244,9 +242,8 @@ class _Pushing:
             self.progress.advance(name, nbytes)
 
         made = self.remote.commit(change, self.head, self.branch, as_request=self.as_request, sent=sent)
-        for name in (*change.sent, *change.copied):
-            if name not in weights:
-                self.progress.advance(name, self.contents[name].size)
+        for name in change.contents.keys() - weights:
+            self.progress.advance(name, change.contents[name].size)
         self.head, self.branch, self.as_request = made.commit, made.branch, False
         self.request = made.request or self.request
 

@@ -68,6 +68,14 @@ def relink(folder: str | Path, base: str) -> Relink:
     """
     root = user_path(folder, "DIR")
     name, revision = _base(base)
+    try:
+        with claimed(root.absolute(), "relink"):
+            return _relink(root, name, revision)
+    except OSError as error:
+        raise OutputError(f"{error.filename or root}: {error.strerror}.", "Nothing else was changed.") from None
+
+
+def _relink(root: Path, name: str, revision: str | None) -> Relink:
     manifest = read_manifest(root) if (root / MANIFEST).is_file() else None
     folders = ("",) if manifest is None else tuple(_FOLDERS[manifest.base :])
     names = [f"{folder}/{file}".lstrip("/") for folder in folders for file in (ADAPTER_CONFIG, CARD)]
@@ -80,11 +88,7 @@ def relink(folder: str | Path, base: str) -> Relink:
         _require_recorded(root, manifest, old, new)
         moved = {"name": name, "revision": revision}
         new[MANIFEST] = restated((root / MANIFEST).read_bytes(), new, moved=moved)
-    try:
-        with claimed(root.absolute(), "relink"):
-            written = _swap(root, new)
-    except OSError as error:
-        raise OutputError(f"{error.filename or root}: {error.strerror}.", "Nothing else was changed.") from None
+    written = _swap(root, new)
     return Relink(root, tuple(_record(path, old[path], name, revision) for path in configs), written)
 
 

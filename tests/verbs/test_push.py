@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from click.testing import CliRunner
 from huggingface_hub import snapshot_download
 from kit.checkpoints import tree
 from kit.hub_server import HubServer, Repo
@@ -16,6 +18,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from ailora_tools import convert, initialize, merge, push, relink, verify
+from ailora_tools.cli.group import main
 from ailora_tools.errors import CheckpointError, OutputError, TargetError, VerificationError
 from ailora_tools.verbs.push import GatedSourceError, Push
 
@@ -258,3 +261,32 @@ def test_no_path_of_this_machine_is_told_and_the_card_s_commands_fit(
     if kind in ("start", "local"):
         card = files["README.md"].decode()
         assert "`hf download me/start --local-dir start`" in card and '"start/ailora_init"' in card
+
+
+def test_a_result_is_one_short_line_and_has_the_files_as_rows(made: Made, hub: HubServer) -> None:
+    done = push(made.plain, BASE)
+    assert repr(done).startswith("<Push of ") and len(repr(done)) < 300 and "<table" in done._repr_html_()
+    frame = done.to_dataframe()
+    assert set(frame["how"]) == {"uploaded"} and frame["nbytes"].sum() == done.nbytes("uploaded")
+
+
+def test_the_command_line_says_the_same_as_python(made: Made, hub: HubServer) -> None:
+    told = CliRunner().invoke(main, ["push", str(made.start), BASE, "--json"])
+    found, again = json.loads(told.stdout), push(made.start, BASE).to_json()
+    assert told.exit_code == 0 and found["bytes"]["copied"] > 0
+    same = ("folder", "repository", "url", "private", "commit", "base_commit")
+    assert {key: found[key] for key in same} == {key: again[key] for key in same}
+    shown = CliRunner().invoke(main, ["push", str(made.start), BASE])
+    assert shown.exit_code == 0 and f"me/start@{found['base_commit']}" in shown.stdout
+
+
+@pytest.mark.parametrize(("answer", "code"), [("y\n", 0), ("n\n", 1)])
+def test_on_a_terminal_gated_weights_are_asked_about(
+    answer: str, code: int, made: Made, hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.repos[SOURCE].gated = "manual"
+    terminal = SimpleNamespace(isatty=lambda: True)
+    monkeypatch.setattr("ailora_tools.cli.push.sys", SimpleNamespace(stdin=terminal, stderr=terminal))
+    asked = CliRunner().invoke(main, ["push", str(made.start), BASE], input=answer)
+    assert asked.exit_code == code and "Share them? [y/N]" in asked.stderr
+    assert (BASE in hub.repos) == (code == 0)
