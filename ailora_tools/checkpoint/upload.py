@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields
 from functools import partial
 from json import JSONDecodeError
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import huggingface_hub as hub
 from huggingface_hub import constants, errors
@@ -25,7 +26,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
 
 from ..errors import OutputError
 from .held import Change, Committed, Content, Copy, Held, Stored
-from .hub import _FAILURES, _LIBRARY, _brief, _is_local, is_offline
+from .hub import FAILURES, LIBRARY, brief, is_local, is_offline
 from .transfer import BUSY, Backoff, ExhaustedError, Traffic, TransientError, persist, retry_after
 
 Found = TypeVar("Found")
@@ -47,7 +48,7 @@ class Remote:
 
     def __init__(self, name: str, backoff: Backoff | None = None) -> None:
         self.name = name
-        self._api = hub.HfApi(library_name=_LIBRARY)
+        self._api = hub.HfApi(library_name=LIBRARY)
         self._backoff = backoff or Backoff()
 
     @property
@@ -140,21 +141,21 @@ class Remote:
         except errors.HfHubHTTPError as error:
             raise self._refusal(error, what) from None
         except errors.HFValidationError as error:
-            raise OutputError(f"{self.name}: not a Hub id: {_brief(error)}.", "Ids have the form ORG/NAME.") from None
-        except _DUPLICATION as error:
-            raise CopyRefusedError(_brief(error)) from None
-        except _FAILURES as error:  # type: ignore[misc]
-            if _is_local(error):
+            raise OutputError(f"{self.name}: not a Hub id: {brief(error)}.", "Ids have the form ORG/NAME.") from None
+        except _NO_COPY as error:
+            raise CopyRefusedError(brief(error)) from None
+        except FAILURES as error:  # type: ignore[misc]
+            if is_local(error):
                 raise OutputError(f"{error.filename or self.name}: {error.strerror}.", _AGAIN) from None
-            raise TransientError(f"no answer from {constants.ENDPOINT} ({_brief(error)})") from None
+            raise TransientError(f"no answer from {constants.ENDPOINT} ({brief(error)})") from None
         except RuntimeError as error:  # of a thread that sends, or of Xet
             if isinstance(error.__cause__, Exception):
                 with self._told(what):
                     raise error.__cause__ from None
-            raise TransientError(f"the files did not arrive ({_brief(error)})") from None
+            raise TransientError(f"the files did not arrive ({brief(error)})") from None
         except (JSONDecodeError, KeyError, TypeError, AttributeError) as error:  # from an answer that is not the Hub's
             raise OutputError(
-                f"{self.name}: the answer of {constants.ENDPOINT} cannot be read ({_brief(error)}).",
+                f"{self.name}: the answer of {constants.ENDPOINT} cannot be read ({brief(error)}).",
                 "Check HF_ENDPOINT: a mirror may be out of order.",
             ) from None
         except ValueError as error:
@@ -172,22 +173,23 @@ class Remote:
 
     def _refusal(self, error: errors.HfHubHTTPError, what: str) -> Exception:
         """What a status above 399 means."""
-        response = error.response
-        status, said = (
-            (response.status_code, error.server_message or "no reason given")
-            if response is not None
-            else (0, _brief(error))
-        )
+        status, said = error.response.status_code, (error.server_message or "no reason given").rstrip(".")
         if status in BUSY:
-            return TransientError(f"{constants.ENDPOINT} answered with status {status}", retry_after(response.headers))
-        if response is not None and "/lfs-files/duplicate" in str(response.request.url):
-            return CopyRefusedError(f"status {status}: {said.rstrip('.')}")
+            wait = retry_after(error.response.headers)
+            return TransientError(f"{constants.ENDPOINT} answered with status {status}", wait)
+        if self._is_another(str(error.response.request.url)):
+            return CopyRefusedError(f"status {status}: {said}")
         if isinstance(error, errors.RepositoryNotFoundError | errors.RevisionNotFoundError):
             return _NotThereError(f"{self.name}: not there, or not for this token ({status}).", _MAY_WRITE)
         if status in _FULL or any(word in said.lower() for word in _LIMITS):
             return self._full(said)
-        reason = f"{self.name} {what}: {said.rstrip('.')} ({status})."
+        reason = f"{self.name} {what}: {said} ({status})."
         return OutputError(reason, _HINTS.get(status, "See https://status.huggingface.co, and run the command again."))
+
+    def _is_another(self, url: str) -> bool:
+        """Whether a request was about another repository: that which is copied from."""
+        path = f"{urlsplit(url).path}/"
+        return path.startswith("/api/models/") and not path.startswith(f"/api/models/{self.name}/")
 
     def _full(self, said: str) -> OutputError:
         return OutputError(
@@ -261,7 +263,7 @@ def _moved(name: str) -> tuple[str, str]:
     return f"{name}: somebody else has committed to it meanwhile.", "Look at what is there, and run the command again."
 
 
-_DUPLICATION: tuple[type[Exception], ...] = (getattr(errors, "FileDuplicationError", CopyRefusedError),)
+_NO_COPY = (errors.EntryNotFoundError, getattr(errors, "FileDuplicationError", CopyRefusedError))
 _LOGIN = "Log in with a token that may write: `hf auth login`, or set HF_TOKEN."
 _MAY_WRITE = f"Check the name. {_LOGIN}"
 _AGAIN = "Run the same command again: what has arrived is not sent again."

@@ -116,6 +116,14 @@ SURVIVED: dict[str, tuple[Callable[[Asked], bool], list[Fault]]] = {
     "a request that is cut": (COMMIT, [Fault(cut=100)]),
     "5xx at the copies": (COPY, [Fault(status=500)]),
     "403 at the copies": (COPY, [said("not allowed", 403)]),
+    "a source that vanishes": (
+        at("org/model/paths-info"),
+        [said("Repository not found", 404, **{"X-Error-Code": "RepoNotFound"})],
+    ),
+    "a file of the source that vanishes": (
+        at("org/model/paths-info"),
+        [Fault(status=200, body=b"[]", headers={"Content-Type": "application/json"})],
+    ),
 }
 
 
