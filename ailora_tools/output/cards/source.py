@@ -182,6 +182,6 @@ def _named(origin: Origin) -> tuple[str, str | None, str | None]:
         return origin.text, origin.location, origin.revision
     found = _SNAPSHOT.search(Path(origin.location).expanduser().absolute().as_posix())
     if found is None:
-        return origin.name, None, None
+        return " ".join(origin.name.split()) or "the source", None, None  # one line, whatever the folder is called
     repo = f"{found['owner']}/{found['name'].replace('--', '/')}"
     return repo, repo, found["commit"]
