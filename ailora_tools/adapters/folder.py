@@ -160,19 +160,6 @@ def open_adapter(folder: str | Path) -> Adapter:
     return read_adapter(LocalFiles(path))
 
 
-def _on_hub(name: str) -> Files:
-    files = open_files(name)
-    inner = [where.rpartition("/")[0] for where in files.names() if where.rpartition("/")[2] == ADAPTER_CONFIG]
-    if "" in inner:
-        return files
-    if len(inner) != 1:
-        found = f"there are several below it: {listed(inner)}" if inner else "none is there"
-        raise CheckpointError(
-            f"{name}: expected an adapter ({ADAPTER_CONFIG}), but {found}.", "Download the right one."
-        )
-    return open_files(name, subfolder=inner[0])
-
-
 def read_adapter(files: Files) -> Adapter:
     """The adapter in the root of `files`, PEFT's or what another trainer made of an export; QA-LoRA as a plain one."""
     files = as_plain(as_peft(files))
@@ -193,6 +180,19 @@ def read_adapter(files: Files) -> Adapter:
     parts, others, tokens = _sorted_out(files.origin.text, read_header(files, ADAPTER_WEIGHTS))
     modules = {module: _factors(files.origin.text, held, config, module) for module, held in parts.items()}
     return Adapter(files, config, modules, others, tokens)
+
+
+def _on_hub(name: str) -> Files:
+    files = open_files(name)
+    inner = [where.rpartition("/")[0] for where in files.names() if where.rpartition("/")[2] == ADAPTER_CONFIG]
+    if "" in inner:
+        return files
+    if len(inner) != 1:
+        found = f"there are several below it: {listed(inner)}" if inner else "none is there"
+        raise CheckpointError(
+            f"{name}: expected an adapter ({ADAPTER_CONFIG}), but {found}.", "Download the right one."
+        )
+    return open_files(name, subfolder=inner[0])
 
 
 def read_config(files: Files) -> dict[str, Any]:
