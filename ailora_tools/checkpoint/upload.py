@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import partial
 from json import JSONDecodeError
+from logging import ERROR, WARNING
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -23,6 +24,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
     disable_progress_bars,
     enable_progress_bars,
 )
+from huggingface_hub.utils.logging import get_verbosity, set_verbosity
 
 from ..errors import OutputError
 from .held import Change, Committed, Content, Copy, Held, Stored
@@ -173,6 +175,8 @@ class Remote:
 
     def _refusal(self, error: errors.HfHubHTTPError, what: str) -> Exception:
         """What a status above 399 means."""
+        if error.response is None:  # before huggingface_hub 1.0 it could be lost
+            return TransientError(f"no answer from {constants.ENDPOINT} ({brief(error)})")
         status, said = error.response.status_code, (error.server_message or "no reason given").rstrip(".")
         if status in BUSY:
             wait = retry_after(error.response.headers)
@@ -247,16 +251,20 @@ def _copies(wanted: Mapping[str, Copy]) -> list[Any]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Neither the client's bars, which would be drawn into ours, nor its warning that a card has no metadata."""
-    hidden = are_progress_bars_disabled()
-    disable_progress_bars()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+    """Nothing of the client's own: bars would be drawn into ours, a card need not have metadata, and what it logs of a
+    failed attempt has the address, which may be signed. Who asked it for more than warnings gets that."""
+    hidden, level = are_progress_bars_disabled(), get_verbosity()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            disable_progress_bars()
+            if level == WARNING:
+                set_verbosity(ERROR)
             yield
-    finally:
-        if not hidden:
-            enable_progress_bars()
+        finally:
+            set_verbosity(level)
+            if not hidden:
+                enable_progress_bars()
 
 
 def _moved(name: str) -> tuple[str, str]:

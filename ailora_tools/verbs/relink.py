@@ -63,7 +63,8 @@ def relink(folder: str | Path, base: str) -> Relink:
     Raises CheckpointError where there is no such config, VerificationError where a file is not what ailora.json says,
     OutputError where the folder cannot be written.
 
-    >>> relink("plain", "org/model@v1").configs[0].after
+    >>> plain = convert("start/ailora_init", "start", "for-others").folder
+    >>> relink(plain, "org/model@v1").configs[0].after
     'org/model'
     """
     root = user_path(folder, "DIR")

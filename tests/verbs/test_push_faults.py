@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shutil
 from collections.abc import Callable
@@ -128,10 +129,17 @@ SURVIVED: dict[str, tuple[Callable[[Asked], bool], list[Fault]]] = {
 
 
 @pytest.mark.parametrize("case", SURVIVED)
-def test_survived(case: str, made: Made, hub: HubServer) -> None:
+def test_survived_without_a_word_of_the_client(
+    case: str, made: Made, hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     match, faults = SURVIVED[case]
+    logged: list[logging.LogRecord] = []
+    listener = logging.Handler()
+    monkeypatch.setattr(listener, "emit", logged.append)
+    monkeypatch.setattr(logging.getLogger("huggingface_hub"), "handlers", [listener])
     hub.fault_of = once(match, *faults)
     assert run(made.start).exit_code == 0
+    assert logged == [], "what it logs has addresses, which may be signed"
     assert tree(made.start).keys() <= hub.repos[BASE].files.keys()
 
 
