@@ -11,11 +11,11 @@ them on the command line. Nothing ever builds the model, and memory holds a few 
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
+from .version import __version__ as __version__
+
 if TYPE_CHECKING:
-    __version__: str
     from .errors import AiloraError as AiloraError
     from .training.attach import attach as attach
     from .training.biases import train_biases as train_biases
@@ -85,8 +85,6 @@ def __dir__() -> list[str]:
 
 def __getattr__(name: str) -> Any:
     """Load a public name when it is asked for: importing the package stays fast and needs no torch."""
-    if name == "__version__":  # pyproject.toml is the one place where it is written
-        return importlib.metadata.version("ailora-tools")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name], __name__), name)

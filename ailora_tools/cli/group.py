@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from ..team.place import read_place
+from ..version import __version__
 from .analyze import analyze
 from .command import write_examples
 from .convert import convert
@@ -79,7 +80,7 @@ _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
 @click.group(cls=_Group, invoke_without_command=True, context_settings=_SETTINGS)
-@click.version_option(package_name="ailora-tools", prog_name="ailora-tools")
+@click.version_option(__version__, prog_name="ailora-tools")
 @click.pass_context
 def main(ctx: click.Context) -> None:
     """Start LoRA adapters from the weights of the model, by function.

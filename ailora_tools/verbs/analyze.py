@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Unpack
 
-from ..analysis.allocation import parse_budget, suggest_ranks
+from ..analysis.allocation import UNPROVEN, parse_budget, suggest_ranks
 from ..analysis.document import AnalysisJob, write_up
 from ..analysis.tuned import open_tuned
 from ..checkpoint.index import Checkpoint, read_checkpoint
@@ -130,7 +130,8 @@ def analyze(
     of the same architecture or PEFT LoRA folders for it, here or on the Hub. `output` defaults to `reports/<name>`.
     `rank` is that of the subspaces which are compared and of the sentences about a rank. `heads` adds the per-head
     view. `memory` is how much to use at most ("8GB"), which decides how many matrices are worked on at a time.
-    `suggest_ranks` is an average rank (8) or a number of parameters ("2M"), and adds ranks.json for `init`.
+    `suggest_ranks` is an average rank (8) or a number of parameters ("2M"), and adds ranks.json for `init`; without
+    `against` it goes by the spectrum, of which a notice says that it has not been shown to predict the rank.
 
     Under torchrun all processes call this, the first one alone writes, and the others get an empty document; `mixed`
     and `shared_folder` as for `initialize`.
@@ -166,6 +167,8 @@ def analyze(
         inputs = [checkpoint.origin, *(other.origin for other in tuned)]
         folder = output_folder(output, Path("reports", checkpoint.origin.name), inputs, progress)
         notices = [*plan.notices, *(text for other in tuned for text in other.notices)]
+        if budget is not None and not tuned:
+            notices.append(f"ranks.json: {UNPROVEN}")
         for text in notices:
             progress.notice(text)
         announce(checkpoint.files, plan.reads, checkpoint.nbytes, progress)
