@@ -4,8 +4,9 @@ The story, top to bottom: `checkpoint` reads safetensors headers and, one by one
 are W^Q and W^V; `methods` says which singular components each gives to its adapter, `linalg` finds them, and
 `surgery` splits the matrix. `output` writes the adapter and the source's shards with only those matrices
 replaced. `metrics` describes what a spectrum or a change is like, and `report` says it in sentences and figures.
-`verbs` tells these steps as `inspect`, `analyze`, `init`, `verify`, `convert`, `merge` and `export`, and `cli` puts
-them on the command line. Nothing ever builds the model, and memory holds a few matrices whatever its size.
+`verbs` tells these steps as `inspect`, `analyze`, `init`, `verify`, `convert`, `merge` and `export`, and shares what
+they wrote (`push`, `relink`); `cli` puts them on the command line. Nothing ever builds the model, and memory holds a
+few matrices whatever its size.
 """
 
 from __future__ import annotations
@@ -41,6 +42,10 @@ if TYPE_CHECKING:
     from .verbs.inspect import inspect_checkpoint as inspect_checkpoint
     from .verbs.merge import Merge as Merge
     from .verbs.merge import merge as merge
+    from .verbs.push import Push as Push
+    from .verbs.push import push as push
+    from .verbs.relink import Relink as Relink
+    from .verbs.relink import relink as relink
     from .verbs.report import render_report as render_report
     from .verbs.verify import Verification as Verification
     from .verbs.verify import verify as verify
@@ -68,6 +73,10 @@ _HOMES = {
     "bitfit": ".verbs.bitfit",
     "Merge": ".verbs.merge",
     "merge": ".verbs.merge",
+    "Push": ".verbs.push",
+    "push": ".verbs.push",
+    "Relink": ".verbs.relink",
+    "relink": ".verbs.relink",
     "Residualized": ".training.residual",
     "residualize": ".training.residual",
     "Inspection": ".verbs.inspect",

@@ -26,7 +26,7 @@ ONLY_IN: dict[str, str | tuple[str, ...]] = {
     "rich": ("cli.", "display."),
     "tqdm": "display.",
     "click": "cli.",
-    "huggingface_hub": "checkpoint.hub",
+    "huggingface_hub": ("checkpoint.hub", "checkpoint.upload"),
     "plotly": "report.pieces",
     "pandas": "verbs.result",
     "msgspec": "checkpoint.gate",

@@ -18,6 +18,8 @@ from .export import export
 from .init import init
 from .inspect import inspect
 from .merge import merge
+from .push import push
+from .relink import relink
 from .report import report
 from .terminal import settle_streams, visible
 from .verify import verify
@@ -92,5 +94,5 @@ def main(ctx: click.Context) -> None:
         click.echo(ctx.get_help())
 
 
-for command in (inspect, analyze, init, verify, convert, merge, export, report):
+for command in (inspect, analyze, init, verify, convert, merge, export, push, relink, report):
     main.add_command(command)
