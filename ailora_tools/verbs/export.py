@@ -11,6 +11,7 @@ from typing import Any
 
 from ..adapters.folder import Adapter, open_adapter
 from ..adapters.peft import ADAPTER_FILES
+from ..adapters.pooled import sums_over_groups
 from ..adapters.trainers import COMPONENTS, Context, Pair, find_trainer
 from ..checkpoint.arithmetic import ieee
 from ..checkpoint.files import Files, LocalFiles
@@ -28,6 +29,11 @@ from ..output.sources import Sources
 from ..output.spans import write_json, write_new, write_text
 from ..progress import Progress, heard
 from .result import Result
+
+_IN_BIASES = (
+    "sums over groups of inputs: the biases of a base in MLX's format can hold them, without an adapter beside it: "
+    "`ailora-tools merge BASE ADAPTER --zeros float -o OUT`"
+)
 
 
 @dataclass(frozen=True, repr=False)
@@ -87,7 +93,10 @@ def export(
     root = user_path(adapter, "ADAPTER")
     held = open_adapter(root / ADAPTER_FOLDER if (root / MANIFEST).is_file() else root)
     _require_plain(held, to)
-    folder = output_folder(output, "", [held.files.origin], heard(progress))
+    progress = heard(progress)
+    folder = output_folder(output, "", [held.files.origin], progress)
+    if to == "mlx" and sums_over_groups(held):
+        progress.notice(_IN_BIASES)
     context = _context(held, root, folder, base, component)
     with ieee():
         made = row.make(_pairs(held), context)
