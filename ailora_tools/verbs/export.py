@@ -22,7 +22,7 @@ from ..display.shown import shows_progress
 from ..errors import TargetError, listed
 from ..output.atomic import Output, making
 from ..output.manifest import read_manifest
-from ..output.names import ADAPTER_FOLDER, MANIFEST
+from ..output.names import ADAPTER_FOLDER, MANIFEST, OFFSET_FOLDER
 from ..output.place import output_folder
 from ..output.result import write_result
 from ..output.sources import Sources
@@ -92,6 +92,7 @@ def export(
     row = find_trainer(to)
     root = user_path(adapter, "ADAPTER")
     held = open_adapter(root / ADAPTER_FOLDER if (root / MANIFEST).is_file() else root)
+    _require_base(root, to)
     _require_plain(held, to)
     progress = heard(progress)
     folder = output_folder(output, "", [held.files.origin], progress)
@@ -108,6 +109,16 @@ def export(
             _write_config(tree / name, config)
         write_result(tree, {"verb": "export", "adapter": held.location, **result.to_json()})
     return result
+
+
+def _require_base(root: Path, to: str) -> None:
+    """TargetError for a start on the untouched original, where it counts twice without the frozen adapter beside it."""
+    if any((folder / OFFSET_FOLDER).is_dir() for folder in (root, *([root.parent] * (root.name == ADAPTER_FOLDER)))):
+        raise TargetError(
+            f"{root} is a start on the untouched original (--no-base), where what `init` moved counts twice unless it "
+            f"is taken out again: {to} has no place for a second adapter that is frozen.",
+            "Start with a residual base: `init` without --no-base. A trained adapter: `ailora-tools convert` it first.",
+        )
 
 
 def _require_plain(held: Adapter, to: str) -> None:
