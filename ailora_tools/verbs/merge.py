@@ -63,7 +63,7 @@ class Merged:
 class Merge(Result):
     """Where the merged checkpoint lies, what was changed by how much, and what was in few bits before.
 
-    lost: the largest share of a change that zero points in float16 do not hold; None without them.
+    lost: the largest share of a change that zero points in float16 or MLX's biases do not hold; None without them.
     """
 
     folder: Path
@@ -111,8 +111,8 @@ def merge(
     it stands for: each of its matrices in the dtype that config.json states, or in `dtype` (float32, bfloat16,
     float16), and nothing of the quantisation is left. Inputs are never changed.
 
-    With `zeros` "float" a base in few bits stays so, and a QA-LoRA goes into its zero points, which become float16:
-    compressed-tensors' "int-quantized" alone has room for them.
+    With `zeros` "float" a base in few bits stays so, and a QA-LoRA goes into its zero points, which become float16, in
+    compressed-tensors' "int-quantized", or into the biases of MLX's layers; no other format has room for it.
 
     Under torchrun all processes call this and share the changed tensors; the first one alone writes, and the others get
     nothing of the result.
