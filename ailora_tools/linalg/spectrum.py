@@ -75,11 +75,11 @@ def _below(S: Tensor) -> tuple[float, int]:
 
 
 def _values(W: Tensor) -> Tensor:
-    """LAPACK's singular values of W (m, n), m <= n, in float64."""
+    """LAPACK's singular values of W (m, n), m <= n, in float64, on the CPU: see `exact.svd`."""
     X = W.double()
     if W.shape[1] > TALL * W.shape[0]:
         X = torch.linalg.qr(X.T, mode="r")[1]
-    values: Tensor = torch.linalg.svdvals(X)
+    values: Tensor = torch.linalg.svdvals(X.cpu())
     return values
 
 
@@ -89,5 +89,5 @@ def low_rank_spectrum(B: Tensor, A: Tensor) -> Tensor:
     From the R factors of both (never through a Gram matrix, which would lose the small ones).
     """
     core = torch.linalg.qr(B.double(), mode="r")[1] @ torch.linalg.qr(A.double().T, mode="r")[1].T
-    values: Tensor = torch.linalg.svdvals(core)
+    values: Tensor = torch.linalg.svdvals(core.cpu())
     return values

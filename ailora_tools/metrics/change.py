@@ -165,7 +165,7 @@ def _angles(base: Anatomy, after: Ends, rank: int) -> dict[str, Any]:
     found: dict[str, Any] = {"intruders": int((cosines < INTRUDER_COSINE).sum()), "intruders_of": len(cosines)}
     for name, part, now in (("top", slice(0, rank), after.top), ("bottom", slice(-rank, None), after.bottom)):
         for side, before, vectors in (("output", base.U, now.U), ("input", base.V, now.Vh.T)):
-            angles = torch.linalg.svdvals(before[:, part].double().T @ vectors[:, part]).clamp(max=1)
+            angles = torch.linalg.svdvals((before[:, part].double().T @ vectors[:, part]).cpu()).clamp(max=1)
             found[f"{name}_{side}_overlap"] = float(angles.square().mean())
             found[f"{name}_{side}_cosine"] = float(angles[-1])
     return {**found, "output_chance": rank / len(base.U), "input_chance": rank / len(base.V)}
