@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -162,7 +163,7 @@ def difference(base: Tensor, tuned: Tensor) -> Tensor:
 
 
 def _size(parts: Sequence[Tensor]) -> float:
-    return sum(norm(part) ** 2 for part in parts) ** 0.5
+    return math.hypot(*(norm(part) for part in parts))
 
 
 def _rounding(parts: Sequence[Tensor]) -> tuple[torch.dtype, tuple[float, float]]:
@@ -203,5 +204,5 @@ def _left(D: Tensor, A: Tensor, B: Tensor) -> float:
     """norm(D - B A), Frobenius, by blocks of rows in float64."""
     wide = A.double()
     step = max(1, _BLOCK // D.shape[1])
-    parts = [norm(D[top : top + step].double() - B[top : top + step].double() @ wide) for top in range(0, len(D), step)]
-    return float(torch.linalg.vector_norm(torch.tensor(parts, dtype=torch.float64)))
+    rows = (slice(top, top + step) for top in range(0, len(D), step))
+    return math.hypot(*(norm(D[part].double() - B[part].double() @ wide) for part in rows))

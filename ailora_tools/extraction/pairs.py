@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -14,9 +15,11 @@ from ..methods import ALL_LINEAR, ROLES
 from ..targets.linear import Roles, spelled_out
 from ..targets.module_names import installed_transformers_major
 from ..targets.module_tree import UnbuiltError, check_modules
-from ..targets.plan import find_matches, make_plan
+from ..targets.plan import find_matches, make_plan, unreached_by_peft
 from ..targets.projections import Carrier, Plan
 from ..targets.selection import Selection
+
+_IN_LAYER = re.compile(r"\.\d+\.")
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ def pair_up(base: Checkpoint, tuned: Files, selection: Selection, *, everything:
             f"{tuned.origin.text} is an adapter, not a model.",
             "To give it another rank: ailora-tools convert --rank. Or merge it first, and extract from that.",
         )
-    roles = _every_role(base) if everything else spelled_out(base, selection.roles, 1, installed_transformers_major())
+    roles = every_role(base) if everything else spelled_out(base, selection.roles, 1, installed_transformers_major())
     selection = replace(selection, roles=roles.roles)
     plan, selection, exact, told = _as_loaded(base, selection)
     other = read_checkpoint(tuned)
@@ -76,14 +79,23 @@ def pair_up(base: Checkpoint, tuned: Files, selection: Selection, *, everything:
     return Pairs(base, other, plan, fine, exact, everything and selection.layers is None, notices)
 
 
-def _every_role(base: Checkpoint) -> Roles:
+def every_role(base: Checkpoint) -> Roles:
+    """What all-linear stands for. The class is not asked, which takes seconds, where the table has every matrix in the
+    layers and the tests have held it against that class; nor where it cannot be: then the table or the names tell."""
+    matches = find_matches(base, ROLES)
+    found = {match.role for held in matches.values() for match in held}
+    roles, major = tuple(role for role in ROLES if role in found), installed_transformers_major()
+    tensors = {match.tensor for held in matches.values() for match in held}
+    others = [name for name, stored in base.tensors.items() if len(stored.shape) == 2 and _IN_LAYER.search(name)]
+    known = roles and not unreached_by_peft(base.model_type, matches, major)
+    if known and tensors >= set(others) and make_plan(base, Selection(roles), quantised=True).counted:
+        return Roles(roles)
     try:
-        return spelled_out(base, (ALL_LINEAR,), 1, installed_transformers_major())
-    except TargetError:  # the class cannot be asked: the table, or the names
-        found = {match.role for matches in find_matches(base, ROLES).values() for match in matches}
-        if not found:
+        return spelled_out(base, (ALL_LINEAR,), 1, major)
+    except TargetError:
+        if not roles:
             raise
-        return Roles(tuple(role for role in ROLES if role in found))
+        return Roles(roles)
 
 
 def _as_loaded(base: Checkpoint, selection: Selection) -> tuple[Plan, Selection, bool, tuple[str, ...]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -42,7 +43,7 @@ class Truncation:
         if not self.whole:
             return 0.0
         kept = float(torch.linalg.vector_norm(self.S)) / self.whole
-        return max(0.0, 1 - kept**2) ** 0.5
+        return math.sqrt(max(0.0, 1 - kept**2))
 
     def balanced(self) -> tuple[Tensor, Tensor]:
         """A (k, n) and B (m, k) with B A = U S Vh, the square root of S on both sides: 16 bits lose least so."""
@@ -87,7 +88,7 @@ def _floor(X: Tensor, S: Tensor, noise: float) -> float:
     Pastur), or float64's own."""
     m, n = X.shape
     own = max(m, n) * torch.finfo(torch.float64).eps * float(S[0])
-    return max(_MARGIN * noise * (m**0.5 + n**0.5), own)
+    return max(_MARGIN * noise * (math.sqrt(m) + math.sqrt(n)), own)
 
 
 def _sketched(X: Tensor, rank: int, generator: torch.Generator, whole: float, noise: float) -> Truncation | None:

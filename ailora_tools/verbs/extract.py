@@ -127,9 +127,9 @@ def extract(
     Raises CheckpointError, TargetError where the two do not belong together or no chosen matrix changed, OptionError,
     NumericalError, OutputError.
 
-    >>> made = extract("model", "tuned", "lora", rank=4)
-    >>> made.modules[0].rank, made.error < 1e-4
-    (4, True)
+    >>> made = extract("model", "start", "lora", rank=4)  # of a residual base: what was taken out of it, of rank 2
+    >>> made.modules[0].rank, made.error < 1e-4, len(made.beyond)
+    (2, True, 0)
     """
     _require_sound(rank, energy, dtype)
     progress = heard(progress)
@@ -195,7 +195,7 @@ def _widest(pairs: Pairs, rank: int | None, ranks: Mapping[str, int], dtype: str
     entries: list[Entry] = []
     for module, (outputs, (rows, inputs)) in sides.items():
         full = min(outputs, inputs)
-        most = min(ranks.get(module, rank) or full, full)
+        most = min(ranks.get(module, rank or full), full)
         name_a, name_b = tensor_names(module)
         entries += [(name_a, dtype, (most, inputs)), (name_b, dtype, (rows, most))]
     return entries

@@ -28,7 +28,7 @@ from kit.few_bits import write_quantised
 from kit.hub_server import HubServer, Repo
 from kit.real_models import ROOT, minilm_files
 
-from ailora_tools import analyze, bitfit, convert, export, initialize, merge
+from ailora_tools import analyze, bitfit, convert, export, extract, initialize, merge
 from ailora_tools.matrices import layouts
 from ailora_tools.methods import METHODS, RULES
 from ailora_tools.metrics.definitions import DEFINITIONS
@@ -206,6 +206,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     damage = {"model.layers.1.self_attn.v_proj.weight": torch.full((24, 48), torch.nan)}
     damaged = write_checkpoint(root / "damaged", {**tensors, **damage}, **heads)
     biased = write_checkpoint(root / "biased", {**tensors, "model.layers.0.self_attn.q_proj.bias": torch.zeros(48)})
+    moved = ("model.layers.0.self_attn.q_proj.weight", "model.norm.weight")
+    changed = write_checkpoint(root / "changed", {**tensors, **{name: 2 * tensors[name] for name in moved}}, **heads)
     build("gpt2").save_pretrained(root / "gpt2")
     start = initialize(plain, rank=4, output=root / "start").folder
     initialize(plain, rank=4, output=root / "dora", dora=True)
@@ -220,6 +222,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     bitfit(biased, root / "bitfit")
     convert(start / "ailora_init", start, root / "convert")
     merge(start, start / "ailora_init", root / "merge")
+    extract(plain, changed, root / "extract", energy=0.9)
     export(start, "mlx", root / "export")
     analyze(damaged, output=root / "skipped")
     against = [start, root / "lora" / "ailora_init", plain]

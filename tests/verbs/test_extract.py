@@ -20,7 +20,10 @@ from torch import Tensor, nn
 
 from ailora_tools import extract
 from ailora_tools.adapters.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS, tensor_names
+from ailora_tools.checkpoint.index import open_checkpoint
 from ailora_tools.errors import OptionError, TargetError
+from ailora_tools.extraction.pairs import every_role
+from ailora_tools.targets.linear import spelled_out
 from ailora_tools.verbs.extract import Extraction
 
 Q0, V0, Q1 = (f"model.layers.{layer}.self_attn.{role}_proj" for layer, role in ((0, "q"), (0, "v"), (1, "q")))
@@ -81,6 +84,13 @@ def test_on_the_base_it_computes_the_fine_tune(name: str, tmp_path: Path) -> Non
     assert not near(output(loaded, ALL[name].inputs()), expected, 1e-2), "the change is seen"
     adapted = PeftModel.from_pretrained(loaded, tmp_path / "lora").eval()
     assert near(output(adapted, ALL[name].inputs()), expected)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_the_table_takes_for_every_linear_layer_is_what_the_class_has(name: str, tmp_path: Path) -> None:
+    build(name).save_pretrained(tmp_path / "model")
+    checkpoint = open_checkpoint(tmp_path / "model")
+    assert every_role(checkpoint).roles == spelled_out(checkpoint, ("all-linear",)).roles
 
 
 def test_a_change_of_rank_four_is_found_as_it_was_made(base: Path, tmp_path: Path) -> None:
