@@ -224,9 +224,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     merge(start, start / "ailora_init", root / "merge")
     extract(plain, changed, root / "extract", energy=0.9)
     export(start, "mlx", root / "export")
-    analyze(damaged, output=root / "skipped")
+    analyze(damaged, suggest_targets=0.5, output=root / "skipped")
     against = [start, root / "lora" / "ailora_init", plain]
-    analyze(plain, against=against, heads=True, suggest_ranks=2, rank=2, output=root / "report")
+    analyze(plain, against=against, heads=True, suggest_ranks=2, suggest_targets=2, rank=2, output=root / "report")
     return root
 
 
