@@ -29,6 +29,7 @@ ONLY_IN: dict[str, str | tuple[str, ...]] = {
     "plotly": "report.pieces",
     "pandas": "verbs.result",
     "msgspec": "checkpoint.gate",
+    "yaml": "output.cards.front",
 }
 # Loaded by `--help`, by decisions and by rendering: torch comes with the first weight that is read.
 NO_TORCH = (

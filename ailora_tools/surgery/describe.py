@@ -13,7 +13,10 @@ from ..checkpoint.files import Origin
 from ..methods import ERROR_TAKEN, RULES
 from ..metrics.motion import role_motion
 from ..output.about_grid import about_grid
-from ..output.card import CardFacts, model_card
+from ..output.cards.compose import library_of
+from ..output.cards.facts import CardFacts
+from ..output.cards.source import Source
+from ..output.cards.start import start_cards
 from ..output.loading import Loader, absolute, find_loader
 from ..output.manifest import ExtraRecord, Manifest, ModuleRecord
 from ..targets.extras import Extra
@@ -156,11 +159,13 @@ def warnings(records: Sequence[ModuleRecord]) -> Iterator[str]:
         )
 
 
-def card(operation: Operation, records: Sequence[ModuleRecord]) -> str:
-    """README.md of the folder."""
+def cards(operation: Operation, records: Sequence[ModuleRecord], original: Source) -> dict[str, str]:
+    """Every README.md of the folder -> its text."""
     settings = operation.settings
     facts = CardFacts(
         folder=operation.folder,
+        original=original,
+        library=library_of(operation.checkpoint.config, original),
         method=operation.method,
         ranks=sorted({record.rank for record in records}),
         alphas=sorted({record.alpha for record in records}),
@@ -177,7 +182,7 @@ def card(operation: Operation, records: Sequence[ModuleRecord]) -> str:
         grid=settings.grid,
         extras=tuple((adapter_name(extra), extra.stored is None) for extra in operation.extras),
     )
-    return model_card(facts, records)
+    return start_cards(facts, records)
 
 
 def loader(operation: Operation, records: Sequence[ModuleRecord]) -> Loader:

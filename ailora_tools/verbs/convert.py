@@ -30,19 +30,21 @@ from ..adapters.peft import (
 )
 from ..adapters.promises import Base, require_promised
 from ..checkpoint.arithmetic import ieee
-from ..checkpoint.files import Origin
+from ..checkpoint.files import LocalFiles, Origin
 from ..checkpoint.header import FACTOR_DTYPES, StoredTensor, build_header
 from ..checkpoint.source import user_path
 from ..display.shown import shows_progress
 from ..errors import OptionError, TargetError, listed
 from ..output.about_grid import about_original
 from ..output.atomic import Output, making
+from ..output.cards.made import converted_card
+from ..output.cards.source import source_of_model
 from ..output.manifest import Manifest, read_manifest
-from ..output.names import ADAPTER_FOLDER, MANIFEST
+from ..output.names import ADAPTER_FOLDER, CARD, MANIFEST
 from ..output.place import output_folder
 from ..output.result import write_result
 from ..output.sources import Sources
-from ..output.spans import create, write_json, write_span
+from ..output.spans import create, write_json, write_span, write_text
 from ..progress import Progress, heard
 from ..surgery.all_layers import AllLayers, find_all_layers
 from .descent import Likeness
@@ -168,23 +170,23 @@ def convert(
     (4, False)
     """
     if dtype not in FACTOR_DTYPES or (rank is not None and rank < 1):
-        known = ", ".join(FACTOR_DTYPES)
-        raise OptionError(f"dtype {dtype!r}, rank {rank!r}: a dtype of {known} and a rank of at least 1.")
+        raise OptionError(f"dtype {dtype!r}, rank {rank!r}: one of {', '.join(FACTOR_DTYPES)}; a rank of at least 1.")
     progress = heard(progress)
     held, root = open_adapter(trained), _root(user_path(init, "--init"))
-    inputs = [held.files.origin, Origin(str(root))]
-    job = _match(held, root, output_folder(output, "", inputs, progress))
+    job = _match(held, root, output_folder(output, "", [held.files.origin, Origin(str(root))], progress))
     job = replace(job, others=find_all_layers(job.manifest, root, job.names)) if all_layers else job
     ranks = _ranks(job, rank, keep_ranks)
     scaling = _scaling(job, ranks)
     complete = require_whole(held, job.factors, job.initial, job.names)
-    for text in (*complete, *held.notices, *about_original(job.manifest)):
+    original = source_of_model(LocalFiles(root))
+    for text in (*complete, *held.notices, *about_original(job.manifest), *original.notices):
         progress.notice(text)
     sources = Sources((held.files, ADAPTER_FILES), (job.initial.files, ADAPTER_FILES))
     out = Output(job.folder, "convert", overwrite=overwrite, force=force)
     with making(out, sources.require_unchanged) as tree, ieee():
         modules = _write(job, tree, ranks, scaling, FACTOR_DTYPES[dtype], progress)
         result = Conversion(job.folder, job.base[0], modules, tuple(job.kept), tuple(job.added), scaling)
+        write_text(tree / CARD, converted_card(job.folder.name, original, [(one.rank, one.error) for one in modules]))
         write_result(tree, {"verb": "convert", "trained": job.trained.location, **result.to_json()})
     return result
 

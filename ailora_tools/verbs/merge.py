@@ -28,13 +28,16 @@ from ..errors import AiloraError, OptionError, TargetError, listed
 from ..matrices.restore import Restored
 from ..output.atomic import Output, building
 from ..output.base import BaseWriter, companions, copy_file, left_out, require_readable
+from ..output.cards.compose import library_of
+from ..output.cards.made import merge_card
+from ..output.cards.source import source_of_model
 from ..output.layout import ShardLayout, restate_index, widened
 from ..output.manifest import Manifest, fingerprint, read_manifest
-from ..output.names import ADAPTER_FOLDER, MANIFEST, RESULT
+from ..output.names import ADAPTER_FOLDER, CARD, MANIFEST, RESULT
 from ..output.place import output_folder
 from ..output.result import write_result
 from ..output.sources import Sources
-from ..output.spans import write_json
+from ..output.spans import write_json, write_text
 from ..output.work import WorkFolder
 from ..progress import Progress, heard
 from ..targets.ties import untied
@@ -226,9 +229,18 @@ def _make(job: Job, plan: _Plan, folder: Path, work: WorkFolder, device: str, pr
         progress.notice(text)
     dtypes, restored = tuple(sorted(set(plan.dtypes.values()))), plan.restored
     result = Merge(folder, modules, dtypes, () if restored.in_zeros else tuple(restored.matrices), lost)
+    write_text(tree / CARD, _card(plan, result, progress))
     made_from = {"base": plan.checkpoint.origin.to_json(), "adapter": plan.held.location}
     write_result(tree, {"verb": "merge", **made_from, **result.to_json()})
     return result
+
+
+def _card(plan: _Plan, result: Merge, progress: Progress) -> str:
+    original = source_of_model(plan.stored.files)
+    for text in original.notices:
+        progress.notice(text)
+    changes, library = [one.change for one in result.modules], library_of(plan.checkpoint.config, original)
+    return merge_card(result.folder.name, original, changes, len(result.restored), library)
 
 
 def _require_right_base(checkpoint: Checkpoint, adapter: Adapter) -> None:

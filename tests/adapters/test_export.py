@@ -24,7 +24,7 @@ from ailora_tools import export, initialize
 from ailora_tools.adapters.peft import ADAPTER_WEIGHTS
 from ailora_tools.adapters.trainers import peft_rows
 from ailora_tools.errors import AiloraError, OutputError, TargetError
-from ailora_tools.output.names import RESULT
+from ailora_tools.output.names import CARD, RESULT
 
 
 def start(name: str, folder: Path, **options: object) -> Path:
@@ -36,7 +36,7 @@ def test_torchtune_reads_it_back_as_ours(tmp_path: Path) -> None:
     folder = start("llama", tmp_path)
     before = tree(folder)
     done = export(folder, "torchtune", tmp_path / "out")
-    assert {*done.files, RESULT} == {path.name for path in done.folder.iterdir()} and tree(folder) == before
+    assert {*done.files, RESULT, CARD} == {path.name for path in done.folder.iterdir()} and tree(folder) == before
     config = json.loads((folder / "config.json").read_text())
     sizes = [config[key] for key in ("num_attention_heads", "num_key_value_heads", "hidden_size", "head_dim")]
     script = Path(__file__).parents[1] / "kit" / "torchtune_export.py"
