@@ -1,7 +1,8 @@
 """Which modules to adapt, by an analysis: those of the smallest condition numbers, or those that changed most. Pure.
 
-The first is KappaTune's choice (PEFT 0.20, `peft.helpers.KappaTuneSelector`): a well-conditioned matrix is taken to
-hold little that training could overwrite. The second is a measurement, of another training of the same model.
+The first is KappaTune's choice (arXiv 2506.16289; `peft.helpers.KappaTuneSelector` since PEFT 0.20): a well-conditioned
+matrix is taken to hold little that training could overwrite. The second is a measurement, of another training of the
+same model.
 """
 
 from __future__ import annotations

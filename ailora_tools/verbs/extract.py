@@ -22,11 +22,14 @@ from ..extraction.pairs import Pairs, pair_up
 from ..extraction.rest import Beyond, Rest, compare, find_rest
 from ..output.appended import AppendedTensors, Entry
 from ..output.atomic import Output, making, require_possible
+from ..output.cards.made import extracted_card
+from ..output.cards.source import source_of_model
+from ..output.names import CARD
 from ..output.place import output_folder
 from ..output.ranks import Ranks, read_ranks
 from ..output.result import write_result
 from ..output.sources import Sources
-from ..output.spans import write_json
+from ..output.spans import write_json, write_text
 from ..progress import Progress, heard
 from ..targets.plan import target_modules
 from ..targets.projections import Carrier
@@ -165,6 +168,7 @@ def extract(
             ]
         result = _summed_up(result, records, _compared(rest, pairs, progress), rest is not None)
         write_json(tree / ADAPTER_CONFIG, _config(pairs, result.modules))
+        write_text(tree / CARD, _card(pairs, result))
         made_from = {"base": checkpoint.origin.to_json(), "tuned": pairs.tuned.origin.to_json()}
         asked = {"rank": general, "energy": energy, "dtype": dtype}
         write_result(tree, {"verb": "extract", **made_from, **asked, **result.to_json()})
@@ -286,6 +290,13 @@ def _summed_up(
         beyond=beyond,
         compared=compared,
     )
+
+
+def _card(pairs: Pairs, result: Extraction) -> str:
+    """README.md; the licence is that of the base, whose card it keeps."""
+    original, tuned = (source_of_model(one.files) for one in (pairs.base, pairs.tuned))
+    ranks, beyond = [module.rank for module in result.modules], len(result.beyond) if result.compared else None
+    return extracted_card(result.folder.name, original, tuned, ranks, result.error, beyond)
 
 
 def _config(pairs: Pairs, modules: Sequence[Extracted]) -> dict[str, Any]:

@@ -221,6 +221,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     initialize(write_quantised(root / "few", "GPTQ 4")[0], rank=2, method="qalora", output=root / "pooled")
     bitfit(biased, root / "bitfit")
     convert(start / "ailora_init", start, root / "convert")
+    convert(root / "lora" / "ailora_init", root / "lora", root / "fewer", reduce_intruders=0.75)
     merge(start, start / "ailora_init", root / "merge")
     extract(plain, changed, root / "extract", energy=0.9)
     export(start, "mlx", root / "export")
