@@ -184,7 +184,7 @@ def table(report: dict[str, Any]) -> str:
         )
     told = (
         f"Rank {report['rank']}, one thread, mergekit {report['mergekit']}; rxnfp: 72 linear layers of hidden size 256 "
-        f"in float32; 1B-shaped: {report['layers']} layers of the 16 of Llama-3.2-1B in bfloat16, vocabulary {VOCAB:,}."
+        f"in float32; 1B-shaped: {report['layers']} of the 16 layers of Llama-3.2-1B in bfloat16, vocabulary {VOCAB:,}."
     )
     return "\n".join([*lines, "", told])
 
