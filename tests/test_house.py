@@ -20,7 +20,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ORDER = (
     "version", "errors", "progress", "team", "methods", "checkpoint", "linalg", "matrices", "metrics", "targets",
     "adapters",
-    "output", "surgery", "report", "proof", "analysis", "training", "display", "verbs", "cli", "__main__",
+    "output", "surgery", "report", "proof", "analysis", "extraction", "training", "display", "verbs", "cli", "__main__",
 )  # fmt: skip
 ONLY_IN: dict[str, str | tuple[str, ...]] = {
     "rich": ("cli.", "display."),

@@ -15,6 +15,7 @@ from .analyze import analyze
 from .command import write_examples
 from .convert import convert
 from .export import export
+from .extract import extract
 from .init import init
 from .inspect import inspect
 from .merge import merge
@@ -94,5 +95,5 @@ def main(ctx: click.Context) -> None:
         click.echo(ctx.get_help())
 
 
-for command in (inspect, analyze, init, verify, convert, merge, export, push, relink, report):
+for command in (inspect, analyze, init, verify, convert, merge, extract, export, push, relink, report):
     main.add_command(command)
