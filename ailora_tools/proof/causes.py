@@ -67,7 +67,7 @@ def _told(case: _Case, W: Tensor, M: Tensor, change: Change, found: Agreement, s
     if change.whole is not None:
         return
     wanted = torch.cat([block.wanted - block.W for _, block in blocks(W, change, M.dtype)])
-    yield _rounded(M, found)
+    yield _rounded(W, M, found)
     if not case.means_something(wanted):
         return
     if case.is_like(torch.zeros_like(wanted)):
@@ -86,18 +86,20 @@ def _scaled(case: _Case, wanted: Tensor, share: float, suspect: Suspect) -> str:
     """Another multiple of the change."""
     if not case.is_like(share * wanted) or abs(share) < _WHOLE:
         return ""
-    if abs(share - 2) < _WHOLE:
-        return "has the adapter in it twice"
+    if abs(share - 1) < _WHOLE and not case.is_like(share * wanted, _NEAR * abs(share - 1)):
+        return ""
+    factors = suspect.place.change.factors
     if abs(share + 1) < _WHOLE:
         return "has the adapter taken out of it, not added"
-    factors = suspect.place.change.factors
     if factors is None:
         return f"has {share:.4g} times the change"
     made = share * factors.scaling
+    names = [name for name, value in _scalings(suspect, factors) if abs(value / made - 1) < _NEAR]
     told = f"is scaled by {made:.4g}, the adapter's scaling is {factors.scaling:.4g}"
-    return told + next(
-        (f" ({name})" for name, value in _scalings(suspect, factors) if abs(value / made - 1) < _NEAR), ""
-    )
+    told += f" ({names[0]})" if names else ""
+    if abs(share - 2) < _WHOLE:
+        return f"has the adapter in it twice{f', or {told}' if names else ''}"
+    return told
 
 
 def _scalings(suspect: Suspect, factors: Factors) -> Iterator[tuple[str, float]]:
@@ -163,14 +165,16 @@ def _distance(suspect: Suspect) -> Callable[[str], tuple[int, str]]:
     return lambda module: (abs(number(suspect.names[module]) - number(suspect.place.name)), module)
 
 
-def _rounded(M: Tensor, found: Agreement) -> str:
-    """Right numbers that went through a narrower type than they are stored in."""
+def _rounded(W: Tensor, M: Tensor, found: Agreement) -> str:
+    """Numbers that went through a narrower type than they are stored in: right ones, or the base's."""
     for kind in (torch.bfloat16, torch.float16):
         narrower = torch.finfo(kind).eps > torch.finfo(M.dtype).eps
         if narrower and bool((M == M.to(kind).to(M.dtype)).all()):
-            limit = 2 * roundoff(kind) * (found.whole + found.asked)
-            if found.off <= limit:
-                return f"went through {str(kind).removeprefix('torch.')}, which is narrower than it is stored in"
+            name = str(kind).removeprefix("torch.")
+            if bool((M == W.to(kind).to(M.dtype)).all()):
+                return f"differs from the base by rounding to {name} only: the adapter is not in it"
+            if found.off <= 2 * roundoff(kind) * (found.whole + found.asked):
+                return f"went through {name}, which is narrower than it is stored in"
     return ""
 
 
@@ -181,6 +185,7 @@ def _by_size(W: Tensor, M: Tensor, found: Agreement) -> str:
     off = found.off / found.whole if found.whole else found.off
     if cosine < _STRANGE:
         return f"is of another model (cosine {cosine:.2f} with the base)"
-    if abs(found.share - 1) < 0.5 and found.off > 4 * found.rounding:
-        return f"has the adapter in it, and is {off:.2g} of its norm off: the base is another, or was changed besides"
+    if abs(found.share - 1) < 0.5 and found.asked and found.off > 4 * found.rounding:
+        told = f"has the adapter in it, and is {found.off / found.asked:.2g} of the change off"
+        return f"{told}: another checkpoint of the training was merged, or another base"
     return f"is {off:.2g} of its norm off, {max(found.excess.values()):.3g} times what rounding can do in one entry"

@@ -90,7 +90,7 @@ class Looking:
         product = looked.agrees(list(units), change.magnitude is not None)
         fault = "" if product is not None else cause(W, M, change, looked, self._suspect(pair))
         known = {} if product is None else {"product": units[product]}
-        idle = looked.asked <= _NOTHING * looked.whole and change.whole is None
+        idle = looked.asked == 0 and change.whole is None
         worst = looked.excess[product if product is not None else max(units)]
         return Found(
             pair.name, True, fault, worst, **known, share=looked.share if looked.asked else None, same=looked.same,
@@ -109,7 +109,6 @@ class Looking:
         return Suspect(place, self.adapter, others, binding.modules)
 
 
-_NOTHING = 1e-12  # of the norm of the base
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _NAMES = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
