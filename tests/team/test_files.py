@@ -13,7 +13,7 @@ from kit.gang import run
 from kit.hub_server import HubServer, Repo
 from safetensors.torch import load_file, save_file
 
-from ailora_tools import initialize
+from ailora_tools import initialize, merge
 from ailora_tools.cli import main as command
 
 SIZES = {"hidden_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2}
@@ -28,6 +28,9 @@ CALLS = {
     "a shard is cut": ["verify", "cut"],
     "the original's shards": ["verify", "swapped"],
     "it holds": ["verify", "out"],
+    "a merged model": ["verify", "whole"],
+    "a merged model of another base": ["verify", "whole", "--base", "tuned"],
+    "a merged model on the Hub": ["verify", "org/whole", "--base", "org/base", "--adapter", "plain"],
 }
 MERGED = {
     "the start": ["merge", "out", "out/ailora_init"],
@@ -67,6 +70,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path = here / name / "adapter_model.safetensors"
         value = 0.01 if name == "plain" else float("inf")
         save_file({key: held + value * (held == 0) for key, held in load_file(path).items()}, path, {"format": "pt"})
+    merge(here / "base", here / "plain", here / "whole")
     (here / "tuned").rename(here / "moved")
     write_checkpoint(here / "tuned", {name: value + 1 for name, value in tensors.items()}, shards=3, **SIZES)
     return here
