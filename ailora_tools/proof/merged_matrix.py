@@ -7,13 +7,15 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..adapters.folder import Adapter
 from ..adapters.places import Change, Places
+from ..adapters.zeros import folded
 from ..checkpoint.files import Files
 from ..checkpoint.header import StoredTensor
 from ..checkpoint.stream import DTYPES, load_matrix
-from ..linalg.agreement import SINGLE, agreement, as_rows, roundoff
+from ..linalg.agreement import SINGLE, agreement, as_rows, half_ulp, roundoff
 from ..matrices.dequantise import dequantise
 from .causes import Suspect, cause
 from .change import change_of
@@ -81,6 +83,8 @@ class Looking:
         M = as_rows(load_matrix(self.merged, pair.here))
         if not bool(torch.isfinite(M).all()):
             return Found(pair.name, pair.touched, "holds NaN or infinity")
+        if pair.source.in_zeros:
+            return self._zero_points(pair, held, W, M)
         if not pair.touched:
             same = bool((M == W.to(M.dtype)).all())
             return Found(pair.name, False, "" if same else "is not the base's, rounded", same=same)
@@ -96,6 +100,17 @@ class Looking:
             pair.name, True, fault, worst, **known, share=looked.share if looked.asked else None, same=looked.same,
             idle=idle, swallowed=looked.idle and not idle,
         )  # fmt: skip
+
+    def _zero_points(self, pair: Pair, q: Tensor, W: Tensor, M: Tensor) -> Found:
+        """Those in float16 that a QA-LoRA is in: what `merge` makes of them, up to the last place."""
+        place, quantised = pair.source.place, pair.source.quantised
+        if quantised is None:
+            return Found(pair.name, pair.touched, "is no zero point")
+        zeros, _, _ = folded(q, W, self.adapter, self.base, place, quantised)
+        expected = as_rows(zeros).double()
+        worst = float(((M.double() - expected).abs() / half_ulp(expected, zeros.dtype)).max())
+        fault = "" if worst <= 2 else f"is {worst / 2:.3g} units in the last place off what the adapter makes of it"
+        return Found(pair.name, pair.touched, fault, worst / 2, idle=place.change.factors is None)
 
     def _suspect(self, pair: Pair) -> Suspect:
         """What may have been put there instead: the adapter's other modules of these sides."""

@@ -39,6 +39,7 @@ from ..team.part import Part
 from ..team.sharing import Work, serve, share
 from ..team.team import Job
 from .announce import announce
+from .merge_matrices import find_all
 from .processes import Library, require_same
 from .right_base import require_right_base
 from .verification import MERGED, Verification
@@ -110,13 +111,17 @@ def _require_given(files: Files, given: Given, told: Mapping[str, Any]) -> tuple
 
 def _case(merged: Checkpoint, stored: Checkpoint, held: Adapter) -> _Case:
     """TargetError where the adapter does not fit the base, or the merged model is in few bits."""
-    if quantization_config(merged.config):
+    in_few_bits = bool(quantization_config(merged.config))
+    if in_few_bits and not quantization_config(stored.config):
         raise TargetError(
-            f"{merged.location} is in few bits: its numbers are not base plus adapter any more.",
+            f"{merged.location} is in few bits, and its base is not: its numbers are not base plus adapter any more.",
             "Check the merged model before it is quantised.",
         )
-    restored = restore(stored, _WIDE if quantization_config(stored.config) else None)
-    places = find_places(restored.plain, held)
+    if in_few_bits:  # which the adapter can only be in by the zero points
+        restored, places, _ = find_all(stored, held, None, "float")
+    else:
+        restored = restore(stored, _WIDE if quantization_config(stored.config) else None)
+        places = find_places(restored.plain, held)
     return _Case(merged, stored, restored, held, places, pair_up(restored, places, merged))
 
 
@@ -167,7 +172,7 @@ def _checks(case: _Case, found: Sequence[Any], told: Mapping[str, Any]) -> Itera
     yield check_dtypes(case.paired.pairs)
     yield check_config(base, merged)
     if told.get("verb") == "merge":
-        copied = [name for name in kept_companions(case.restored, companions(case.base)) if name != CONFIG]
+        copied = set(kept_companions(case.restored, companions(case.base))) - {CONFIG, case.base.index_name}
         yield check_copied(case.base.files, merged.files, copied)
     yield check_matrices(found, case.restored)
     yield check_rest(found, case.paired.pairs)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from kit.checkpoints import llama_tensors, write_checkpoint
 from kit.merge_faults import FAULTS, Fault
 from kit.merges import (
     EMBEDDING,
@@ -28,7 +29,7 @@ from kit.merges import (
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ailora_tools import merge, verify
+from ailora_tools import initialize, merge, verify
 from ailora_tools.errors import CheckpointError, OptionError
 from ailora_tools.verbs.verify import Verification
 
@@ -249,6 +250,20 @@ def test_a_tied_head_may_be_left_out_and_one_of_its_own_may_not(tmp_path: Path) 
     assert found.holds and any(HEAD in check.detail for check in found.checks)
     edit(out / "config.json", {"tie_word_embeddings": False})
     assert HEAD in failed(verify(out, base=base, adapter=adapter))["tensors"]
+
+
+def test_shards_and_a_wider_type_hold(tmp_path: Path) -> None:
+    """The index is another one then: it states the sum of bytes."""
+    tensors = llama_tensors()
+    base = write_checkpoint(tmp_path / "base", tensors, shards=3)
+    start = initialize(base, 2, method="lora", output=tmp_path / "start")
+    held = load_file(start.adapter / "adapter_model.safetensors")
+    filled = {name: W + 0.05 * torch.ones_like(W) for name, W in held.items()}
+    save_file(filled, start.adapter / "adapter_model.safetensors", {"format": "pt"})
+    merge(base, start.adapter, tmp_path / "merged", base_dtype="float32")
+    found = verify(tmp_path / "merged")
+    assert found.holds, failed(found)
+    assert "4 of BF16 stored as F32" in {check.name: check.detail for check in found.checks}["number types"]
 
 
 def test_json_tells_of_every_tensor(cases: Callable[..., Case]) -> None:
