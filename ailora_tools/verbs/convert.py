@@ -167,7 +167,8 @@ def convert(
         modules = _write(job, tree, ranks, scaling, FACTOR_DTYPES[dtype], fewer, progress)
         result = Conversion(job.folder, job.base[0], modules, tuple(job.kept), tuple(job.added), scaling)
         write_text(tree / CARD, converted_card(job.folder.name, original, [(one.rank, one.error) for one in modules]))
-        write_result(tree, {"verb": "convert", "trained": job.trained.location, **result.to_json()})
+        made_from = {"trained": held.files.origin.to_json()["location"], "init": str(root.resolve())}
+        write_result(tree, {"verb": "convert", **made_from, **result.to_json()})
     return result
 
 

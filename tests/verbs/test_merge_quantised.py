@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, CompressedTensorsConfig, LlamaConfig, LlamaForCausalLM
 
-from ailora_tools import convert, initialize, merge
+from ailora_tools import convert, initialize, merge, verify
 from ailora_tools.adapters.peft import ADAPTER_WEIGHTS
 from ailora_tools.cli import main
 from ailora_tools.errors import OptionError, TargetError
@@ -68,6 +68,23 @@ def test_every_matrix_is_its_numbers_plus_the_adapter(form: str, tmp_path: Path)
         assert (written[name] - wanted).abs().max() <= (error + 1e-6) * wanted.abs().max()
     assert all(torch.equal(written[name], W) for name, W in plain.items() if name not in expected)
     assert "quantization_config" not in json.loads((tmp_path / "merged/config.json").read_text())
+    assert verify(tmp_path / "merged").holds
+
+
+def test_a_matrix_that_is_not_its_numbers_is_told(tmp_path: Path) -> None:
+    """k has no adapter: it is the numbers of the base, and q those with its adapter."""
+    folder, *_ = write_quantised(tmp_path / "few", "NF4")
+    made = initialize(folder, 4, no_base=True, output=tmp_path / "start")
+    convert(trained(made.adapter, tmp_path / "trained"), made.folder, tmp_path / "plain")
+    merge(folder, tmp_path / "plain", tmp_path / "merged", dtype="bfloat16")
+    assert verify(tmp_path / "merged").holds
+    held = load_file(tmp_path / "merged/model.safetensors")
+    stem = "model.layers.0.self_attn"
+    moved = {**held, f"{stem}.k_proj.weight": held[f"{stem}.k_proj.weight"] * 1.01}
+    moved[f"{stem}.q_proj.weight"] = 2 * held[f"{stem}.q_proj.weight"]
+    save_file(moved, tmp_path / "merged/model.safetensors", {"format": "pt"})
+    found = {check.name: check.detail for check in verify(tmp_path / "merged").checks if not check.holds}
+    assert "k_proj.weight is not the base's, rounded" in found["untouched"] and "q_proj" in found["merged"]
 
 
 def model(folder: Path) -> Path:
