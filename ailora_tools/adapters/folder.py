@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..checkpoint.files import Files, LocalFiles
 from ..checkpoint.gate import INDEX_BYTES, Factor, Rank, View, read_json, typed
 from ..checkpoint.header import FLOATS, Header, StoredTensor, quoted
-from ..checkpoint.index import read_header
+from ..checkpoint.index import CONFIG, read_header
 from ..checkpoint.shards import TRAINABLE_WEIGHTS
 from ..checkpoint.source import is_hub_name, open_files, user_path
 from ..errors import CheckpointError, TargetError, listed
@@ -158,6 +158,15 @@ def open_adapter(folder: str | Path) -> Adapter:
             )
         path = inner[0]
     return read_adapter(LocalFiles(path))
+
+
+def has_adapter(path: Path) -> bool:
+    """Whether `open_adapter` would find one there, and no model beside it."""
+    if not path.is_dir():
+        return False
+    if (path / ADAPTER_CONFIG).is_file() or is_returned(LocalFiles(path), [below.name for below in path.glob("*.*")]):
+        return True
+    return not (path / CONFIG).is_file() and len(list(path.glob(f"*/{ADAPTER_CONFIG}"))) == 1
 
 
 def read_adapter(files: Files) -> Adapter:

@@ -151,8 +151,13 @@ def read_manifest(folder: Path) -> Manifest:
     _require_start(folder)
     raw = read_path(path, "Give a folder that `ailora-tools init` wrote (a list of biases has nothing to verify).",
                     limit=DOCUMENT_BYTES)  # fmt: skip
+    return parse_manifest(raw, str(path))
+
+
+def parse_manifest(raw: bytes, path: str) -> Manifest:
+    """The manifest that a file called `path` holds; VerificationError as `read_manifest` raises it."""
     try:
-        body = parse(raw, str(path))
+        body = parse(raw, path)
     except CheckpointError as error:
         raise VerificationError(error.problem, _RESTORE) from None
     schema = body.get("schema") if isinstance(body, dict) else None
@@ -255,13 +260,13 @@ class _Document(View):
     moved: _Moved | None = None
 
 
-def _from_json(body: dict[str, Any], path: Path) -> Manifest:
+def _from_json(body: dict[str, Any], path: str) -> Manifest:
     """The typed manifest; VerificationError for one that this tool cannot have written, whatever its hash says."""
     known = {item.name for item in fields(Manifest)} | {"schema"}
     if strange := [quoted(key) for key in body if key not in known]:
         raise VerificationError(f"{path}: has the unknown fields {listed(strange)}.", _RESTORE)
-    typed(body, str(path), _Document, _RESTORE, error=VerificationError)
-    manifest = typed(body, str(path), Manifest, _RESTORE, error=VerificationError)
+    typed(body, path, _Document, _RESTORE, error=VerificationError)
+    manifest = typed(body, path, Manifest, _RESTORE, error=VerificationError)
     outside = [quoted(name) for name in _names(manifest) if not stays_inside(name)]
     if outside:
         raise VerificationError(f"{path}: names files that lie outside the folder: {listed(outside)}.", _RESTORE)

@@ -28,7 +28,7 @@ from kit.few_bits import write_quantised
 from kit.hub_server import HubServer, Repo
 from kit.real_models import ROOT, minilm_files
 
-from ailora_tools import analyze, bitfit, convert, export, initialize, merge, relink
+from ailora_tools import analyze, bitfit, convert, export, extract, initialize, merge, relink
 from ailora_tools.matrices import layouts
 from ailora_tools.methods import METHODS, RULES
 from ailora_tools.metrics.definitions import DEFINITIONS
@@ -207,6 +207,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     damage = {"model.layers.1.self_attn.v_proj.weight": torch.full((24, 48), torch.nan)}
     damaged = write_checkpoint(root / "damaged", {**tensors, **damage}, **heads)
     biased = write_checkpoint(root / "biased", {**tensors, "model.layers.0.self_attn.q_proj.bias": torch.zeros(48)})
+    moved = ("model.layers.0.self_attn.q_proj.weight", "model.norm.weight")
+    changed = write_checkpoint(root / "changed", {**tensors, **{name: 2 * tensors[name] for name in moved}}, **heads)
     build("gpt2").save_pretrained(root / "gpt2")
     start = initialize(plain, rank=4, output=root / "start").folder
     initialize(plain, rank=4, output=root / "dora", dora=True)
@@ -220,11 +222,13 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     initialize(write_quantised(root / "few", "GPTQ 4")[0], rank=2, method="qalora", output=root / "pooled")
     bitfit(biased, root / "bitfit")
     convert(start / "ailora_init", start, root / "convert")
+    convert(root / "lora" / "ailora_init", root / "lora", root / "fewer", reduce_intruders=0.75)
     merge(start, start / "ailora_init", root / "merge")
+    extract(plain, changed, root / "extract", energy=0.9)
     export(start, "mlx", root / "export")
-    analyze(damaged, output=root / "skipped")
+    analyze(damaged, suggest_targets=0.5, output=root / "skipped")
     against = [start, root / "lora" / "ailora_init", plain]
-    analyze(plain, against=against, heads=True, suggest_ranks=2, rank=2, output=root / "report")
+    analyze(plain, against=against, heads=True, suggest_ranks=2, suggest_targets=2, rank=2, output=root / "report")
     return root
 
 
