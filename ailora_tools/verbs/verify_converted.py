@@ -60,12 +60,8 @@ def _root(init: str | Path) -> Path:
 
 def _recorded(told: Mapping[str, Any]) -> dict[str, float]:
     """Module -> the error that `convert` recorded."""
-    records = told.get("modules")
-    return {
-        str(record["module"]): float(record["error"])
-        for record in (records if isinstance(records, list) else ())
-        if isinstance(record, dict) and "module" in record and isinstance(record.get("error"), int | float)
-    }
+    records = told.get("modules", ()) if told.get("verb") == "convert" else ()
+    return {record["module"]: record["error"] for record in records if {"module", "error"} <= record.keys()}
 
 
 def _where(files: Files) -> Path | str:
