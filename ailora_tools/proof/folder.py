@@ -98,7 +98,7 @@ def loadable(name: str) -> bool:
 def own_files(manifest: Manifest) -> set[str]:
     """What init itself writes, the shards aside."""
     folders = [ADAPTER_FOLDER, *([OFFSET_FOLDER] if manifest.offset else [])]
-    adapters = {f"{folder}/{name}" for folder in folders for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)}
+    adapters = {f"{folder}/{name}" for folder in folders for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD)}
     return {CARD, LR_GROUPS, MANIFEST, *adapters}
 
 

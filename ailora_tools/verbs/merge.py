@@ -27,13 +27,16 @@ from ..errors import AiloraError, OptionError, listed
 from ..matrices.restore import Restored
 from ..output.atomic import Output, building
 from ..output.base import BaseWriter, companions, copy_file, left_out, require_readable
+from ..output.cards.compose import library_of
+from ..output.cards.made import merge_card
+from ..output.cards.source import source_of_model
 from ..output.layout import ShardLayout, restate_index, widened
 from ..output.manifest import fingerprint
-from ..output.names import ADAPTER_FOLDER, RESULT
+from ..output.names import ADAPTER_FOLDER, CARD, RESULT
 from ..output.place import output_folder
 from ..output.result import write_result
 from ..output.sources import Sources
-from ..output.spans import write_json
+from ..output.spans import write_json, write_text
 from ..output.work import WorkFolder
 from ..progress import Progress, heard
 from ..targets.ties import untied
@@ -60,7 +63,7 @@ class Merged:
 class Merge(Result):
     """Where the merged checkpoint lies, what was changed by how much, and what was in few bits before.
 
-    lost: the largest share of a change that zero points in float16 do not hold; None without them.
+    lost: the largest share of a change that zero points in float16 or MLX's biases do not hold; None without them.
     """
 
     folder: Path
@@ -108,8 +111,8 @@ def merge(
     it stands for: each of its matrices in the dtype that config.json states, or in `dtype` (float32, bfloat16,
     float16), and nothing of the quantisation is left. Inputs are never changed.
 
-    With `zeros` "float" a base in few bits stays so, and a QA-LoRA goes into its zero points, which become float16:
-    compressed-tensors' "int-quantized" alone has room for them.
+    With `zeros` "float" a base in few bits stays so, and a QA-LoRA goes into its zero points, which become float16, in
+    compressed-tensors' "int-quantized", or into the biases of MLX's layers; no other format has room for it.
 
     Under torchrun all processes call this and share the changed tensors; the first one alone writes, and the others get
     nothing of the result.
@@ -226,9 +229,18 @@ def _make(job: Job, plan: _Plan, folder: Path, work: WorkFolder, device: str, pr
         progress.notice(text)
     dtypes, restored = tuple(sorted(set(plan.dtypes.values()))), plan.restored
     result = Merge(folder, modules, dtypes, () if restored.in_zeros else tuple(restored.matrices), lost)
+    write_text(tree / CARD, _card(plan, result, progress))
     made_from = {"base": plan.checkpoint.origin.to_json(), "adapter": plan.held.files.origin.to_json()["location"]}
     write_result(tree, {"verb": "merge", **made_from, **result.to_json()})
     return result
+
+
+def _card(plan: _Plan, result: Merge, progress: Progress) -> str:
+    original = source_of_model(plan.stored.files)
+    for text in original.notices:
+        progress.notice(text)
+    changes, library = [one.change for one in result.modules], library_of(plan.checkpoint.config, original)
+    return merge_card(result.folder.name, original, changes, len(result.restored), library)
 
 
 def _about_ties(found: Places) -> list[str]:
