@@ -15,7 +15,7 @@ from kit.families import build
 from kit.hub_server import Fault, HubServer, Repo
 from peft import PeftModel
 
-from ailora_tools import bitfit, convert, export, initialize, merge
+from ailora_tools import bitfit, convert, export, extract, initialize, merge
 from ailora_tools.checkpoint import remote
 from ailora_tools.checkpoint.files import LocalFiles
 from ailora_tools.checkpoint.source import open_files
@@ -52,6 +52,7 @@ def write_all(source: str | Path, out: Path) -> None:
     convert(out / "residual" / "ailora_init", out / "residual", out / "plain")
     merge(out / "residual", out / "residual" / "ailora_init", out / "merged")
     merge(source, out / "plain", out / "merged-plain")
+    extract(source, out / "residual", out / "between", rank=8)
     for start in ("residual", "plain"):
         for trainer in ("mlx", "torchtune"):
             export(out / start, trainer, out / f"{trainer}-{start}", base=out / "residual")
@@ -60,7 +61,7 @@ def write_all(source: str | Path, out: Path) -> None:
 WHOLE = {"residual": "finetune", "merged": "finetune", "merged-plain": "finetune"}
 ADAPTERS = (
     "residual/ailora_init", "no-base", "no-base/ailora_init", "no-base/ailora_offset", "lora", "lora/ailora_init",
-    "plain", "mlx-residual", "mlx-plain", "torchtune-residual", "torchtune-plain",
+    "plain", "between", "mlx-residual", "mlx-plain", "torchtune-residual", "torchtune-plain",
 )  # fmt: skip
 FOLDERS = {**WHOLE, **dict.fromkeys(ADAPTERS, "adapter")}
 

@@ -31,6 +31,21 @@ def merge_card(name: str, original: Source, changes: Sequence[float], restored: 
     return merged_card(name, original, told, library=library)
 
 
+def extracted_card(
+    name: str, original: Source, tuned: Source, modules: Sequence[int], error: float, beyond: int | None
+) -> str:
+    """Of the LoRA between two models; modules: rank of each. error: what is left of the change of all. beyond: tensors
+    that changed and are not in it, None where they were not looked for."""
+    rest = f"{beyond} other tensors differ, which it does not hold" if beyond else "Nothing else differs"
+    told = (
+        f"The LoRA that turns {original.title} into {tuned.title}, cut out of the difference of their linear layers by "
+        f"`ailora-tools extract`: {len(modules)} modules of rank {max(modules, default=0)} at most. {error:.2g} of the "
+        f"norm of their change is left out. {rest if beyond is not None else 'What else differs was not looked at'}. "
+        "Load it on the base with PEFT (`PeftModel.from_pretrained`)."
+    )
+    return adapter_card(name, original, told, tags=["extracted"])
+
+
 def exported_card(name: str, original: Source, trainer: str, modules: int, load: str) -> str:
     """Of an adapter in the files of another trainer; load: how it is loaded there."""
     told = f"A LoRA in the files of {trainer}, written by `ailora-tools export`: {modules} modules.\n\n    {load}"
