@@ -54,12 +54,8 @@ def verify_converted(files: Files, given: Given, told: Mapping[str, Any], progre
 
 def _recorded(told: Mapping[str, Any]) -> dict[str, float]:
     """Module -> the error that `convert` recorded."""
-    records = told.get("modules")
-    return {
-        str(record["module"]): float(record["error"])
-        for record in (records if isinstance(records, list) else ())
-        if isinstance(record, dict) and "module" in record and isinstance(record.get("error"), int | float)
-    }
+    records = told.get("modules", ()) if told.get("verb") == "convert" else ()
+    return {record["module"]: record["error"] for record in records if {"module", "error"} <= record.keys()}
 
 
 def _where(files: Files) -> Path | str:

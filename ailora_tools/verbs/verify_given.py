@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ..adapters.folder import Adapter, adapter_in, open_adapter
-from ..checkpoint.files import LocalFiles
+from ..checkpoint.files import Files, LocalFiles
+from ..checkpoint.gate import INDEX_BYTES, View, read_json, typed
 from ..checkpoint.source import open_files
+from ..output.names import RESULT
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,32 @@ class Given:
         """Start and trained adapter of a converted one; None unless both are known."""
         init, trained = self.init or _here(told.get("init")), self.trained or _here(told.get("trained"))
         return (init, trained) if init is not None and trained is not None else None
+
+
+class _Record(View):
+    """What is used of a module's record of `convert`."""
+
+    module: str = ""
+    rank: int = 0
+    error: float = 0.0
+
+
+class _Told(View):
+    """What is used of ailora-result.json."""
+
+    verb: str = ""
+    files: tuple[str, ...] = ()
+    modules: tuple[_Record, ...] = ()
+    added: tuple[str, ...] = ()
+
+
+def read_told(files: Files) -> dict[str, Any]:
+    """ailora-result.json, {} where there is none; CheckpointError for one that this tool cannot have written."""
+    if RESULT not in files.names():
+        return {}
+    told = read_json(files, RESULT, INDEX_BYTES)
+    typed(told, files.where(RESULT), _Told, "Restore it from a copy, or take it away and give what DIR was made from.")
+    return told
 
 
 def _here(location: object) -> str | None:
