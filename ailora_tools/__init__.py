@@ -4,18 +4,19 @@ The story, top to bottom: `checkpoint` reads safetensors headers and, one by one
 are W^Q and W^V; `methods` says which singular components each gives to its adapter, `linalg` finds them, and
 `surgery` splits the matrix. `output` writes the adapter and the source's shards with only those matrices
 replaced. `metrics` describes what a spectrum or a change is like, and `report` says it in sentences and figures.
-`verbs` tells these steps as `inspect`, `analyze`, `init`, `verify`, `convert`, `merge` and `export`, and `cli` puts
-them on the command line. Nothing ever builds the model, and memory holds a few matrices whatever its size.
+`verbs` tells these steps as `inspect`, `analyze`, `init`, `verify`, `convert`, `merge`, `extract` and `export`, and
+shares what they wrote (`push`, `relink`); `cli` puts them on the command line. Nothing ever builds the model, and
+memory holds a few matrices whatever its size.
 """
 
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
+from .version import __version__ as __version__
+
 if TYPE_CHECKING:
-    __version__: str
     from .errors import AiloraError as AiloraError
     from .training.attach import attach as attach
     from .training.biases import train_biases as train_biases
@@ -35,12 +36,18 @@ if TYPE_CHECKING:
     from .verbs.convert import convert as convert
     from .verbs.export import Exported as Exported
     from .verbs.export import export as export
+    from .verbs.extract import Extraction as Extraction
+    from .verbs.extract import extract as extract
     from .verbs.initialization import Initialization as Initialization
     from .verbs.initialize import initialize as initialize
     from .verbs.inspect import Inspection as Inspection
     from .verbs.inspect import inspect_checkpoint as inspect_checkpoint
     from .verbs.merge import Merge as Merge
     from .verbs.merge import merge as merge
+    from .verbs.push import Push as Push
+    from .verbs.push import push as push
+    from .verbs.relink import Relink as Relink
+    from .verbs.relink import relink as relink
     from .verbs.report import render_report as render_report
     from .verbs.verify import Verification as Verification
     from .verbs.verify import verify as verify
@@ -54,6 +61,8 @@ _HOMES = {
     "convert": ".verbs.convert",
     "Exported": ".verbs.export",
     "export": ".verbs.export",
+    "Extraction": ".verbs.extract",
+    "extract": ".verbs.extract",
     "Initialization": ".verbs.initialization",
     "initialize": ".verbs.initialize",
     "attach": ".training.attach",
@@ -68,6 +77,10 @@ _HOMES = {
     "bitfit": ".verbs.bitfit",
     "Merge": ".verbs.merge",
     "merge": ".verbs.merge",
+    "Push": ".verbs.push",
+    "push": ".verbs.push",
+    "Relink": ".verbs.relink",
+    "relink": ".verbs.relink",
     "Residualized": ".training.residual",
     "residualize": ".training.residual",
     "Inspection": ".verbs.inspect",
@@ -85,8 +98,6 @@ def __dir__() -> list[str]:
 
 def __getattr__(name: str) -> Any:
     """Load a public name when it is asked for: importing the package stays fast and needs no torch."""
-    if name == "__version__":  # pyproject.toml is the one place where it is written
-        return importlib.metadata.version("ailora-tools")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name], __name__), name)

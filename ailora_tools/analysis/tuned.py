@@ -59,7 +59,11 @@ def open_tuned(files: Files, checkpoint: Checkpoint, plan: Plan, selection: Sele
     """
     if ADAPTER_CONFIG in files.names():
         return _adapter(files, checkpoint, plan)
-    tuned = read_checkpoint(files)
+    return pair_checkpoint(read_checkpoint(files), checkpoint, plan, selection)
+
+
+def pair_checkpoint(tuned: Checkpoint, checkpoint: Checkpoint, plan: Plan, selection: Selection) -> TunedCheckpoint:
+    """The same for a checkpoint; TargetError where the two do not belong together."""
     _require_same_type(checkpoint, tuned)
     other = make_plan(tuned, selection, quantised=True)
     places = {(target.role, target.stack, target.layer): target for target in other.targets}

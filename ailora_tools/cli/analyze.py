@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from .options import (
     resume_option,
     team_options,
 )
-from .screens import print_json, show_traffic
+from .screens import print_code, print_json, show_traffic
 from .terminal import out, progress
 
 _ANALYSIS = "Analysis"
@@ -63,7 +64,15 @@ _FINDINGS = 6  # that are shown; the rest stands in the report
     "--suggest-ranks",
     group=_ANALYSIS,
     metavar="BUDGET",
-    help="Also write ranks.json for `init --ranks`. BUDGET is an average rank (8) or a number of parameters (2M).",
+    help="Also write ranks.json for `init --ranks`. BUDGET is an average rank (8) or a number of parameters (2M). "
+    "Without --against it goes by the spectrum of MODEL, which has not been shown to predict the rank training needs.",
+)
+@option(
+    "--suggest-targets",
+    group=_ANALYSIS,
+    metavar="SHARE",
+    help="Also name this share of the modules (0.2), or so many (24), as a list for a trainer: those with the smallest "
+    "condition numbers, or with --against those that changed most.",
 )
 @matrix_options
 @reading_options("MODEL")
@@ -107,6 +116,19 @@ def _show(document: Mapping[str, Any], report: Path) -> None:
         out.print(line)
     out.print()
     out.print(Text.assemble("report ", (str(report), "bold")), soft_wrap=True)
+    print_code(_targets(document["targets"]) if document.get("targets") else [])
+
+
+def _targets(found: Mapping[str, Any]) -> list[str]:
+    """The list for PEFT, in Python, and for Axolotl, in YAML."""
+    modules = json.dumps(found["target_modules"])
+    count = f"{len(found['modules'])} of {found['of']} modules"
+    by = "the smallest condition numbers" if found["basis"] == "condition" else "the largest changes"
+    return [
+        f"# {count}, those of {by}",
+        f"target_modules={modules}  # PEFT",
+        f"lora_target_modules: {modules}  # Axolotl",
+    ]
 
 
 def _print_findings(findings: Sequence[Mapping[str, Any]]) -> None:

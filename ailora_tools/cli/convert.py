@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ..verbs.convert import Conversion
 
 _CONVERSION = "Conversion"
+_INTRUDERS = "Intruder dimensions"
 _EXAMPLES = (
     "convert output/checkpoint-100 --init model-ailora-r8 -o plain-lora",
     "convert output/checkpoint-100 --init model-ailora-r8 --rank 8 -o plain-lora-r8",
@@ -34,7 +35,7 @@ _EXAMPLES = (
     required=True,
     metavar="DIR",
     type=FOLDER,
-    help="Folder that `init` wrote, from which TRAINED was trained.",
+    help="Folder that `init` wrote, or ORG/NAME that it was pushed to, from which TRAINED was trained.",
 )
 @option(
     "-r",
@@ -59,6 +60,32 @@ _EXAMPLES = (
     "not every layer has.",
 )
 @factor_dtype_option("--dtype", _CONVERSION)
+@option(
+    "--reduce-intruders",
+    group=_INTRUDERS,
+    type=float,
+    is_flag=False,
+    flag_value=0.75,
+    metavar="[SHARE]",
+    help="Leave directions that training made, and that the model has nothing like, this share of their size (0.75), "
+    "against forgetting; what that costs is printed. Reads the weights.",
+)
+@option(
+    "--intruders-of",
+    group=_INTRUDERS,
+    type=int,
+    default=10,
+    show_default=True,
+    help="How many of the largest directions of each trained matrix are looked at.",
+)
+@option(
+    "--intruder-cosine",
+    group=_INTRUDERS,
+    type=float,
+    default=0.5,
+    show_default=True,
+    help="A direction without such a cosine to any of the original is an intruder.",
+)
 @output_option("OUT", "Folder to write.", required=True)
 @overwrite_options("Replace OUT if an adapter is in it.")
 @message_options
@@ -93,6 +120,19 @@ def _show(result: Conversion) -> None:
     })  # fmt: skip
     if lost:
         out.print(_truncation(result))
+    if any(module.intruders is not None for module in modules):
+        out.print(_intruders(result))
+
+
+def _intruders(result: Conversion) -> Table:
+    """Which modules had any, and how much of what training did is gone with them."""
+    made = Table(box=None, padding=(0, 2), header_style="bold")
+    made.add_column("module", overflow="fold")
+    for name in ("intruders", "taken of the change"):
+        made.add_column(name, justify="right")
+    for module in result.modules:
+        made.add_row(Text(module.module), str(module.intruders), f"{module.taken or 0.0:.2%}")
+    return made
 
 
 def _truncation(result: Conversion) -> Table:

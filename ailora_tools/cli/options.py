@@ -53,7 +53,9 @@ def _role(text: str) -> str:
     return text.strip().lower() if text.strip().lower() in ROLES else text.strip()
 
 
-def _roles(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str, ...]:
+def _roles(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    if value is None:
+        return None
     roles = tuple(map(_role, value.split(",")))
     possible = roles == (ALL_LINEAR,) or all(map(is_role, roles))
     if len(set(roles)) < len(roles) or not possible:
@@ -75,10 +77,25 @@ def _together(*decorators: Decorator) -> Decorator:
 
 def matrix_options(command: Function) -> Function:
     """Which projections: --roles, --layers, --q-tensor, --v-tensor."""
+    return _together(roles_option("q,v"), where_options)(command)
+
+
+def roles_option(default: str) -> Decorator:
+    """--roles; with the default all-linear, None stands for it."""
+    plain = default == ALL_LINEAR
+    text = (
+        "Matrices to work on: one or more of q, k, v, o, gate, up and down, or of the names that the model has for "
+        "modules in its layers; or all-linear, for every linear layer of them."
+    )
+    if plain:
+        return option("--roles", group=MATRICES, metavar="LIST", callback=_roles, help=f"{text}  [default: {default}]")
+    return option("--roles", group=MATRICES, metavar="LIST", default=default, show_default=True, callback=_roles,
+                  help=text)  # fmt: skip
+
+
+def where_options(command: Function) -> Function:
+    """Which of them: --layers, --q-tensor, --v-tensor."""
     return _together(
-        option("--roles", group=MATRICES, metavar="LIST", default="q,v", show_default=True, callback=_roles,
-               help="Matrices to work on: one or more of q, k, v, o, gate, up and down, or of the names that the "
-                    "model has for modules in its layers; or all-linear, for every linear layer of them."),
         option("--layers", group=MATRICES, metavar="LIST",
                help="Numbers of the layers to work on, such as 0-3,8.  [default: all]"),
         option("--q-tensor", group=MATRICES, metavar="NAME",

@@ -188,6 +188,24 @@ class SuggestedRanks(Record):
     alpha_pattern: dict[str, Natural]
 
 
+class Chosen(Record):
+    """A module, and the one of both by which it was chosen."""
+
+    module: str
+    condition: float | None = None
+    change: float | None = None
+
+
+class SuggestedTargets(Record):
+    """What `analyze --suggest-targets` puts into the analysis."""
+
+    rule: str
+    basis: Literal["change", "condition"]
+    of: Natural
+    modules: list[Chosen]
+    target_modules: list[str]
+
+
 class Analysis(Record, kw_only=True):
     """The whole file, version 1."""
 
@@ -203,6 +221,7 @@ class Analysis(Record, kw_only=True):
     skipped: list[Skipped]
     findings: list[Finding]
     ranks: SuggestedRanks = None  # type: ignore[assignment]
+    targets: SuggestedTargets = None  # type: ignore[assignment]
     thinned: str = ""
     matrices: Annotated[list[Matrix], Meta(min_length=1)]
 

@@ -119,6 +119,7 @@ def command_line(document: Mapping[str, Any]) -> str:
     words += ["--roles", ",".join(settings["roles"]), "--rank", str(settings["rank"])]
     words += ["--heads"] if settings.get("heads") else []
     words += ["--suggest-ranks", str(document["ranks"]["budget"])] if document.get("ranks") else []
+    words += ["--suggest-targets", str(len(document["targets"]["modules"]))] if document.get("targets") else []
     return shlex.join(words)
 
 

@@ -13,12 +13,16 @@ from ..checkpoint.files import Origin
 from ..methods import ERROR_TAKEN, RULES
 from ..metrics.motion import role_motion
 from ..output.about_grid import about_grid
-from ..output.card import CardFacts, model_card
+from ..output.cards.compose import library_of
+from ..output.cards.facts import CardFacts
+from ..output.cards.source import Source
+from ..output.cards.start import start_cards
 from ..output.loading import Loader, absolute, find_loader
 from ..output.manifest import ExtraRecord, Manifest, ModuleRecord
 from ..targets.extras import Extra
 from ..targets.plan import target_modules
 from ..targets.projections import Carrier, Target
+from ..version import __version__
 from .operation import Operation
 
 if TYPE_CHECKING:
@@ -90,7 +94,7 @@ def manifest(
     files: Mapping[str, Mapping[str, Any]], ran_on: Mapping[str, str],
 ) -> Manifest:  # fmt: skip
     """The proof: modules in reading order and the hash of every file. ran_on: the device, and how many processes."""
-    tool = {"ailora_tools": version("ailora-tools"), "torch": version("torch"), "python": platform.python_version()}
+    tool = {"ailora_tools": __version__, "torch": version("torch"), "python": platform.python_version()}
     return Manifest(
         tool={**tool, **ran_on},
         source=operation.source(),
@@ -133,7 +137,7 @@ def peft_config(operation: Operation, short: bool, frozen: bool = False) -> dict
 def provenance(operation: Operation) -> dict[str, str]:
     """For the adapter's own metadata, in case it is separated from the manifest."""
     settings = operation.settings
-    text = {"tool": "ailora-tools", "version": version("ailora-tools"), "method": settings.method}
+    text = {"tool": "ailora-tools", "version": __version__, "method": settings.method}
     return {**text, "rank": str(settings.rank), "seed": str(settings.seed)}
 
 
@@ -156,11 +160,13 @@ def warnings(records: Sequence[ModuleRecord]) -> Iterator[str]:
         )
 
 
-def card(operation: Operation, records: Sequence[ModuleRecord]) -> str:
-    """README.md of the folder."""
+def cards(operation: Operation, records: Sequence[ModuleRecord], original: Source) -> dict[str, str]:
+    """Every README.md of the folder -> its text."""
     settings = operation.settings
     facts = CardFacts(
         folder=operation.folder,
+        original=original,
+        library=library_of(operation.checkpoint.config, original),
         method=operation.method,
         ranks=sorted({record.rank for record in records}),
         alphas=sorted({record.alpha for record in records}),
@@ -177,7 +183,7 @@ def card(operation: Operation, records: Sequence[ModuleRecord]) -> str:
         grid=settings.grid,
         extras=tuple((adapter_name(extra), extra.stored is None) for extra in operation.extras),
     )
-    return model_card(facts, records)
+    return start_cards(facts, records)
 
 
 def loader(operation: Operation, records: Sequence[ModuleRecord]) -> Loader:

@@ -8,7 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Unpack
 
-from ..analysis.allocation import parse_budget, suggest_ranks
+from ..analysis.allocation import UNPROVEN, parse_budget, suggest_ranks
+from ..analysis.chosen import parse_share
+from ..analysis.chosen import suggest_targets as chosen_targets
 from ..analysis.document import AnalysisJob, write_up
 from ..analysis.tuned import open_tuned
 from ..checkpoint.index import Checkpoint, read_checkpoint
@@ -112,6 +114,7 @@ def analyze(
     rank: int = 8,
     heads: bool = False,
     suggest_ranks: str | int | None = None,
+    suggest_targets: str | float | None = None,
     device: str = "auto",
     memory: str | int | None = None,
     q_tensor: str | None = None,
@@ -130,7 +133,10 @@ def analyze(
     of the same architecture or PEFT LoRA folders for it, here or on the Hub. `output` defaults to `reports/<name>`.
     `rank` is that of the subspaces which are compared and of the sentences about a rank. `heads` adds the per-head
     view. `memory` is how much to use at most ("8GB"), which decides how many matrices are worked on at a time.
-    `suggest_ranks` is an average rank (8) or a number of parameters ("2M"), and adds ranks.json for `init`.
+    `suggest_ranks` is an average rank (8) or a number of parameters ("2M"), and adds ranks.json for `init`; without
+    `against` it goes by the spectrum, of which a notice says that it has not been shown to predict the rank.
+    `suggest_targets` is a share of the modules (0.2) or a number of them (24), and adds `targets` to the document:
+    those with the smallest condition numbers, or, with `against`, those that changed most.
 
     Under torchrun all processes call this, the first one alone writes, and the others get an empty document; `mixed`
     and `shared_folder` as for `initialize`.
@@ -163,9 +169,12 @@ def analyze(
         decided = AnalysisJob(checkpoint, plan, tuned, _heads(checkpoint, heads, progress), rank, settings)
         _require_rank(plan, rank)
         budget = None if suggest_ranks is None else parse_budget(suggest_ranks, plan)
+        count = None if suggest_targets is None else parse_share(suggest_targets, plan)
         inputs = [checkpoint.origin, *(other.origin for other in tuned)]
         folder = output_folder(output, Path("reports", checkpoint.origin.name), inputs, progress)
         notices = [*plan.notices, *(text for other in tuned for text in other.notices)]
+        if budget is not None and not tuned:
+            notices.append(f"ranks.json: {UNPROVEN}")
         for text in notices:
             progress.notice(text)
         announce(checkpoint.files, plan.reads, checkpoint.nbytes, progress)
@@ -180,7 +189,7 @@ def analyze(
         with building(out, publishing(job, folder, sources.require_unchanged)) as work:
             rows = _measure(job, decided, work, progress, limit, mixed, shared_folder)
             document = write_up(decided, rows, notices, time.monotonic() - started, processes(job))
-            _write(work.tree, document, budget)
+            _write(work.tree, document, budget, count)
     return Analysis(document, folder, checkpoint.files.traffic)
 
 
@@ -212,7 +221,9 @@ def _measure(
     return rows
 
 
-def _write(tree: Path, document: dict[str, Any], budget: int | None) -> None:
+def _write(tree: Path, document: dict[str, Any], budget: int | None, count: int | None) -> None:
+    if count is not None:
+        document["targets"] = chosen_targets(document, count)
     if budget is not None:
         document["ranks"] = suggest_ranks(document, budget)
         write_json(tree / RANKS, document["ranks"])

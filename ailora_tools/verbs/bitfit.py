@@ -14,7 +14,11 @@ from ..checkpoint.index import open_checkpoint
 from ..checkpoint.source import SourceOptions
 from ..display.shown import shows_progress
 from ..errors import OptionError
+from ..methods import BITFIT
 from ..output.atomic import Output, making, require_possible
+from ..output.cards.compose import front_matter, with_source
+from ..output.cards.front import joined
+from ..output.cards.source import Source, source_of_model
 from ..output.loading import Loader, absolute, find_loader, literal
 from ..output.names import BIAS_LIST, CARD
 from ..output.place import output_folder
@@ -74,7 +78,7 @@ def bitfit(
     >>> found.biases[0]
     'bert.embeddings.LayerNorm.bias'
     """
-    checkpoint = open_checkpoint(model, **source)
+    progress, checkpoint = heard(progress), open_checkpoint(model, **source)
     shapes = {name: stored.shape for name, stored in checkpoint.tensors.items() if stored.dtype not in _BUFFERS}
     biases = tuple(name for name, shape in shapes.items() if is_bias(name) and len(shape) == 1)
     if not biases:
@@ -82,7 +86,7 @@ def bitfit(
             f"{checkpoint.location}: none of its {len(shapes)} tensors is a bias, so that BitFit has nothing to train.",
             "Choose a method with an adapter, such as ailora or lora.",
         )
-    folder = output_folder(output, f"{checkpoint.origin.name}-bitfit", [checkpoint.origin], heard(progress))
+    folder = output_folder(output, f"{checkpoint.origin.name}-bitfit", [checkpoint.origin], progress)
     count, total = (sum(prod(shapes[name]) for name in names) for names in (biases, shapes))
     found = BiasList(folder, checkpoint.location, biases, count, total)
     out = Output(folder, "bitfit", overwrite=overwrite, force=force)
@@ -90,9 +94,12 @@ def bitfit(
         require_possible(out)
         return found
     loader = find_loader(checkpoint.config, absolute(checkpoint.origin), checkpoint.headers, {}, residual=False)
+    original = source_of_model(checkpoint.files)
+    for text in original.notices:
+        progress.notice(text)
     with making(out) as tree:
         write_json(tree / BIAS_LIST, found.contents())
-        write_text(tree / CARD, _card(found, loader))
+        write_text(tree / CARD, _card(found, loader, original))
         write_result(tree, {"verb": "init", "method": "bitfit", "source": found.source})
     return found
 
@@ -106,11 +113,12 @@ def is_bias(name: str) -> bool:
     return last.endswith("bias") or last == "beta"
 
 
-def _card(found: BiasList, loader: Loader) -> str:
+def _card(found: BiasList, loader: Loader, original: Source) -> str:
     remark = f"{loader.remark}\n\n" if loader.remark else ""
     imports = "\n".join(dict.fromkeys(["import torch", *loader.imports, "from ailora_tools import train_biases"]))
     load = f"model = {loader.call}\n" if loader.call else ""
-    return f"""# {found.folder.name}
+    front = front_matter(original, None, None, [BITFIT], beside=False)
+    text = f"""# {found.folder.name}
 
 BitFit (arXiv 2106.10199) for {found.source}: {len(found.biases)} biases, {found.count:,} of {found.total:,} parameters
 ({found.count / found.total:.2%}). There is no adapter; the biases of the model itself are trained:
@@ -122,3 +130,4 @@ BitFit (arXiv 2106.10199) for {found.source}: {len(found.biases)} biases, {found
 optimizer = torch.optim.AdamW(trained, lr=1e-3)
 ```
 """
+    return with_source(joined(front, text), original)

@@ -10,7 +10,7 @@ alpha / rows of A, SGLang, TGI and LoRAX stack the factors of all layers; none r
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,42 +24,48 @@ from ..adapters.peft import (
     ADAPTER_FILES,
     ADAPTER_WEIGHTS,
     PREFIX,
-    AdapterModule,
-    adapter_config,
     tensor_names,
 )
 from ..adapters.promises import Base, require_promised
 from ..checkpoint.arithmetic import ieee
-from ..checkpoint.files import Origin
-from ..checkpoint.header import FACTOR_DTYPES, StoredTensor, build_header
-from ..checkpoint.source import user_path
+from ..checkpoint.files import LocalFiles, Origin
+from ..checkpoint.header import FACTOR_DTYPES
 from ..display.shown import shows_progress
 from ..errors import OptionError, TargetError, listed
 from ..output.about_grid import about_original
 from ..output.atomic import Output, making
-from ..output.manifest import Manifest, read_manifest
-from ..output.names import ADAPTER_FOLDER, MANIFEST
+from ..output.cards.made import converted_card
+from ..output.cards.source import source_of_model
+from ..output.manifest import read_manifest
+from ..output.names import ADAPTER_FOLDER, CARD
 from ..output.place import output_folder
 from ..output.result import write_result
 from ..output.sources import Sources
-from ..output.spans import create, write_json, write_span
+from ..output.spans import write_json, write_span, write_text
 from ..progress import Progress, heard
-from ..surgery.all_layers import AllLayers, find_all_layers
+from ..surgery.all_layers import find_all_layers
+from .convert_files import ConvertJob, config, lay_out
 from .descent import Likeness
 from .result import Result
+from .start_folder import start_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..surgery.intruders import Reduced
+
 _NOTHING = 1e-12  # of the size of both products: below it their difference is the rounding of float64
 _WIDER = "Store the result in a wider type: --dtype float32 (or bfloat16, which reaches as far)."
-_CHOOSING = ("target_modules", "exclude_modules", "layers_to_transform")
 
 
 @dataclass(frozen=True)
 class Converted:
     """One module: its rank, of which `filled` are zeros that make all ranks one, whether training changed it, and
-    norm(change - stored B A) / norm(change) with what truncation alone took."""
+    norm(change - stored B A) / norm(change) with what truncation alone took.
+
+    Where intruders were to be reduced, how many it had, and `taken`, the share of what training did that is gone:
+    `error` and `truncated` are then of the change without them.
+    """
 
     module: str
     rank: int
@@ -67,6 +73,8 @@ class Converted:
     changed: bool
     error: float
     truncated: float
+    intruders: int | None = None
+    taken: float | None = None
 
 
 @dataclass(frozen=True, repr=False)
@@ -100,42 +108,6 @@ class Conversion(Result):
         }
 
 
-@dataclass(frozen=True)
-class _ConvertJob:
-    """The trained adapter and that at the start, matched: `names` maps modules of the first to those of the second,
-    `factors` are those of the first, `kept` its tensors that are copied, by the names that PEFT reads them under;
-    `others` the layers without an adapter, if they are to have one."""
-
-    trained: Adapter
-    initial: Adapter
-    manifest: Manifest
-    names: Mapping[str, str]
-    factors: Mapping[str, Factors]
-    kept: Mapping[str, StoredTensor]
-    folder: Path
-    others: AllLayers | None = None
-
-    @property
-    def moved(self) -> bool:
-        """Whether something was taken out of the base, so that the start has to be subtracted."""
-        return self.manifest.base or self.manifest.offset
-
-    @property
-    def added(self) -> Mapping[str, tuple[int, int]]:
-        """Modules of layers that the start left out -> (out, in)."""
-        return self.others.sides if self.others else {}
-
-    def sides(self, module: str) -> tuple[int, int]:
-        """(out, in) of a module of the result."""
-        return self.added[module] if module in self.added else self.factors[module].sides
-
-    @property
-    def base(self) -> tuple[str, str | None]:
-        """The original: where it is, and its revision."""
-        source = self.manifest.source
-        return str(source["location"]).removeprefix("hf://"), source["revision"]
-
-
 @shows_progress
 def convert(
     trained: str | Path,
@@ -146,19 +118,27 @@ def convert(
     keep_ranks: bool = False,
     all_layers: bool = False,
     dtype: str = "float32",
+    reduce_intruders: float | None = None,
+    intruders_of: int = 10,
+    intruder_cosine: float = 0.5,
     overwrite: bool = False,
     force: bool = False,
     progress: Progress | bool | None = None,
 ) -> Conversion:
     """Write a LoRA that does to the original base what `trained` does to the base in `init`.
 
-    `trained` is an adapter folder or a checkpoint folder of a trainer; `init` the folder that `initialize` wrote.
+    `trained` is an adapter folder or a checkpoint folder of a trainer; `init` the folder that `initialize` wrote. Both
+    may be repositories on the Hub, `org/name[@revision]`.
     Without `rank` the change is kept whole, at twice the rank of the largest module; with it, the best approximation of
     that rank is, and its error told. Smaller modules are filled up with zeros, which change nothing: one rank holds for
     all of them. With `keep_ranks` each has its own, `rank` at most, which PEFT reads and most servers do not. The
     scaling of the result is 1 (alpha = rank), or that of `trained` where nothing was taken out of the base: its
     factors are kept as they are then. With `all_layers` the layers that `init --layers` left out get factors of zero;
-    the headers of the base are read for their names. No weight of a base is read, no input changed.
+    the headers of the base are read for their names. No input is changed.
+
+    With `reduce_intruders`, such as 0.75, directions that training made and the model had nothing like (no cosine of
+    `intruder_cosine` or more, among the first `intruders_of` of each matrix) keep that share of their size, as PEFT's
+    `reduce_intruder_dimension` does it. Only for that are weights of a base read: of the residual, or the original.
 
     Raises CheckpointError, TargetError (DoRA, or an adapter of another start), OptionError, NumericalError or
     OutputError.
@@ -168,33 +148,31 @@ def convert(
     (4, False)
     """
     if dtype not in FACTOR_DTYPES or (rank is not None and rank < 1):
-        known = ", ".join(FACTOR_DTYPES)
-        raise OptionError(f"dtype {dtype!r}, rank {rank!r}: a dtype of {known} and a rank of at least 1.")
+        raise OptionError(f"dtype {dtype!r}, rank {rank!r}: one of {', '.join(FACTOR_DTYPES)}; a rank of at least 1.")
     progress = heard(progress)
-    held, root = open_adapter(trained), _root(user_path(init, "--init"))
-    inputs = [held.files.origin, Origin(str(root))]
-    job = _match(held, root, output_folder(output, "", inputs, progress))
+    held, root = open_adapter(trained), start_folder(init)
+    job = _match(held, root, output_folder(output, "", [held.files.origin, Origin(str(root))], progress))
     job = replace(job, others=find_all_layers(job.manifest, root, job.names)) if all_layers else job
     ranks = _ranks(job, rank, keep_ranks)
     scaling = _scaling(job, ranks)
     complete = require_whole(held, job.factors, job.initial, job.names)
-    for text in (*complete, *held.notices, *about_original(job.manifest)):
+    original = source_of_model(LocalFiles(root))
+    for text in (*complete, *held.notices, *about_original(job.manifest), *original.notices):
         progress.notice(text)
     sources = Sources((held.files, ADAPTER_FILES), (job.initial.files, ADAPTER_FILES))
+    fewer = _fewer(job, root, reduce_intruders, intruders_of, intruder_cosine)
+    scaling = 1.0 if fewer else scaling
     out = Output(job.folder, "convert", overwrite=overwrite, force=force)
     with making(out, sources.require_unchanged) as tree, ieee():
-        modules = _write(job, tree, ranks, scaling, FACTOR_DTYPES[dtype], progress)
+        modules = _write(job, tree, ranks, scaling, FACTOR_DTYPES[dtype], fewer, progress)
         result = Conversion(job.folder, job.base[0], modules, tuple(job.kept), tuple(job.added), scaling)
-        write_result(tree, {"verb": "convert", "trained": job.trained.location, **result.to_json()})
+        write_text(tree / CARD, converted_card(job.folder.name, original, [(one.rank, one.error) for one in modules]))
+        made_from = {"trained": held.files.origin.to_json()["location"], "init": str(root.resolve())}
+        write_result(tree, {"verb": "convert", **made_from, **result.to_json()})
     return result
 
 
-def _root(init: Path) -> Path:
-    """DIR, also where DIR/ailora_init was given."""
-    return init.parent if not (init / MANIFEST).is_file() and (init.parent / MANIFEST).is_file() else init
-
-
-def _match(trained: Adapter, root: Path, folder: Path) -> _ConvertJob:
+def _match(trained: Adapter, root: Path, folder: Path) -> ConvertJob:
     """Everything that does not fit, before anything is written."""
     manifest = read_manifest(root)
     initial = open_adapter(root / ADAPTER_FOLDER)
@@ -221,7 +199,7 @@ def _match(trained: Adapter, root: Path, folder: Path) -> _ConvertJob:
         raise TargetError(f"{trained.location} was not trained from {root}: {listed(faults)}.", hint)
     require_promised(trained, binding.modules, Base(tuple(initial.modules), of_start=True))
     kept = {saved_name(path, stored): stored for path, stored in (*trained.others.items(), *trained.tokens.items())}
-    return _ConvertJob(trained, initial, manifest, binding.modules, binding.factors, kept, folder)
+    return ConvertJob(trained, initial, manifest, binding.modules, binding.factors, kept, folder)
 
 
 def _shapes_apart(trained: Adapter, now: Factors, initial: Adapter, module: str, name: str) -> str:
@@ -237,7 +215,7 @@ def _shapes_apart(trained: Adapter, now: Factors, initial: Adapter, module: str,
     return f"{module} has shape {now.sides} and rank {now.rank}, at the start {then.sides} and rank {then.rank}"
 
 
-def _ranks(job: _ConvertJob, rank: int | None, keep: bool) -> dict[str, int]:
+def _ranks(job: ConvertJob, rank: int | None, keep: bool) -> dict[str, int]:
     """Module -> the rank of its factors in the file; OptionError for one that no module has room for."""
     widest = max(min(factors.sides) for factors in job.factors.values())
     if rank is not None and rank > widest:
@@ -247,48 +225,73 @@ def _ranks(job: _ConvertJob, rank: int | None, keep: bool) -> dict[str, int]:
     return {module: own.get(module, one) if keep else one for module in (*own, *job.added)}
 
 
-def _own_rank(job: _ConvertJob, module: str, rank: int | None) -> int:
+def _own_rank(job: ConvertJob, module: str, rank: int | None) -> int:
     """What the change of one module needs, `rank` at most."""
     then = job.initial.modules[job.names[module]]
     whole = min((1 + job.moved) * then.rank, *then.sides)
     return whole if rank is None else min(rank, whole)
 
 
+def _fewer(
+    job: ConvertJob, root: Path, keep: float | None, first: int, cosine: float
+) -> Callable[[str, Tensor, Tensor], Reduced] | None:
+    """What takes the intruders out of the change of a module; None where that is not wanted."""
+    if keep is None:
+        return None
+    if not (0 <= keep <= 1 and first >= 1 and 0 < cosine <= 1):
+        raise OptionError(
+            f"reduce-intruders {keep!r}, intruders-of {first!r}, intruder-cosine {cosine!r}: a share of 0 to 1 that "
+            "stays, at least 1 direction, and a cosine above 0 and at most 1."
+        )
+    from ..surgery.intruders import Originals, Reduction, reduce_intruders
+
+    originals, wanted = Originals.of(job.manifest, root, job.initial), Reduction(keep, first, cosine)
+    return lambda module, B, A: reduce_intruders(originals.weight(job.names[module]), B, A, wanted)
+
+
 def _write(
-    job: _ConvertJob, tree: Path, ranks: Mapping[str, int], scaling: float, dtype: str, progress: Progress
-) -> tuple[Converted, ...]:
+    job: ConvertJob, tree: Path, ranks: Mapping[str, int], scaling: float, dtype: str,
+    fewer: Callable[[str, Tensor, Tensor], Reduced] | None, progress: Progress,
+) -> tuple[Converted, ...]:  # fmt: skip
     """One module after the other into a file that was laid out before."""
     from ..checkpoint.stream import DTYPES, matrix_bytes
     from ..linalg.finite import stored
     from ..linalg.lowrank import distance, factorise
 
-    header = _lay_out(job, tree, ranks, dtype)
+    header = lay_out(job, tree, ranks, dtype)
     progress.start("Converting", len(job.names), 0)
     done, alike = [], Likeness()
     for module in job.names:
         B, A = _change(job, module, alike)
         found = factorise(B, A).cleared(_NOTHING * float(B.norm() * A.norm()))
-        sides = _filled(B / scaling, A, ranks[module]) if _stays(job, module, ranks) else found.balanced(ranks[module])
+        less = fewer(module, B, A) if fewer and found.S.any() else None
+        new = less is not None and less.intruders > 0
+        change, (B, A) = (B, A), (less.B, less.A) if less else (B, A)
+        found = factorise(B, A) if new else found
+        stays = not new and _stays(job, module, ranks)
+        sides = _filled(B / scaling, A, ranks[module]) if stays else found.balanced(ranks[module])
         factors = [stored(side, DTYPES[dtype], module, _WIDER) for side in sides]
         for name, side in zip(tensor_names(module), factors, strict=True):
             write_span(tree / ADAPTER_WEIGHTS, header[name], matrix_bytes(side))
-        error = distance(B, A, scaling * factors[1].double(), factors[0]) if found.S.any() else 0.0
+        kept = scaling * factors[1].double(), factors[0]
+        error = distance(B, A, *kept) if found.S.any() else 0.0
         rank, filled = ranks[module], ranks[module] - _own_rank(job, module, ranks[module])
-        done.append(Converted(module, rank, filled, bool(found.S.any()), error, found.lost(rank)))
+        told = (less.intruders, distance(*change, *kept)) if less else (0, 0.0) if fewer else ()
+        done.append(Converted(module, rank, filled, bool(found.S.any()), error, found.lost(rank), *told))
         progress.advance(module)
     alike.require_descent(job.trained, job.initial)
     for name, info in job.kept.items():
         write_span(tree / ADAPTER_WEIGHTS, header[PREFIX + name], matrix_bytes(job.trained.load(info)))
-    write_json(tree / ADAPTER_CONFIG, _config(job, ranks, scaling))
+    write_json(tree / ADAPTER_CONFIG, config(job, ranks, scaling))
     return tuple(done)
 
 
-def _stays(job: _ConvertJob, module: str, ranks: Mapping[str, int]) -> bool:
+def _stays(job: ConvertJob, module: str, ranks: Mapping[str, int]) -> bool:
     """Whether the factors of a module can be kept: nothing is subtracted, and there is room for all of them."""
     return not job.moved and job.initial.modules[job.names[module]].rank <= ranks[module]
 
 
-def _scaling(job: _ConvertJob, ranks: Mapping[str, int]) -> float:
+def _scaling(job: ConvertJob, ranks: Mapping[str, int]) -> float:
     """That of the trained adapter, where all factors are kept and one alpha, a whole number, says it; else 1."""
     found = {job.factors[module].scaling for module in job.names if _stays(job, module, ranks)}
     if len(found) != 1 or not all(_stays(job, module, ranks) for module in job.names):
@@ -305,7 +308,7 @@ def _filled(B: Tensor, A: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return pad(A, (0, 0, 0, more)), pad(B, (0, more))
 
 
-def _change(job: _ConvertJob, module: str, alike: Likeness) -> tuple[Tensor, Tensor]:
+def _change(job: ConvertJob, module: str, alike: Likeness) -> tuple[Tensor, Tensor]:
     """B' and A' in float64 with B' A' the change of W, of what is not there to fill up."""
     import torch
 
@@ -317,32 +320,3 @@ def _change(job: _ConvertJob, module: str, alike: Likeness) -> tuple[Tensor, Ten
     if not job.moved:
         return now.scaling * B, A
     return torch.cat([now.scaling * B, -then.scaling * B0], 1), torch.cat([A, A0])
-
-
-def _lay_out(job: _ConvertJob, tree: Path, ranks: Mapping[str, int], dtype: str) -> dict[str, int]:
-    """Make the file with its header, all zeros behind it; tensor name -> where its bytes go."""
-    entries: list[tuple[str, str, tuple[int, ...]]] = []
-    for module, rank in ranks.items():
-        rows, columns = job.sides(module)
-        name_a, name_b = tensor_names(module)
-        entries += [(name_a, dtype, (rank, columns)), (name_b, dtype, (rows, rank))]
-    entries += [(PREFIX + name, info.dtype, info.shape) for name, info in job.kept.items()]
-    raw, header = build_header(sorted(entries), {"format": "pt", "tool": "ailora-tools convert"}, ADAPTER_WEIGHTS)
-    create(tree / ADAPTER_WEIGHTS, header.file_size, raw)
-    return {name: info.start for name, info in header.tensors.items()}
-
-
-def _config(job: _ConvertJob, ranks: Mapping[str, int], scaling: float) -> dict[str, Any]:
-    """As the trained one, with the new ranks and one scaling, for the original base."""
-    of_start = {key: job.initial.config.get(key) for key in ("task_type", "fan_in_fan_out")}  # only PEFT saves these
-    old, (base, revision) = {**of_start, **job.trained.config}, job.base
-    modules = [AdapterModule(name, job.sides(name), rank, int(scaling * rank)) for name, rank in ranks.items()]
-    config = adapter_config(
-        modules, [], base=base, revision=revision, architectures=(), rslora=False,
-        transposed=bool(old.get("fan_in_fan_out")),
-    )  # fmt: skip
-    kept = ("target_modules", "task_type", "modules_to_save", "bias", "exclude_modules", "layers_to_transform",
-            "trainable_token_indices", "ensure_weight_tying")  # fmt: skip
-    chosen = {"target_modules": job.others.target_modules} if job.others else {}
-    left = _CHOOSING if job.others else ()
-    return {**config, **{key: old[key] for key in kept if old.get(key) is not None and key not in left}, **chosen}

@@ -5,29 +5,38 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..adapters.folder import Adapter, open_adapter
 from ..adapters.peft import ADAPTER_FILES
+from ..adapters.pooled import sums_over_groups
 from ..adapters.trainers import COMPONENTS, Context, Pair, find_trainer
 from ..checkpoint.arithmetic import ieee
 from ..checkpoint.files import Files, LocalFiles
-from ..checkpoint.gate import read_json
+from ..checkpoint.gate import read_json, stated_path
 from ..checkpoint.index import CONFIG
 from ..checkpoint.source import open_files, user_path
 from ..display.shown import shows_progress
 from ..errors import TargetError, listed
 from ..output.atomic import Output, making
+from ..output.cards.made import exported_card
+from ..output.cards.source import Source, source_of_adapter, source_of_model
 from ..output.manifest import read_manifest
-from ..output.names import ADAPTER_FOLDER, MANIFEST
+from ..output.names import ADAPTER_FOLDER, CARD, MANIFEST, OFFSET_FOLDER
 from ..output.place import output_folder
 from ..output.result import write_result
 from ..output.sources import Sources
 from ..output.spans import write_json, write_new, write_text
 from ..progress import Progress, heard
 from .result import Result
+
+_IN_BIASES = (
+    "sums over groups of inputs: the biases of a base in MLX's format can hold them, without an adapter beside it: "
+    "`ailora-tools merge BASE ADAPTER --zeros float -o OUT`"
+)
 
 
 @dataclass(frozen=True, repr=False)
@@ -86,19 +95,47 @@ def export(
     row = find_trainer(to)
     root = user_path(adapter, "ADAPTER")
     held = open_adapter(root / ADAPTER_FOLDER if (root / MANIFEST).is_file() else root)
+    _require_base(root, to)
     _require_plain(held, to)
-    folder = output_folder(output, "", [held.files.origin], heard(progress))
+    progress = heard(progress)
+    folder = output_folder(output, "", [held.files.origin], progress)
+    if to == "mlx" and sums_over_groups(held):
+        progress.notice(_IN_BIASES)
     context = _context(held, root, folder, base, component)
     with ieee():
         made = row.make(_pairs(held), context)
     result = Exported(folder, to, (row.file, *made.configs), len(held.modules), row.load(context))
+    original = _original(held, root)
+    for text in original.notices:
+        progress.notice(text)
     sources = Sources((held.files, ADAPTER_FILES))
     with making(Output(folder, "export", overwrite=overwrite, force=force), sources.require_unchanged) as tree:
         _save(tree / row.file, dict(made.tensors), dict(made.metadata))
         for name, config in made.configs.items():
             _write_config(tree / name, config)
+        write_text(tree / CARD, exported_card(folder.name, original, to, result.modules, result.load))
         write_result(tree, {"verb": "export", "adapter": held.location, **result.to_json()})
     return result
+
+
+def _original(held: Adapter, root: Path) -> Source:
+    """The model it is for, by the folder of `init` that it lies in or was trained on, else by what it says itself."""
+    trained_on = stated_path(held.config.get("base_model_name_or_path"))
+    for place in (root, root.parent, *([trained_on] if trained_on else [])):
+        with suppress(OSError):  # a folder that may not be entered
+            if (place / MANIFEST).is_file():
+                return source_of_model(LocalFiles(place))
+    return source_of_adapter(held.files, held.config)
+
+
+def _require_base(root: Path, to: str) -> None:
+    """TargetError for a start on the untouched original, where it counts twice without the frozen adapter beside it."""
+    if any((folder / OFFSET_FOLDER).is_dir() for folder in (root, *([root.parent] * (root.name == ADAPTER_FOLDER)))):
+        raise TargetError(
+            f"{root} is a start on the untouched original (--no-base), where what `init` moved counts twice unless it "
+            f"is taken out again: {to} has no place for a second adapter that is frozen.",
+            "Start with a residual base: `init` without --no-base. A trained adapter: `ailora-tools convert` it first.",
+        )
 
 
 def _require_plain(held: Adapter, to: str) -> None:

@@ -17,18 +17,19 @@ from ..methods import Method, find_method
 from ..output.adapter import AdapterWriter
 from ..output.atomic import Output, building, require_possible
 from ..output.base import BaseWriter, copy_file, left_out, require_readable
+from ..output.cards.source import Source, source_of_model
 from ..output.init_folder import InitFolder
 from ..output.layout import restate_index
 from ..output.lr_groups import lr_document
 from ..output.manifest import ExtraRecord, Manifest, ModuleRecord, read_manifest
-from ..output.names import ADAPTER_FOLDER, CARD, LR_GROUPS, MANIFEST, OFFSET_FOLDER
+from ..output.names import ADAPTER_FOLDER, LR_GROUPS, MANIFEST, OFFSET_FOLDER
 from ..output.place import output_folder
 from ..output.ranks import Ranks, read_ranks
 from ..output.sources import Sources
 from ..output.spans import sha256, write_json, write_text
 from ..output.work import WorkFolder, find
 from ..progress import Progress, heard
-from ..surgery.describe import adapter_name, card, extra_record, manifest, peft_config, provenance, warnings
+from ..surgery.describe import adapter_name, cards, extra_record, manifest, peft_config, provenance, warnings
 from ..surgery.operation import Operation, plan_operation, spell_out
 from ..surgery.settings import Settings
 from ..targets.extras import Extra
@@ -239,9 +240,10 @@ class _Run:
             hashes = hashed_by_all(self.job, layouts, shared, progress)
             verdict = check.finish()
             records = [record for carrier in carriers for record in folder.records[carrier.module]]
-            _tell([*verdict.notices, *warnings(records)], progress)
+            original = source_of_model(files)
+            _tell([*verdict.notices, *warnings(records), *original.notices], progress)
             ran_on = {"device": str(device), **processes(self.job)}
-            return _describe(operation, work.tree, folder, records, extras, hashes, verdict.exact, ran_on)
+            return _describe(operation, work.tree, folder, records, extras, original, hashes, verdict.exact, ran_on)
 
 
 def _unbuilt_before(folder: Path) -> tuple[str, ...]:
@@ -287,9 +289,9 @@ def _store_extra(extra: Extra, operation: Operation, adapter: AdapterWriter) -> 
 
 def _describe(
     operation: Operation, tree: Path, folder: InitFolder, records: Sequence[ModuleRecord],
-    extras: Sequence[ExtraRecord], hashes: Mapping[str, str], short: bool, ran_on: Mapping[str, str],
+    extras: Sequence[ExtraRecord], original: Source, hashes: Mapping[str, str], short: bool, ran_on: Mapping[str, str],
 ) -> Manifest:  # fmt: skip
-    """Everything besides the weights: copied files, the adapter's config, the card, and last the manifest."""
+    """Everything besides the weights: copied files, the adapter's config, the cards, and last the manifest."""
     for name in operation.companions:
         copy_file(operation.checkpoint.files, name, tree / name)
     if operation.layouts:
@@ -298,7 +300,8 @@ def _describe(
     write_json(tree / ADAPTER_FOLDER / ADAPTER_CONFIG, peft_config(operation, short))
     if operation.offset:
         write_json(tree / OFFSET_FOLDER / ADAPTER_CONFIG, peft_config(operation, short, frozen=True))
-    write_text(tree / CARD, card(operation, records))
+    for name, text in cards(operation, records, original).items():
+        write_text(tree / name, text)
     write_json(tree / LR_GROUPS, lr_document(records))
     proof = manifest(operation, records, extras, folder.file_hashes(hashes), ran_on)
     write_text(tree / MANIFEST, proof.to_json())

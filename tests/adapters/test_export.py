@@ -24,7 +24,7 @@ from ailora_tools import export, initialize
 from ailora_tools.adapters.peft import ADAPTER_WEIGHTS
 from ailora_tools.adapters.trainers import peft_rows
 from ailora_tools.errors import AiloraError, OutputError, TargetError
-from ailora_tools.output.names import RESULT
+from ailora_tools.output.names import CARD, RESULT
 
 
 def start(name: str, folder: Path, **options: object) -> Path:
@@ -36,7 +36,7 @@ def test_torchtune_reads_it_back_as_ours(tmp_path: Path) -> None:
     folder = start("llama", tmp_path)
     before = tree(folder)
     done = export(folder, "torchtune", tmp_path / "out")
-    assert {*done.files, RESULT} == {path.name for path in done.folder.iterdir()} and tree(folder) == before
+    assert {*done.files, RESULT, CARD} == {path.name for path in done.folder.iterdir()} and tree(folder) == before
     config = json.loads((folder / "config.json").read_text())
     sizes = [config[key] for key in ("num_attention_heads", "num_key_value_heads", "hidden_size", "head_dim")]
     script = Path(__file__).parents[1] / "kit" / "torchtune_export.py"
@@ -151,6 +151,17 @@ def _nameless(adapter: Path, tmp_path: Path) -> None:
     for path in adapter.iterdir():
         (alone / path.name).write_bytes(path.read_bytes())
     export(alone, "diffusers", tmp_path / "out")
+
+
+def test_a_start_on_the_untouched_original_is_refused(tmp_path: Path) -> None:
+    """No other trainer has the frozen adapter that takes out again what it adds; a LoRA with B = 0 needs none."""
+    build("llama").save_pretrained(tmp_path / "model")
+    made = initialize(tmp_path / "model", 2, no_base=True, output=tmp_path / "without")
+    for place in (made.folder, made.adapter):
+        with pytest.raises(TargetError, match="counts twice unless it is taken out again: mlx has no place"):
+            export(place, "mlx", tmp_path / "out")
+    plain = initialize(tmp_path / "model", 2, method="lora", output=tmp_path / "plain")
+    assert export(plain.folder, "mlx", tmp_path / "out").modules == 4
 
 
 def test_what_has_no_place_is_refused(tmp_path: Path) -> None:

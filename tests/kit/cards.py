@@ -7,10 +7,13 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from ailora_tools.output.cards.source import KEPT
+
 
 def card_blocks(folder: Path) -> list[str]:
-    """Every block of Python, in order."""
-    return re.findall(r"^```python\n(.*?)^```$", (folder / "README.md").read_text("utf-8"), re.DOTALL | re.MULTILINE)
+    """Every block of Python, in order; those of the source's own card are not ours."""
+    ours = (folder / "README.md").read_text("utf-8").partition(KEPT)[0]
+    return re.findall(r"^```python\n(.*?)^```$", ours, re.DOTALL | re.MULTILINE)
 
 
 def run_card(folder: Path) -> dict[str, Any]:

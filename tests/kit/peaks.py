@@ -52,6 +52,7 @@ def calls(scratch: Path, side: int, rows: int) -> dict[str, Callable[[], object]
         "verify of --no-base": lambda: ailora_tools.verify(offset),
         "merge": lambda: ailora_tools.merge(base, start, scratch / "merged"),
         "convert": lambda: ailora_tools.convert(start, base, scratch / "plain"),
+        "extract": lambda: ailora_tools.extract(source, tuned, scratch / "lora", rank=16),
     }
 
 

@@ -202,6 +202,7 @@ def test_plain_lora_is_checked_against_its_untouched_base(written: Path, tmp_pat
     assert sorted(tree(tmp_path / "lora")) == [
         "README.md",
         "ailora.json",
+        "ailora_init/README.md",
         "ailora_init/adapter_config.json",
         "ailora_init/adapter_model.safetensors",
         "lr_groups.json",

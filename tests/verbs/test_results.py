@@ -16,10 +16,20 @@ import pytest
 from kit.adapters import prepare
 
 import ailora_tools
-from ailora_tools import AiloraError, analyze, bitfit, convert, export, inspect_checkpoint, merge, verify
+from ailora_tools import AiloraError, analyze, bitfit, convert, export, extract, inspect_checkpoint, merge, verify
 from ailora_tools.errors import OptionError
 
-NAMES = ("inspection", "analysis", "initialization", "verification", "conversion", "merge", "exported", "biases")
+NAMES = (
+    "inspection",
+    "analysis",
+    "initialization",
+    "verification",
+    "conversion",
+    "merge",
+    "extraction",
+    "exported",
+    "biases",
+)
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +46,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "verification": verify(start.folder),
         "conversion": convert(trained, root / "init", root / "plain"),
         "merge": merged,
+        "extraction": extract(root / "model", root / "merged", root / "lora"),
         "exported": export(root / "plain", "diffusers", root / "exported", component="text_encoder"),
         "biases": bitfit(root / "model", root / "biases"),
     }
