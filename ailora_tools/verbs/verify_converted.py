@@ -58,10 +58,14 @@ def _root(init: str | Path) -> Path:
     return path.parent if not (path / MANIFEST).is_file() and (path.parent / MANIFEST).is_file() else path
 
 
-def _recorded(told: Mapping[str, Any]) -> dict[str, float]:
-    """Module -> the error that `convert` recorded."""
+def _recorded(told: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+    """Module -> the error that `convert` recorded, and the share of the change that it took as intruders."""
     records = told.get("modules", ()) if told.get("verb") == "convert" else ()
-    return {record["module"]: record["error"] for record in records if {"module", "error"} <= record.keys()}
+    return {
+        record["module"]: (record["error"], record.get("taken") or 0.0)
+        for record in records
+        if {"module", "error"} <= record.keys()
+    }
 
 
 def _where(files: Files) -> Path | str:
