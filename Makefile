@@ -28,6 +28,8 @@ bench: $(VENV)/.test
 	$(BIN)/python examples/benchmarks/decompose.py
 	$(BIN)/python examples/benchmarks/init_vs_peft.py
 	$(BIN)/python examples/benchmarks/analyze.py
+	$(BIN)/python examples/benchmarks/against.py
+	$(BIN)/python examples/benchmarks/workers.py
 	$(BIN)/python examples/benchmarks/hub.py
 	$(BIN)/python examples/benchmarks/life.py
 	$(BIN)/python examples/benchmarks/many.py

@@ -57,7 +57,8 @@ _AGAINST = "What to check it against"
     group=_AGAINST,
     metavar="INIT",
     type=FOLDER,
-    help="Of a converted adapter, the folder that init wrote.  [default: the folder that DIR names]",
+    help="Of a converted adapter, the folder that init wrote, or ORG/NAME that it was pushed to.  [default: the folder "
+    "that DIR names]",
 )
 @option(
     "--trained",
