@@ -32,6 +32,7 @@ _NOTHING = 1e-12  # of both products: below it their difference is the rounding 
 _NEAR = 0.02
 _WHOLE = 0.05
 
+Record = tuple[float, float]  # the error of a module, and the share that was taken off it as intruders
 Thin = tuple[Tensor, Tensor]  # B (out, r), with s in it, and A (r, in), float64: the matrix B A
 
 
@@ -141,7 +142,7 @@ def check_kept(job: Conversion) -> Check:
     return Check("kept", not faults, listed(sorted(faults)) or f"{len(ours)} tensors as trained")
 
 
-def check_change(found: Sequence[Module], recorded: Mapping[str, float]) -> Check:
+def check_change(found: Sequence[Module], recorded: Mapping[str, Record]) -> Check:
     """Every module is what training changed, to the error that was recorded."""
     kinds: dict[str, list[str]] = {}
     for one in found:
@@ -150,16 +151,18 @@ def check_change(found: Sequence[Module], recorded: Mapping[str, float]) -> Chec
     wrong = "; ".join(f"{listed(names, 2)} {fault}" for fault, names in list(kinds.items())[:4])
     worst = max((one.error for one in found), default=0.0)
     told = f"{len(found)} modules are what training changed, error at most {worst:.1e}"
+    if taken := max((share for _, share in recorded.values()), default=0.0):
+        told += f", with what was taken as intruders, at most {taken:.2g} of it"
     return Check("change", not wrong, wrong or told + (", as recorded" if recorded else ""))
 
 
-def look(job: Conversion, recorded: Mapping[str, float]) -> Iterator[Module]:
+def look(job: Conversion, recorded: Mapping[str, Record]) -> Iterator[Module]:
     """Module by module, those that the plain adapter has."""
     for module, origin in job.plain_names.items():
         yield _looked(job, module, origin, recorded.get(module))
 
 
-def _looked(job: Conversion, module: str, origin: str, recorded: float | None) -> Module:
+def _looked(job: Conversion, module: str, origin: str, recorded: Record | None) -> Module:
     factors = job.plain.modules[module]
     wanted, held = job.change(origin), thin(job.plain, factors)
     if factors.sides != job.now[origin].sides:
@@ -174,8 +177,10 @@ def _looked(job: Conversion, module: str, origin: str, recorded: float | None) -
     now = thin(job.trained, job.now[origin])
     storing = 2 * u * max(math.sqrt(len(best.S)), 0.0 if job.moved else float(now[0].norm() * now[1].norm()) / size)
     limit = best.lost(factors.rank) * (1 + _SLACK) + storing + _FLOOR
-    if recorded is not None and not error <= recorded * (1 + _SLACK) + _FLOOR:
-        return Module(module, error, recorded, _cause(job, module, origin, error))
+    if recorded is not None:
+        lost, taken = recorded  # of the change without what was taken: of the whole no more than both
+        stated = (taken + (1 + taken) * lost) * (1 + _SLACK) + _FLOOR
+        limit = stated if taken else min(limit, stated)
     return Module(module, error, limit, "" if error <= limit else _cause(job, module, origin, error))
 
 

@@ -52,10 +52,14 @@ def verify_converted(files: Files, given: Given, told: Mapping[str, Any], progre
     )  # fmt: skip
 
 
-def _recorded(told: Mapping[str, Any]) -> dict[str, float]:
-    """Module -> the error that `convert` recorded."""
+def _recorded(told: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+    """Module -> the error that `convert` recorded, and the share of the change that it took as intruders."""
     records = told.get("modules", ()) if told.get("verb") == "convert" else ()
-    return {record["module"]: record["error"] for record in records if {"module", "error"} <= record.keys()}
+    return {
+        record["module"]: (record["error"], record.get("taken") or 0.0)
+        for record in records
+        if {"module", "error"} <= record.keys()
+    }
 
 
 def _where(files: Files) -> Path | str:

@@ -42,6 +42,7 @@ class _Record(View):
     module: str = ""
     rank: int = 0
     error: float = 0.0
+    taken: float | None = None
 
 
 class _Told(View):

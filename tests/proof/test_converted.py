@@ -85,8 +85,16 @@ def test_other_layers_of_zeros_and_a_start_that_took_nothing_hold(made: Trained,
     assert verify(tmp_path / "kept").holds
 
 
-def product(held: Tensors, stem: str) -> Tensor:
-    return held[f"{stem}B.weight"] @ held[f"{stem}A.weight"]
+def test_reduced_intruders_hold_by_their_record(made: Trained, tmp_path: Path) -> None:
+    done = convert(
+        made.trained, made.start, tmp_path / "plain", reduce_intruders=0.5, intruders_of=40, intruder_cosine=0.999
+    )
+    assert any(module.taken and module.taken > 0.01 for module in done.modules)
+    found = verify(tmp_path / "plain")
+    assert found.holds, failed(found)
+    assert "taken as intruders" in next(check.detail for check in found.checks if check.name == "change")
+    (tmp_path / "plain/ailora-result.json").unlink()
+    assert not verify(tmp_path / "plain", init=made.start, trained=made.trained).holds
 
 
 Change = Callable[[Tensors, Trained], Tensors | None]
