@@ -5,17 +5,18 @@ are W^Q and W^V; `methods` says which singular components each gives to its adap
 `surgery` splits the matrix. `output` writes the adapter and the source's shards with only those matrices
 replaced. `metrics` describes what a spectrum or a change is like, and `report` says it in sentences and figures.
 `verbs` tells these steps as `inspect`, `analyze`, `init`, `verify`, `convert`, `merge`, `extract` and `export`, and
-`cli` puts them on the command line. Nothing ever builds the model, and memory holds a few matrices whatever its size.
+shares what they wrote (`push`, `relink`); `cli` puts them on the command line. Nothing ever builds the model, and
+memory holds a few matrices whatever its size.
 """
 
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
+from .version import __version__ as __version__
+
 if TYPE_CHECKING:
-    __version__: str
     from .errors import AiloraError as AiloraError
     from .training.attach import attach as attach
     from .training.biases import train_biases as train_biases
@@ -43,6 +44,10 @@ if TYPE_CHECKING:
     from .verbs.inspect import inspect_checkpoint as inspect_checkpoint
     from .verbs.merge import Merge as Merge
     from .verbs.merge import merge as merge
+    from .verbs.push import Push as Push
+    from .verbs.push import push as push
+    from .verbs.relink import Relink as Relink
+    from .verbs.relink import relink as relink
     from .verbs.report import render_report as render_report
     from .verbs.verify import Verification as Verification
     from .verbs.verify import verify as verify
@@ -72,6 +77,10 @@ _HOMES = {
     "bitfit": ".verbs.bitfit",
     "Merge": ".verbs.merge",
     "merge": ".verbs.merge",
+    "Push": ".verbs.push",
+    "push": ".verbs.push",
+    "Relink": ".verbs.relink",
+    "relink": ".verbs.relink",
     "Residualized": ".training.residual",
     "residualize": ".training.residual",
     "Inspection": ".verbs.inspect",
@@ -89,8 +98,6 @@ def __dir__() -> list[str]:
 
 def __getattr__(name: str) -> Any:
     """Load a public name when it is asked for: importing the package stays fast and needs no torch."""
-    if name == "__version__":  # pyproject.toml is the one place where it is written
-        return importlib.metadata.version("ailora-tools")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name], __name__), name)

@@ -32,13 +32,14 @@ _EXAMPLE = "q=principal,v=minor"
 @dataclass(frozen=True)
 class Rule:
     """What one adapter starts from; `moved` if that leaves the base. `frozen` is the factor that is not to be trained,
-    "A" or "B", if any. `pooled` if A reads sums over groups of inputs."""
+    "A" or "B", if any. `pooled` if A reads sums over groups of inputs. Below the rank `least` both factors are zero."""
 
     name: str
     summary: str
     moved: bool = True
     frozen: str = ""
     pooled: bool = False
+    least: int = 1
 
 
 RULES: Mapping[str, Rule] = {
@@ -48,6 +49,7 @@ RULES: Mapping[str, Rule] = {
         Rule("minor", "smallest singular components"),
         Rule("middle", "singular components from the middle of the spectrum"),
         Rule("random-orthonormal", "random orthonormal directions of average size"),
+        Rule("sine", "vectors of the discrete sine transform, scaled by the size of W; from rank 2 on", least=2),
         Rule("qr", "first r columns of Q and first r rows of R, where W = Q R"),
         Rule(
             "nystrom",
@@ -186,6 +188,10 @@ METHODS: Mapping[str, Method] = {
         Method(
             "random-orthonormal", "control", "random orthonormal directions, as large as an average component",
             every="random-orthonormal",
+        ),
+        Method(
+            "loram", "LoRAM, arXiv 2507.06558", "a sine basis scaled by the size of W, whatever its directions",
+            every="sine",
         ),
     )
 }  # fmt: skip

@@ -1,10 +1,11 @@
 """What a start on the grid of NF4 gives back of what four bits cost: QLoRA, LoftQ, and `init --grid`, before training.
 
-    python examples/grid.py MODEL [--rank 16] [--roles q,v] [--rounds 5] [--tokens 2048]
+    python examples/grid.py MODEL [--rank 16] [--roles q,v] [--rounds 5] [--text editorials] [--tokens 2048]
 
 MODEL is a causal language model with its tokenizer. Every linear layer is in NF4, loaded by bitsandbytes, and the
 adapters by PEFT. Printed is the mean Kullback-Leibler divergence of the next word from that of the original in
-float32, on editorials of a newspaper (fetched with pip), and the share of plain QLoRA's that is left.
+float32, on editorials of a newspaper, film reviews or word problems (fetched with pip), and the share of plain QLoRA's
+that is left.
 """
 
 from __future__ import annotations
@@ -29,14 +30,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from ailora_tools import initialize
 from ailora_tools.output.manifest import read_manifest
-from examples.study.texts import rated
+from examples.study.texts import rated, word_problems
 
 WINDOW = 256
+TEXTS: dict[str, Callable[[Path], Iterator[str]]] = {
+    "editorials": lambda cache: (line for _, line in rated(cache, "nytEditorialSnippets")),
+    "reviews": lambda cache: (line for _, line in rated(cache, "movieReviewSnippets")),
+    "problems": lambda cache: (f"{problem} {answer}" for problem, answer in word_problems(cache)),
+}
 
 
-def words(model: Path, count: int, cache: Path) -> Tensor:
+def words(model: Path, count: int, cache: Path, kind: str) -> Tensor:
     """(windows, 256) of consecutive text."""
-    text = cache.read_text() if cache.is_file() else "\n".join(line for _, line in rated(cache, "nytEditorialSnippets"))
+    text = cache.read_text() if cache.is_file() else "\n".join(TEXTS[kind](cache))
     ids = AutoTokenizer.from_pretrained(model)(text, return_tensors="pt").input_ids[0]
     return ids[: count // WINDOW * WINDOW].view(-1, WINDOW)
 
@@ -95,12 +101,13 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--roles", default="q,v", help="as `init` takes them")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--text", choices=TEXTS, default="editorials")
     parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--cache", type=Path, default=Path("data"), help="where the text is kept, or a file with one")
     asked = parser.parse_args()
     disable_progress_bar()
     logging.disable(logging.WARNING)
-    windows, roles = words(asked.model, asked.tokens, asked.cache), asked.roles.split(",")
+    windows, roles = words(asked.model, asked.tokens, asked.cache, asked.text), asked.roles.split(",")
     whole = AutoModelForCausalLM.from_pretrained(asked.model, dtype=torch.float32)
     original = list(likelihoods(whole, windows))
     with tempfile.TemporaryDirectory() as scratch:

@@ -20,6 +20,7 @@ os.environ |= {
     "HF_HUB_DOWNLOAD_TIMEOUT": "60",
     "HF_HUB_ETAG_TIMEOUT": "60",
     "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_XET": "1",  # the server speaks the older protocol of uploads
     "NO_PROXY": "127.0.0.1",
 }
 for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_CACHE"):

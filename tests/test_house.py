@@ -18,14 +18,15 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Each wing may import from those before it.
 ORDER = (
-    "errors", "progress", "team", "methods", "checkpoint", "linalg", "matrices", "metrics", "targets", "adapters",
+    "version", "errors", "progress", "team", "methods", "checkpoint", "linalg", "matrices", "metrics", "targets",
+    "adapters",
     "output", "surgery", "report", "proof", "analysis", "extraction", "training", "display", "verbs", "cli", "__main__",
 )  # fmt: skip
 ONLY_IN: dict[str, str | tuple[str, ...]] = {
     "rich": ("cli.", "display."),
     "tqdm": "display.",
     "click": "cli.",
-    "huggingface_hub": "checkpoint.hub",
+    "huggingface_hub": ("checkpoint.hub", "checkpoint.upload"),
     "plotly": "report.pieces",
     "pandas": "verbs.result",
     "msgspec": "checkpoint.gate",
@@ -33,7 +34,7 @@ ONLY_IN: dict[str, str | tuple[str, ...]] = {
 }
 # Loaded by `--help`, by decisions and by rendering: torch comes with the first weight that is read.
 NO_TORCH = (
-    "errors", "progress", "team.", "methods", "metrics.motion", "matrices.heads", "matrices.layouts",
+    "version", "errors", "progress", "team.", "methods", "metrics.motion", "matrices.heads", "matrices.layouts",
     "matrices.quantisation", "targets.", "adapters.", "output.", "surgery.settings", "surgery.operation", "report.",
     "analysis.tuned", "analysis.allocation", "display.", "verbs.", "cli.",
 )  # fmt: skip

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from ..checkpoint.files import Files, LocalFiles
 from ..checkpoint.gate import INDEX_BYTES, Factor, Rank, View, read_json, typed
 from ..checkpoint.header import FLOATS, Header, StoredTensor, quoted
-from ..checkpoint.index import read_header
+from ..checkpoint.index import CONFIG, read_header
 from ..checkpoint.shards import TRAINABLE_WEIGHTS
-from ..checkpoint.source import user_path
+from ..checkpoint.source import is_hub_name, open_files, user_path
 from ..errors import CheckpointError, TargetError, listed
 from .expressions import require_matchable
 from .keys import FROZEN, WHOLE, Key, read_key
@@ -137,12 +137,15 @@ class Adapter:
 
 
 def open_adapter(folder: str | Path) -> Adapter:
-    """A folder with an adapter in it, or in the only one of its subfolders that has one.
+    """A folder, or a repository `org/name[@revision]`, with an adapter in it, or in the only one of its subfolders that
+    has one; a path that is there wins.
 
     Raises CheckpointError where there is none, or where its scaling is no usable number; TargetError for another kind
     than LoRA.
     """
     path = user_path(folder, "ADAPTER")
+    if not path.exists() and is_hub_name(path.as_posix()):
+        return read_adapter(_on_hub(path.as_posix()))
     if path.is_dir() and is_returned(LocalFiles(path), [below.name for below in path.glob("*.*")]):
         return read_adapter(LocalFiles(path))
     if not (path / ADAPTER_CONFIG).is_file():
@@ -155,6 +158,15 @@ def open_adapter(folder: str | Path) -> Adapter:
             )
         path = inner[0]
     return read_adapter(LocalFiles(path))
+
+
+def has_adapter(path: Path) -> bool:
+    """Whether `open_adapter` would find one there, and no model beside it."""
+    if not path.is_dir():
+        return False
+    if (path / ADAPTER_CONFIG).is_file() or is_returned(LocalFiles(path), [below.name for below in path.glob("*.*")]):
+        return True
+    return not (path / CONFIG).is_file() and len(list(path.glob(f"*/{ADAPTER_CONFIG}"))) == 1
 
 
 def read_adapter(files: Files) -> Adapter:
@@ -177,6 +189,19 @@ def read_adapter(files: Files) -> Adapter:
     parts, others, tokens = _sorted_out(files.origin.text, read_header(files, ADAPTER_WEIGHTS))
     modules = {module: _factors(files.origin.text, held, config, module) for module, held in parts.items()}
     return Adapter(files, config, modules, others, tokens)
+
+
+def _on_hub(name: str) -> Files:
+    files = open_files(name)
+    inner = [where.rpartition("/")[0] for where in files.names() if where.rpartition("/")[2] == ADAPTER_CONFIG]
+    if "" in inner:
+        return files
+    if len(inner) != 1:
+        found = f"there are several below it: {listed(inner)}" if inner else "none is there"
+        raise CheckpointError(
+            f"{name}: expected an adapter ({ADAPTER_CONFIG}), but {found}.", "Download the right one."
+        )
+    return open_files(name, subfolder=inner[0])
 
 
 def read_config(files: Files) -> dict[str, Any]:

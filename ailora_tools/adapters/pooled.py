@@ -20,6 +20,8 @@ from .translated import Entry, TranslatedFiles
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from .folder import Adapter
+
 SWITCH, GROUP = "use_qalora", "qalora_group_size"
 _USUAL = 16  # PEFT's default
 
@@ -68,6 +70,22 @@ def unpooled(A: Tensor, group: int) -> Tensor:
     """A' (r, in), float32, with B A' x what PEFT computes from A (r, in/g), whatever the scaling."""
     whole = A.float().repeat_interleave(group, 1)
     return whole * (A.shape[1] / group)  # in / g^2
+
+
+def sums_over_groups(adapter: Adapter) -> bool:
+    """Whether every A has one column for all inputs of a group, as of QA-LoRA, also where it was converted."""
+    group, factors = adapter.config.get(GROUP), adapter.modules.values()
+    if not isinstance(group, int) or group < 2 or not factors:
+        return False
+    return all(is_constant(adapter.load(one.A), group) for one in factors)
+
+
+def is_constant(A: Tensor, group: int) -> bool:
+    """Whether A (r, in) has one column for all inputs of a group."""
+    if A.shape[1] % group:
+        return False
+    groups = A.reshape(len(A), -1, group)
+    return bool((groups == groups[:, :, :1]).all())
 
 
 def about_group(config: Mapping[str, Any], found: tuple[int, ...], sides: tuple[int, ...]) -> str:

@@ -1,5 +1,6 @@
 """A QA-LoRA in the zero points of its base: (q - zero') scale = W + dW with zero' = zero - dW / scale, where dW is the
-same for all inputs that share a scale (arXiv 2309.14717, section 3.3). q and scale keep their bytes."""
+same for all inputs that share a scale (arXiv 2309.14717, section 3.3). MLX stores q scale + bias, so bias' = bias + dW.
+q and scale keep their bytes."""
 
 from __future__ import annotations
 
@@ -17,21 +18,24 @@ from ..matrices.restore import Restored
 from .apply import require_absent
 from .folder import Adapter, Factors
 from .places import Change, Place, Places
-from .pooled import GROUP
+from .pooled import GROUP, is_constant
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_HOLDING = "int8"  # the one format whose zero points may be floats: compressed-tensors' "int-quantized"
+_HOLDING = "int8"  # zero points may be floats in compressed-tensors' "int-quantized"
+_BIASED = "mlx"  # biases, in the dtype of the scales
 _INTEGER = ("gptq", "awq", "packed")
 _TURNED = ("gptq", "awq")  # scales (groups, out)
 _KIND = "F16"
 _WHOLE = "Merge into the 16-bit model: without --zeros."
+_DIVERGED = f"If its training did not diverge: {_WHOLE}"
 _BEYOND = f"A zero point is too large for float16, or a scale is zero. {_WHOLE}"
 
 
 def into_zeros(stored: Checkpoint, restored: Restored, found: Places, adapter: Adapter) -> tuple[Restored, Places]:
-    """`restored` as the base in few bits with zero points in float16, and `found` with those in the places of matrices.
+    """`restored` as the base in few bits with zero points in float16, or MLX's biases, and `found` with those in the
+    places of matrices.
 
     Raises TargetError where the change is not one of zero points, or the format holds integers only: with the share of
     this change that would be lost.
@@ -43,28 +47,66 @@ def into_zeros(stored: Checkpoint, restored: Restored, found: Places, adapter: A
         raise TargetError(f"{adapter.location} changes no matrix in few bits of {stored.location}.", _WHOLE)
     for place, quantised in held.items():
         _require_foldable(place, quantised, adapter, stored.files)
-    others = [quantised for quantised in restored.matrices.values() if quantised.format.name != _HOLDING]
+    every = restored.matrices.values()
+    if all(quantised.format.name == _BIASED for quantised in every):
+        return _into_biases(stored, held, found)
+    others = [quantised for quantised in every if quantised.format.name != _HOLDING]
     if others:
         raise _no_room(others[0], held, adapter, stored.files)
-    zeros = {_name(quantised): quantised for quantised in restored.matrices.values()}
+    zeros = {_name(quantised): quantised for quantised in every}
     new = {name: _zero_point(name, quantised) for name, quantised in zeros.items()}
     old = frozenset(piece.name for one in zeros.values() if (piece := one.pieces.get("zeros")))
     plain = replace(stored, headers=_headers(stored, new, old), config=_config(stored), sound_index=False)
-    places = tuple(
-        replace(place, name=_name(held[place]), stored=new[_name(held[place])]) if place in held else place
-        for place in found.places
-    )
-    return Restored(plain, zeros, old, in_zeros=True), replace(found, places=places)
+    moved = _moved(found, {place: new[_name(quantised)] for place, quantised in held.items()})
+    return Restored(plain, zeros, old, in_zeros=True), moved
+
+
+def _into_biases(stored: Checkpoint, held: Mapping[Place, Quantised], found: Places) -> tuple[Restored, Places]:
+    """The checkpoint as it is: tensors of the same names and dtypes are written anew in their places."""
+    biases = {place: quantised.pieces["biases"] for place, quantised in held.items()}
+    matrices = {biases[place].name: quantised for place, quantised in held.items()}
+    return Restored(stored, matrices, frozenset(), in_zeros=True), _moved(found, biases)
+
+
+def _moved(found: Places, to: Mapping[Place, StoredTensor]) -> Places:
+    places = (replace(place, name=to[place].name, stored=to[place]) if place in to else place for place in found.places)
+    return replace(found, places=tuple(places))
 
 
 def folded(
     q: Tensor, W: Tensor, adapter: Adapter, files: Files, place: Place, quantised: Quantised
 ) -> tuple[Tensor, float, float]:
-    """The zero points (out, groups) in float16 of one matrix W (out, in), float32, stored as q; norm(W' - W) / norm(W);
-    and norm(W' - W - dW) / norm(dW), with W' as compressed-tensors computes it, in the dtype of the scales.
+    """The zero points (out, groups) in float16 of one matrix W (out, in), float32, stored as q, or its biases in their
+    dtype; norm(W' - W) / norm(W); and norm(W' - W - dW) / norm(dW), with W' as compressed-tensors computes it, in the
+    dtype of the scales, and as MLX's kernels do, in float32.
 
-    NumericalError where float16 does not hold them.
+    NumericalError where that dtype does not hold them.
     """
+    change = None
+    if (factors := place.change.factors) is not None:
+        A, B = (adapter.load(part).to(W) for part in (factors.A, factors.B))
+        require_absent(W, A, factors.scaling * B, f"{adapter.location}: {factors.B.name}")
+        change = _change(adapter, factors, _width(quantised)).to(W.device)
+    if change is not None and quantised.format.name == _BIASED:
+        return _biased(W, change, place, quantised, files)
+    return _zeroed(q, W, change, place, quantised, files)
+
+
+def _biased(W: Tensor, change: Tensor, place: Place, quantised: Quantised, files: Files) -> tuple[Tensor, float, float]:
+    from ..checkpoint.stream import load_matrix
+    from ..linalg.finite import stored
+    from ..linalg.scale import norm
+
+    biases = load_matrix(files, quantised.pieces["biases"]).to(W.device)
+    new = stored(biases.double() + change, biases.dtype, place.name, _DIVERGED)
+    moved, asked, size = new.double() - biases.double(), norm(change), norm(W)
+    lost = norm(moved - change) / asked if asked else 0.0
+    return new.cpu().contiguous(), math.sqrt(_width(quantised)) * norm(moved) / size if size else 0.0, lost
+
+
+def _zeroed(
+    q: Tensor, W: Tensor, change: Tensor | None, place: Place, quantised: Quantised, files: Files
+) -> tuple[Tensor, float, float]:
     import torch
 
     from ..checkpoint.stream import DTYPES, load_matrix
@@ -73,12 +115,9 @@ def folded(
 
     scale, piece = _scales(quantised, files).to(W.device), quantised.pieces.get("zeros")
     zeros = torch.zeros_like(scale) if piece is None else load_matrix(files, piece).to(scale).reshape(scale.shape)
-    factors, width = place.change.factors, _width(quantised)
-    if factors is None:
+    width = _width(quantised)
+    if change is None:
         return _as_float16(zeros, place.name).reshape(place.stored.shape), 0.0, 0.0
-    A, B = (adapter.load(part).to(W) for part in (factors.A, factors.B))
-    require_absent(W, A, factors.scaling * B, f"{adapter.location}: {factors.B.name}")
-    change = _change(adapter, factors, width).to(W.device)  # (out, groups)
     new = stored(zeros - (change / scale).where(change != 0, 0.0), torch.float16, place.name, _BEYOND)
     kind = DTYPES[quantised.pieces["scale"].dtype]
     theirs = (q.to(kind) - new.to(kind).repeat_interleave(width, 1)) * scale.to(kind).repeat_interleave(width, 1)
@@ -121,7 +160,7 @@ def _width(quantised: Quantised) -> int:
 def _require_foldable(place: Place, quantised: Quantised, adapter: Adapter, files: Files) -> None:
     """TargetError unless what the adapter does to this matrix is the same for all inputs that share a scale."""
     name, factors = place.name.removesuffix(".weight"), place.change.factors
-    if not {"scale"} <= quantised.pieces.keys() or quantised.format.name not in (_HOLDING, *_INTEGER):
+    if not {"scale"} <= quantised.pieces.keys() or quantised.format.name not in (_HOLDING, _BIASED, *_INTEGER):
         raise TargetError(f"{name} is stored as {quantised.label}, which has no zero points.", _WHOLE)
     width = _width(quantised)
     if not width:
@@ -136,9 +175,9 @@ def _require_foldable(place: Place, quantised: Quantised, adapter: Adapter, file
             _WHOLE,
         )
     A, group = adapter.load(factors.A), adapter.config.get(GROUP)
-    if _is_constant(A, width):
+    if is_constant(A, width):
         return
-    if isinstance(group, int) and group > 1 and not A.shape[1] % group and _is_constant(A, group):
+    if isinstance(group, int) and group > 1 and is_constant(A, group):
         raise TargetError(
             f"{name}: {width} inputs share a zero point, and groups of {group} are no multiple of that.",
             f"Train with --group-size {width}, or a multiple of it. {_WHOLE}",
@@ -148,12 +187,6 @@ def _require_foldable(place: Place, quantised: Quantised, adapter: Adapter, file
         "zero point.",
         f"Only QA-LoRA (init --method qalora) can go there. {_WHOLE}",
     )
-
-
-def _is_constant(A: Tensor, width: int) -> bool:
-    """Whether A (r, in) has one column for all inputs of a group."""
-    groups = A.reshape(len(A), -1, width)
-    return bool((groups == groups[:, :, :1]).all())
 
 
 def _reordered(quantised: Quantised, width: int, files: Files) -> bool:
@@ -180,7 +213,7 @@ def _no_room(other: Quantised, held: Mapping[Place, Quantised], adapter: Adapter
     )
     return TargetError(
         f"{other.label}: its zero points are no floats. In whole numbers {share}.",
-        f'Only "int-quantized" of compressed-tensors has room for float16 zero points. {_WHOLE}',
+        f'Only "int-quantized" of compressed-tensors, with zero points in float16, and MLX have room. {_WHOLE}',
     )
 
 
@@ -219,6 +252,8 @@ def _config(stored: Checkpoint) -> dict[str, Any]:
 
 def about_zeros(restored: Restored) -> list[str]:
     """What becomes of the base, as a notice."""
+    if not restored.added:
+        return [f"the base stays in few bits; the biases of {len(restored.matrices)} matrices change, nothing else"]
     return [f"{len(restored.matrices)} matrices stay in few bits; their zero points become float16"]
 
 

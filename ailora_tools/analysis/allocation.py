@@ -17,6 +17,10 @@ RULE = (  # stated in ranks.json
     "the largest share of that matrix's squared norm per parameter it costs. The singular values are those of the "
     "change that fine-tuning made, where one was analysed (all of them if several), else those of W."
 )
+UNPROVEN = (  # where there is no change to go by
+    "the spectrum of a base has not been shown to predict the rank that training needs; --against goes by the change "
+    "that a fine-tune made"
+)
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
 
 
@@ -60,7 +64,7 @@ def suggest_ranks(document: Mapping[str, Any], budget: int) -> dict[str, Any]:
     return {
         "format": RANKS_FORMAT,
         "version": RANKS_VERSION,
-        "rule": RULE,
+        "rule": RULE if basis == "change" else f"{RULE} Note: {UNPROVEN}.",
         "basis": basis,
         "budget": budget,
         "parameters": used,

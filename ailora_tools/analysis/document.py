@@ -18,6 +18,7 @@ from ..output.manifest import fingerprint
 from ..report.findings import find
 from ..report.rows import Row, copies
 from ..targets.projections import Plan, Target
+from ..version import __version__
 from .tuned import Tuned
 
 
@@ -36,7 +37,7 @@ class AnalysisJob:
         """What a resumed run must agree on."""
         origins = [self.checkpoint.origin, *(tuned.origin for tuned in self.tuned)]
         return {
-            "version": version("ailora-tools"),
+            "version": __version__,
             "sources": [origin.to_json() for origin in origins],
             "shards": fingerprint(self.checkpoint),
             **self.settings,
@@ -61,7 +62,7 @@ def write_up(
         raise NumericalError(
             f"None of the {len(skipped)} matrices could be analysed: {skipped[0]['reason']}", "Check the source."
         )
-    tool = {"ailora_tools": version("ailora-tools"), "torch": version("torch"), "python": platform.python_version()}
+    tool = {"ailora_tools": __version__, "torch": version("torch"), "python": platform.python_version()}
     document: dict[str, Any] = {
         "format": ANALYSIS_FORMAT,
         "version": ANALYSIS_VERSION,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..linalg.finite import require_finite, require_measurable
 from ..linalg.spectrum import Spectrum, spectrum
-from ..metrics.change import Anatomy, Difference, amount, placement
+from ..metrics.change import After, Anatomy, Difference, amount, placement
 from ..metrics.elements import QUANTILES, Grid, bfloat16_grid, element_statistics, predicted_survival
 from ..metrics.heads import head_metrics, split
 from ..metrics.spectral import cuts, rank_grid, spectral_metrics
@@ -105,8 +105,7 @@ def _changes(
 
 
 def _change(base: Anatomy, role: str, heads: int | None, rank: int, change: Difference) -> Record:
-    tuned = base.W.double() + change.delta if change.low_rank else change.tuned
-    after = spectrum(tuned).S
+    after = After.of(base, change, rank)
     relative = None
     if heads:
         norms = [float(block.double().norm()) for block in split(base.W, role, heads)]
@@ -114,10 +113,10 @@ def _change(base: Anatomy, role: str, heads: int | None, rank: int, change: Diff
         relative = [part / norm if norm else None for part, norm in zip(moved, norms, strict=True)]
     return {
         "metrics": amount(base.W, change),
-        "placement": placement(base, change, rank) if bool(change.delta.any()) else None,
+        "placement": placement(base, change, after, rank) if bool(change.delta.any()) else None,
         "delta_singular_values": change.S.tolist(),
-        "singular_values_after": after.tolist(),
-        "elements_after": element_statistics(tuned),
+        "singular_values_after": after.S.tolist(),
+        "elements_after": element_statistics(after.W),
         "head_relative_change": relative,
     }
 

@@ -159,6 +159,57 @@ class LocalFiles:
         return buffer
 
 
+class Below:
+    """One folder of other files, as files of its own: of a repository, the adapter beside a base."""
+
+    def __init__(self, files: Files, folder: str) -> None:
+        self._files, self._folder = files, f"{folder}/"
+        there = files.origin
+        inside = "/".join(part for part in (there.subfolder, folder) if part)
+        self.origin = Origin(there.location, there.revision, inside)
+
+    @property
+    def connections(self) -> int:
+        return self._files.connections
+
+    @property
+    def traffic(self) -> Traffic | None:
+        return self._files.traffic
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        return self._files.notices
+
+    def names(self) -> list[str]:
+        return self._inside(self._files.names())
+
+    def strays(self) -> list[str]:
+        return self._inside(self._files.strays())
+
+    def oddities(self) -> dict[str, str]:
+        return {}
+
+    def where(self, name: str) -> str:
+        return self._files.where(self._folder + name)
+
+    def local_path(self, name: str) -> Path | None:
+        return self._files.local_path(self._folder + name)
+
+    def size(self, name: str) -> int:
+        return self._files.size(self._folder + name)
+
+    def read(self, name: str, start: int, stop: int) -> bytearray:
+        return self._files.read(self._folder + name, start, stop)
+
+    def _inside(self, names: list[str]) -> list[str]:
+        return [name.removeprefix(self._folder) for name in names if name.startswith(self._folder)]
+
+
+def below(files: Files, folder: str) -> Files:
+    """The folder `folder` of `files`; whether it is there is found by who reads it."""
+    return LocalFiles(files.root / folder) if isinstance(files, LocalFiles) else Below(files, folder)
+
+
 def read_into(files: Files, name: str, start: int, buffer: memoryview) -> None:
     """As many bytes from `start` as `buffer` is long, from a folder without a copy in between; errors as of `read`."""
     if isinstance(files, LocalFiles):

@@ -22,11 +22,11 @@ from .gate import stays_inside
 from .header import quoted
 from .transfer import BUSY, Traffic, TransientError, retry_after
 
-_LIBRARY = "ailora-tools"
+LIBRARY = "ailora-tools"
 _REDIRECTS = {301, 302, 303, 307, 308}
 _MAX_REDIRECTS = 5
 # The base of the HTTP library's errors, whichever the client uses: httpx.HTTPError since 1.0, requests' are OSErrors.
-_FAILURES = (errors.HfHubHTTPError.__bases__[0], OSError)
+FAILURES = (errors.HfHubHTTPError.__bases__[0], OSError)
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Repository:
         """Pin the revision to a commit and list its files; one request."""
         self.traffic.count(requests=1)
         with self._translated():
-            api = hub.HfApi(library_name=_LIBRARY)
+            api = hub.HfApi(library_name=LIBRARY)
             info = api.model_info(self.name, revision=self.revision, files_metadata=True, timeout=_timeout())
         found: dict[object, object] = {file.rfilename: file.size for file in info.siblings or ()}
         return Listing(str(info.sha), *_sorted_out(found))
@@ -83,7 +83,7 @@ class Repository:
         self.traffic.count(requests=1)
         with self._translated(path):
             url = hub.hf_hub_url(self.name, path, revision=commit)
-            found = hub.get_hf_file_metadata(url, library_name=_LIBRARY)
+            found = hub.get_hf_file_metadata(url, library_name=LIBRARY)
         return Address(found.location, found.commit_hash, found.etag, found.size)
 
     @contextmanager
@@ -91,7 +91,7 @@ class Repository:
         """Ask for bytes [start, stop) at `url`; redirects are followed, the token is sent to the Hub only."""
         for _ in range(_MAX_REDIRECTS):
             wanted = {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
-            headers = build_hf_headers(token=None if _is_hub(url) else False, library_name=_LIBRARY, headers=wanted)
+            headers = build_hf_headers(token=None if _is_hub(url) else False, library_name=LIBRARY, headers=wanted)
             self.traffic.count(requests=1)
             with self._translated(path), _open(url, headers) as answer:
                 if answer.status not in _REDIRECTS or "location" not in answer.headers:
@@ -116,7 +116,7 @@ class Repository:
     def download(self, commit: str, path: str) -> Path:
         """The file in the local cache, fetched into it if it is not there yet."""
         with self._translated(path):
-            found = Path(hub.hf_hub_download(self.name, path, revision=commit, library_name=_LIBRARY))
+            found = Path(hub.hf_hub_download(self.name, path, revision=commit, library_name=LIBRARY))
             self._remember(commit)
         return found
 
@@ -142,15 +142,15 @@ class Repository:
             raise CheckpointError(f"{self.name}: not a Hub id: {error}.", "Hub ids have the form org/name.") from None
         except (KeyError, TypeError, AttributeError) as error:  # from an answer that is not the Hub's
             raise CheckpointError(
-                f"{self._where(path)}: the answer of {constants.ENDPOINT} cannot be read ({_brief(error)}).",
+                f"{self._where(path)}: the answer of {constants.ENDPOINT} cannot be read ({brief(error)}).",
                 "Check HF_ENDPOINT: a mirror may be out of order.",
             ) from None
         except errors.HfHubHTTPError as error:
             raise self._refusal(error, path) from None
-        except _FAILURES as error:  # type: ignore[misc]
-            if _is_local(error):
-                raise CheckpointError(f"{self._where(path)}: {_brief(error)}.", _ROOM) from None
-            raise TransientError(f"no answer from {constants.ENDPOINT} ({_brief(error)})") from None
+        except FAILURES as error:  # type: ignore[misc]
+            if is_local(error):
+                raise CheckpointError(f"{self._where(path)}: {brief(error)}.", _ROOM) from None
+            raise TransientError(f"no answer from {constants.ENDPOINT} ({brief(error)})") from None
 
     def _refusal(self, error: errors.HfHubHTTPError, path: str) -> Exception:
         """What a status above 399 means; the client has sorted the well-known ones into classes."""
@@ -173,7 +173,7 @@ class Repository:
             return TransientError(
                 f"{constants.ENDPOINT} answered with status {status}", retry_after(error.response.headers)
             )
-        said = error.server_message or _brief(error)
+        said = error.server_message or brief(error)
         hint = _PRIVATE if status in (401, 403) else "Try again later."
         return CheckpointError(f"{self._where(path)}: the Hub refused with status {status}: {said}.", hint)
 
@@ -217,7 +217,7 @@ def _timeout() -> float:
     return float(constants.HF_HUB_DOWNLOAD_TIMEOUT)
 
 
-def _is_local(error: BaseException) -> bool:
+def is_local(error: BaseException) -> bool:
     """Whether the system refused something here, such as room on the disk, and not the network."""
     network = isinstance(error, (ConnectionError, TimeoutError))
     return isinstance(error, OSError) and error.errno is not None and not network
@@ -228,7 +228,7 @@ def _is_hub(url: str) -> bool:
     return urlsplit(url)[:2] == urlsplit(constants.ENDPOINT)[:2]
 
 
-def _brief(error: BaseException) -> str:
+def brief(error: BaseException) -> str:
     """The first line of an error, or its name; never the address, which may be signed."""
     lines = [line for line in str(error).splitlines() if line and "://" not in line]
     return (lines[0] if lines else type(error).__name__).rstrip(".")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -51,6 +51,16 @@ def open_hub(
             raise
         return _cached(repository, subfolder, snapshot, error.problem)
     return HubFiles(repository, listing, subfolder, connections=connections, download=download, backoff=backoff)
+
+
+def fetch(name: str, revision: str | None, paths: Sequence[str]) -> Path:
+    """The folder of the Hugging Face cache that holds one commit of a repository, with these files in it, fetched if
+    they are not there. CheckpointError as of `open_hub`, and where a file is not in the repository."""
+    files = open_hub(name, revision, download=True)
+    found = {path: files.local_path(path) for path in paths}
+    if missing := [path for path, place in found.items() if place is None]:
+        raise CheckpointError(f"{name}: {listed(missing)} cannot be had.", "Download it: `hf download org/name`.")
+    return next(place.parents[path.count("/")] for path, place in found.items() if place is not None)
 
 
 class HubFiles:

@@ -99,6 +99,11 @@ def parse_hub_name(text: str, revision: str | None = None, subfolder: str = "") 
     return HubName(named["repo"], revision or named["revision"], subfolder or named.get("subfolder") or "")
 
 
+def is_hub_name(text: str) -> bool:
+    """Whether a text is `org/name[@revision]`, as ids on the Hub are written."""
+    return _HUB_ID.fullmatch(text) is not None
+
+
 def _owned(text: str) -> str:
     """On the Hub every model has an owner now; those that once had none went to these."""
     if not re.fullmatch(_NAME, text):

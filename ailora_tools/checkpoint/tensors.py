@@ -13,7 +13,7 @@ DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
     "F8_E8M0": torch.uint8,  # an exponent, which not every torch has a dtype for
-    "U8": torch.uint8, "I8": torch.int8, "I32": torch.int32, "I64": torch.int64,
+    "U8": torch.uint8, "I8": torch.int8, "I32": torch.int32, "U32": torch.uint32, "I64": torch.int64,
 }  # fmt: skip
 
 

@@ -64,7 +64,8 @@ _FINDINGS = 6  # that are shown; the rest stands in the report
     "--suggest-ranks",
     group=_ANALYSIS,
     metavar="BUDGET",
-    help="Also write ranks.json for `init --ranks`. BUDGET is an average rank (8) or a number of parameters (2M).",
+    help="Also write ranks.json for `init --ranks`. BUDGET is an average rank (8) or a number of parameters (2M). "
+    "Without --against it goes by the spectrum of MODEL, which has not been shown to predict the rank training needs.",
 )
 @option(
     "--suggest-targets",

@@ -39,14 +39,15 @@ def option(*names: str, group: str, **settings: Any) -> Callable[[Function], Fun
 
 class Command(click.Command):
     """A verb. `lists` (heading -> rows) and `examples` (without the name of the program) end its help. together: the
-    processes that torchrun starts share its work; else the first does all of it."""
+    processes that torchrun starts share its work; else the first does all of it. interrupted: what to say of a run that
+    Ctrl-C ended, where it is neither resumed nor without a trace."""
 
     def __init__(
         self, *args: Any, examples: Sequence[str], lists: Mapping[str, Rows] | None = None, together: bool = False,
-        **settings: Any,
+        interrupted: str = "", **settings: Any,
     ) -> None:  # fmt: skip
         super().__init__(*args, **settings)
-        self.examples, self.lists, self.together = examples, lists or {}, together
+        self.examples, self.lists, self.together, self.interrupted = examples, lists or {}, together, interrupted
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The groups in the order in which their first options are declared."""
@@ -86,7 +87,7 @@ class Command(click.Command):
                 raise
             sys.exit(_refused(ctx, AiloraError(f"{os.fsdecode(error.filename)}: {error.strerror}.", _SYSTEM)))
         except KeyboardInterrupt:
-            show_interrupted("resume" in ctx.params)
+            show_interrupted("resume" in ctx.params, self.interrupted)
             # Reads that still wait for the network would hold up a regular exit; everything to keep is on disk.
             sys.stdout.flush()
             sys.stderr.flush()

@@ -35,7 +35,7 @@ _EXAMPLES = (
     required=True,
     metavar="DIR",
     type=FOLDER,
-    help="Folder that `init` wrote, from which TRAINED was trained.",
+    help="Folder that `init` wrote, or ORG/NAME that it was pushed to, from which TRAINED was trained.",
 )
 @option(
     "-r",

@@ -12,7 +12,7 @@ from ..adapters.trainers import COMPONENTS, TRAINERS
 from .command import Command, option
 from .options import FOLDER, MODEL, message_options, output_option, overwrite_options
 from .screens import print_json
-from .terminal import out
+from .terminal import out, progress
 
 if TYPE_CHECKING:
     from ..verbs.export import Exported
@@ -51,9 +51,10 @@ def export(adapter: Path, as_json: bool, quiet: bool, **options: Any) -> None:
     DIR is a folder of `init` or any LoRA folder, OUT what torchtune, mlx-lm or diffusers read. An adapter at its
     start still needs its residual base.
     """
-    from ..verbs.export import export as run
+    with progress(as_json, quiet) as bar:
+        from ..verbs.export import export as run  # within: it may take a second, and something is to be seen
 
-    result = run(adapter, **options)
+        result = run(adapter, progress=bar, **options)
     print_json(result.to_json()) if as_json else _show(result)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from ..team.place import read_place
+from ..version import __version__
 from .analyze import analyze
 from .command import write_examples
 from .convert import convert
@@ -18,6 +19,8 @@ from .extract import extract
 from .init import init
 from .inspect import inspect
 from .merge import merge
+from .push import push
+from .relink import relink
 from .report import report
 from .terminal import settle_streams, visible
 from .verify import verify
@@ -80,7 +83,7 @@ _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
 @click.group(cls=_Group, invoke_without_command=True, context_settings=_SETTINGS)
-@click.version_option(package_name="ailora-tools", prog_name="ailora-tools")
+@click.version_option(__version__, prog_name="ailora-tools")
 @click.pass_context
 def main(ctx: click.Context) -> None:
     """Start LoRA adapters from the weights of the model, by function.
@@ -92,5 +95,5 @@ def main(ctx: click.Context) -> None:
         click.echo(ctx.get_help())
 
 
-for command in (inspect, analyze, init, verify, convert, merge, extract, export, report):
+for command in (inspect, analyze, init, verify, convert, merge, extract, export, push, relink, report):
     main.add_command(command)

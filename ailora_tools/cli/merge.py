@@ -49,7 +49,7 @@ _EXAMPLES = (
     "--zeros",
     group=OUTPUT,
     type=click.Choice(["float"]),
-    help="Leave a quantised BASE in few bits, and put a QA-LoRA into its zero points, in float16.",
+    help="Leave a quantised BASE in few bits, and put a QA-LoRA into its zero points, in float16, or MLX's biases.",
 )
 @reading_options("BASE")
 @device_option

@@ -34,9 +34,9 @@ def show_error(error: AiloraError) -> None:
         err.print(Text(error.hint), soft_wrap=True)
 
 
-def show_interrupted(resumable: bool) -> None:
-    """How to go on after Ctrl-C."""
-    again = "Run the same command with --resume to go on." if resumable else "Nothing was written."
+def show_interrupted(resumable: bool, told: str = "") -> None:
+    """How to go on after Ctrl-C; told: what a verb has to say of it by itself."""
+    again = told or ("Run the same command with --resume to go on." if resumable else "Nothing was written.")
     err.print(f"Interrupted. {again}", style="yellow")
 
 

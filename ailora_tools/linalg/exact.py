@@ -32,16 +32,23 @@ def svd(W: Tensor, part: slice) -> Components:
     return assemble(W, U=U, S=S, Vh=Vh, gap=gap, sigma_max=largest, route=route)
 
 
-def gram_eigh(W: Tensor, part: slice) -> Components | None:
+def gram_eigh(W: Tensor, part: slice, G: Tensor | None = None) -> Components | None:
     """The triplets `part` of W (m, n) by `eigh` of the float64 Gram matrix of the smaller side, refined on W.
+
+    G: that matrix, where it is at hand. None as from `of_gram`.
+    """
+    if W.shape[1] > W.shape[0]:
+        found = gram_eigh(W.T, part, G)
+        return None if found is None else transposed(found)
+    return of_gram(W, part, *eigh(gram(W.T) if G is None else G))
+
+
+def of_gram(W: Tensor, part: slice, values: Tensor, vectors: Tensor) -> Components | None:
+    """The triplets `part` of W (m, n), m >= n, from the ascending eigenpairs of W^T W, refined on W.
 
     None where a wanted singular value lies below what the Gram matrix resolves, or the residual is too large
     for the gap at the cut.
     """
-    if W.shape[1] > W.shape[0]:
-        found = gram_eigh(W.T, part)
-        return None if found is None else transposed(found)
-    values, vectors = eigh(gram(W.T))  # ascending
     S_all = values.flip(0).clamp_min(0).sqrt()
     if float(S_all[part][-1]) <= RESOLVED * float(S_all[0]):
         return None

@@ -22,11 +22,12 @@ from .components import (
     transposed,
     triplets,
 )
+from .davidson import smallest
 from .inverse import STEPS, inverse_krylov
 from .orthonormal import orthonormal
 
 _DIRECT_SIDE = 384  # up to here `eigh` of the Gram matrix is faster than iterating (measured on one core)
-_LARGE_SIDE = 2304  # above, a Cholesky factorisation is so much cheaper than a band that it is tried first
+_LARGE_SIDE = 2304  # above, LU factors in float32 are so much cheaper than a band that they are tried first
 _SQUARE = 1.1  # beyond this aspect ratio the smallest singular values are not small, and inverse steps stall
 _OVERSAMPLING = 8
 _PATIENCE = 4  # steps without a shift: noise has a sine of about 1 by then, a flat bottom stays above 10
@@ -36,48 +37,64 @@ _BISECTIONS = 40
 _QR_RESOLVED = 1e-11  # a QR knows singular values to n * eps of the largest: this leaves a digit or two
 
 
-def minor(W: Tensor, rank: int, generator: torch.Generator) -> Components:
+def minor(W: Tensor, rank: int, generator: torch.Generator, G: Tensor | None = None) -> Components:
     """Last `rank` of the min(m, n) triplets of W (m, n), any float dtype and device, finite; float64 results.
 
     Never null-space vectors of the longer side. A Gram matrix in float32 would lose these values altogether; in float64
     it resolves them to about 1e-6 of the largest, and they are then refined on W. Small: `eigh`. Large and square:
-    inverse block Krylov on the Cholesky factor of the Gram matrix, where the smallest values stand well apart in the
-    inverse. A flat bottom: the same with a shift next to it, on the Gram matrix brought to a band. Square and not
-    resolved by the Gram matrix: on the R of a QR. Small and ill-conditioned, or rank-deficient: the full SVD.
+    Davidson's method with LU factors in float32, where the smallest values stand well apart in the inverse. A flat
+    bottom, or not square: inverse block Krylov with a shift next to it, on the Gram matrix brought to a band. Square
+    and not resolved by the Gram matrix: on the R of a QR. Small and ill-conditioned, or rank-deficient: the full SVD.
 
+    G: the float64 Gram matrix of the smaller side, where it is at hand; it may be overwritten.
     Raises OptionError if rank is not within 1 and min(m, n).
     """
     require_rank(W, rank)
     if W.shape[1] > W.shape[0]:
-        return transposed(minor(W.T, rank, generator))
+        return transposed(minor(W.T, rank, generator, G))
     part = slice(W.shape[1] - rank, W.shape[1])
     if W.shape[1] <= max(_DIRECT_SIDE, STEPS * (rank + _OVERSAMPLING)):
-        found = exact.gram_eigh(W, part)
+        found = exact.gram_eigh(W, part, G)
     else:
-        found = _iterated(W, rank, generator)
+        found = _iterated(W, rank, generator, G)
     return found or exact.svd(W, part)
 
 
-def _iterated(W: Tensor, rank: int, generator: torch.Generator) -> Components | None:
+def _iterated(W: Tensor, rank: int, generator: torch.Generator, G: Tensor | None) -> Components | None:
     """By inverse iteration; None where neither the Gram matrix nor a QR resolves the wanted values."""
     start = torch.randn(W.shape[1], rank + _OVERSAMPLING, generator=generator, dtype=torch.float64)
-    square = W.shape[0] <= _SQUARE * W.shape[1]
-    G = gram(W.T)
-    found = _by_cholesky(W, G, start, rank) if square and len(G) > _LARGE_SIDE else None
-    found = found or _by_band(W, G, start, rank)
+    m, n = W.shape
+    found = _by_lu(W, start, rank) if m == n > _LARGE_SIDE else None
+    found = found or _by_band(W, gram(W.T) if G is None else G, start, rank)
     del G
-    return found or (_by_qr(W, start, rank) if square else None)
+    return found or (_by_qr(W, start, rank) if m <= _SQUARE * n else None)
 
 
-def _by_cholesky(W: Tensor, G: Tensor, start: Tensor, rank: int) -> Components | None:
-    """On R with R^T R = G = W^T W. None where that does not resolve the smallest value, and on a flat bottom."""
-    L, info = torch.linalg.cholesky_ex(G)
-    if int(info):
+def _by_lu(W: Tensor, start: Tensor, rank: int) -> Components | None:
+    """On LU factors of W (n, n) in float32, a rough inverse that costs half of a float64 Gram matrix. None where that
+    does not lead to the smallest values, as on a flat bottom."""
+    sigma_max, LU, pivots, info = _factors(W, start[:, :4])
+    if int(info) or not bool(LU.diagonal().isfinite().all()):
         return None
-    largest, smallest = _extremes(L.T, start[:, :4].to(L.device))
-    if smallest <= exact.RESOLVED * largest:
+
+    def inverse(Y: Tensor) -> Tensor:
+        half: Tensor = torch.linalg.lu_solve(LU, pivots, (Y / Y.norm(dim=0)).float(), adjoint=True)
+        whole: Tensor = torch.linalg.lu_solve(LU, pivots, half / half.norm(dim=0))
+        return whole.double()
+
+    found = smallest(W, inverse, start.to(W.device), rank, exact.RESOLVED * sigma_max)
+    if found is None:
         return None
-    return _on_triangle(W, L.T, start, rank, largest, "cholesky-krylov", _stalling)
+    gap = relative_gap(found.above, float(found.S[0]))
+    result = assemble(W, U=found.U, S=found.S, Vh=found.V.T, gap=gap, sigma_max=sigma_max, route="lu-davidson")
+    return result if believable(result, found.above, float(found.S[0])) else None
+
+
+def _factors(W: Tensor, start: Tensor) -> tuple[float, Tensor, Tensor, Tensor]:
+    """The largest singular value of W (n, n), and its LU factors, all in float32."""
+    narrow = W.float()
+    largest = math.sqrt(_largest(lambda X: thin(narrow.T, thin(narrow, X)), start.to(narrow)))
+    return largest, *torch.linalg.lu_factor_ex(narrow)
 
 
 def _by_qr(W: Tensor, start: Tensor, rank: int) -> Components | None:
@@ -90,21 +107,15 @@ def _by_qr(W: Tensor, start: Tensor, rank: int) -> Components | None:
     largest, smallest = _extremes(R, start[:, :4].to(R.device))
     if smallest <= _QR_RESOLVED * largest:
         return None
-    return _on_triangle(W, R, start, rank, largest, "qr-krylov", _never)
-
-
-def _on_triangle(
-    W: Tensor, R: Tensor, start: Tensor, rank: int, sigma_max: float, route: str, hopeless: Callable[[int, float], bool]
-) -> Components | None:
-    found = inverse_krylov(lambda X: _inverse(R, X), start.to(R.device), rank, hopeless)
+    found = inverse_krylov(lambda X: _inverse(R, X), start.to(R.device), rank, _never)
     if not found.converged:
         return None
     # What is left of large components in V would be as large in W V / s: one more inverse step takes it out.
     V, _ = orthonormal(_inverse(R, found.vectors[:, :rank]))
-    return _refined(W, R, V, float(found.values[rank]) ** -0.5, sigma_max, route)
+    return _refined(W, R, V, float(found.values[rank]) ** -0.5, largest)
 
 
-def _refined(W: Tensor, R: Tensor, V: Tensor, above: float, sigma_max: float, route: str) -> Components | None:
+def _refined(W: Tensor, R: Tensor, V: Tensor, above: float, sigma_max: float) -> Components | None:
     """Let W itself give the triplets, and measure them; `above` is the first value that is not wanted.
 
     U = W V / s carries rounding of size eps * s_1 / s along the large vectors. Where that is too much, one step
@@ -113,12 +124,12 @@ def _refined(W: Tensor, R: Tensor, V: Tensor, above: float, sigma_max: float, ro
     U, S, Vh = triplets(W, V)
     below = float(S[0])
     gap = relative_gap(above, below)
-    found = assemble(W, U=U, S=S, Vh=Vh, gap=gap, sigma_max=sigma_max, route=route)
+    found = assemble(W, U=U, S=S, Vh=Vh, gap=gap, sigma_max=sigma_max, route="qr-krylov")
     if not believable(found, above, below):
         residual = product(W.T, U) - Vh.T * S  # (n, r)
         Q, T = torch.linalg.qr(U - product(W, _inverse(R, residual)))
         U = Q * T.diagonal().sign()
-        found = assemble(W, U=U, S=S, Vh=Vh, gap=gap, sigma_max=sigma_max, route=route)
+        found = assemble(W, U=U, S=S, Vh=Vh, gap=gap, sigma_max=sigma_max, route="qr-krylov")
     return found if believable(found, above, below) else None
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from . import exact
+from .basis import Basis
 from .components import SMALLEST_GAP, Components, assemble, believable, relative_gap, require_rank, thin, triplets
 from .orthonormal import orthonormal
 
@@ -56,27 +57,27 @@ def _block_krylov(W: Tensor, rank: int, start: Tensor, dtype: torch.dtype) -> Co
     X = W.to(dtype)
     width = start.shape[1]
     limit = min(W.shape) // _BASIS_SHARE
-    V, B = orthonormal(start.to(dtype))[0], X.new_zeros(0, 0)  # (n, width), upper block bidiagonal (basis, basis)
-    U = X.new_zeros(W.shape[0], 0)
+    U, V = Basis(X.new_empty(W.shape[0], 0)), Basis(orthonormal(start.to(dtype))[0])
+    B = X.new_empty(0, 0)  # upper block bidiagonal (basis, basis)
     test_at = _FIRST_TEST * width
-    while U.shape[1] + width <= limit:
+    while len(B) + width <= limit:
         # W V_j = U B_j: a new block of left vectors, then a new block of right ones from W^T.
-        block, column = _extended(thin(X, V[:, -width:]), U)
-        U = torch.cat([U, block], 1)
+        block, column = _extended(thin(X, V.columns[:, -width:]), U.columns)
+        U.append(block)
         B = torch.cat([torch.nn.functional.pad(B, (0, 0, 0, width)), column], 1)
-        following, row = _extended(thin(X.T, block), V)
+        following, row = _extended(thin(X.T, block), V.columns)
         coupling = row[-width:]  # W^T U_j = V B^T + V_next coupling E_j^T
-        if U.shape[1] >= test_at:
-            test_at = int(U.shape[1] * _GROWTH)
+        if len(B) >= test_at:
+            test_at = int(len(B) * _GROWTH)
             ritz = _ritz(B, coupling, rank)
             residual, wanted = float(ritz.residuals.norm()), _wanted_residual(ritz.S, rank)
             # W V = U B itself holds only to rounding, which no residual computed from B can show.
             floor = _FLOOR * torch.finfo(dtype).eps * float(ritz.S[0])
             if max(residual, floor) <= wanted or (residual <= floor and dtype == torch.float64):
-                return _refined(W, V @ ritz.Z[:, :rank], ritz, rank)
+                return _refined(W, V.columns @ ritz.Z[:, :rank], ritz, rank)
             if residual <= floor:
-                return _block_krylov(W, rank, (V @ ritz.Z[:, :width]).double(), torch.float64)
-        V = torch.cat([V, following], 1)
+                return _block_krylov(W, rank, (V.columns @ ritz.Z[:, :width]).double(), torch.float64)
+        V.append(following)
     return None
 
 

@@ -1,16 +1,15 @@
-"""All singular values of a matrix, and all its singular vectors where a change has to be placed among them."""
+"""All singular values of a matrix."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from . import exact
-from .components import TALL, gram, product
+from .components import TALL, Components, gram
 from .minor import minor
-from .scale import near_one
 
 _WANTED = 1e-6  # relative accuracy of every value at or above the floor
 # Eigenvalues of the float64 Gram matrix G err by up to 0.2 eps norm(G)_F (measured: flat and decaying spectra, sides
@@ -45,30 +44,42 @@ def spectrum(W: Tensor) -> Spectrum:
     """
     if W.shape[0] > W.shape[1]:
         W = W.T
-    return _resolved(W, torch.linalg.eigvalsh(gram(W)))
+    G = gram(W)
+    squares = torch.linalg.eigvalsh(G)
+    return resolved(W, squares, lambda count: minor(W, count, torch.Generator().manual_seed(0), G))
 
 
-def _resolved(W: Tensor, squares: Tensor) -> Spectrum:
-    """The spectrum of W (m, n), m <= n, from the ascending eigenvalues of its Gram matrix."""
+def resolved(W: Tensor, squares: Tensor, last: Callable[[int], Components]) -> Spectrum:
+    """The spectrum of W (m, n), m <= n, from the ascending eigenvalues of its Gram matrix. `last` finds at least so
+    many of the smallest triplets; it is asked for `unresolved` of them, if any."""
     S = squares.flip(0).clamp_min(0).sqrt()  # squares: their order is that of the values
-    largest = float(S[0])
-    floor = (_GRAM_ERROR * float(S.square().norm()) / (2 * _WANTED)) ** 0.5
-    below = int((S < floor).sum())
-    if largest == 0 or not below or (below <= _FEW and len(S) > _LARGE_SIDE):
+    floor, below = _below(S)
+    if not below or (below <= _FEW and len(S) > _LARGE_SIDE):
         return Spectrum(S.cpu(), floor, "gram")
-    if len(S) > _SMALL_SIDE and below <= _FEW:
-        last = minor(W, below, torch.Generator().manual_seed(0)).S
-        S = torch.cat([S[:-below], last]).sort(descending=True).values
-        return Spectrum(S.cpu(), _EXACT_FLOOR * largest, "gram+minor")
-    return Spectrum(_values(W).cpu(), _EXACT_FLOOR * largest, "svd")
+    if few := unresolved(squares):
+        S = torch.cat([S[:-few], last(few).S[-few:]]).sort(descending=True).values
+        return Spectrum(S.cpu(), _EXACT_FLOOR * float(S[0]), "gram+minor")
+    return Spectrum(_values(W).cpu(), _EXACT_FLOOR * float(S[0]), "svd")
+
+
+def unresolved(squares: Tensor) -> int:
+    """How many of the smallest values are to be found on W itself, one by one; 0 where all are known, or none is."""
+    below = _below(squares.flip(0).clamp_min(0).sqrt())[1]
+    return below if below <= _FEW and _SMALL_SIDE < len(squares) <= _LARGE_SIDE else 0
+
+
+def _below(S: Tensor) -> tuple[float, int]:
+    """The floor of the Gram matrix whose eigenvalues are the squares of S, and how many of S lie below it."""
+    floor = (_GRAM_ERROR * float(S.square().norm()) / (2 * _WANTED)) ** 0.5
+    return floor, int((S < floor).sum()) if float(S[0]) else 0
 
 
 def _values(W: Tensor) -> Tensor:
-    """LAPACK's singular values of W (m, n), m <= n, in float64."""
+    """LAPACK's singular values of W (m, n), m <= n, in float64, on the CPU: see `exact.svd`."""
     X = W.double()
     if W.shape[1] > TALL * W.shape[0]:
         X = torch.linalg.qr(X.T, mode="r")[1]
-    values: Tensor = torch.linalg.svdvals(X)
+    values: Tensor = torch.linalg.svdvals(X.cpu())
     return values
 
 
@@ -78,60 +89,5 @@ def low_rank_spectrum(B: Tensor, A: Tensor) -> Tensor:
     From the R factors of both (never through a Gram matrix, which would lose the small ones).
     """
     core = torch.linalg.qr(B.double(), mode="r")[1] @ torch.linalg.qr(A.double().T, mode="r")[1].T
-    values: Tensor = torch.linalg.svdvals(core)
+    values: Tensor = torch.linalg.svdvals(core.cpu())
     return values
-
-
-@dataclass(frozen=True)
-class Whole:
-    """U (m, k) and V (n, k) with orthonormal columns, descending, k = min(m, n), float32 on W's device; the values."""
-
-    U: Tensor
-    V: Tensor
-    spectrum: Spectrum
-
-
-_LARGE_PART = 1e-2  # of s_1: above, W v / s in float32 loses two digits at most
-
-
-def whole(W: Tensor) -> Whole:
-    """All triplets of W (m, n), any float dtype and device, finite, by `eigh` of the float64 Gram matrix.
-
-    Vectors whose values lie within 1e-8 of s_1 squared of each other are mixed among themselves: spans of bands stay
-    right. The other side is W v / s in float32, where s is large, and a QR of W v in float64 where it is not.
-    """
-    if W.shape[0] < W.shape[1]:
-        found = whole(W.T)
-        return Whole(found.V, found.U, found.spectrum)
-    squares, vectors = exact.eigh(gram(W.T))
-    V, S = vectors.flip(1), squares.flip(0).clamp_min(0).sqrt()  # (n, n), descending
-    large = int((S > _LARGE_PART * S[0]).sum())
-    narrow = V.float()
-    U = _left(near_one(W)[0].float(), narrow[:, :large])
-    if large < len(S):
-        U = torch.cat([U, _rest(U, product(W, V[:, large:]), deficient=bool(S[-1] <= exact.RESOLVED * S[0]))], 1)
-    return Whole(U, narrow, _resolved(W.T, squares))
-
-
-def _left(W: Tensor, V: Tensor) -> Tensor:
-    """W V with columns of norm 1."""
-    Y = W @ V
-    return Y.div_(Y.norm(dim=0))
-
-
-def _rest(U: Tensor, Y: Tensor, *, deficient: bool) -> Tensor:
-    """An orthonormal basis of Y (m, k) = W v, float64, column after column. Where W is `deficient`, Y is its rounding,
-    and has to be made orthogonal to U: twice is enough."""
-    Q = _oriented(Y / Y.norm(dim=0).clamp_min(exact.TINY))
-    for _ in range(2 if deficient else 0):
-        Q = _oriented(Q - U.double() @ (U.double().T @ Q))
-    basis: Tensor = Q.float()
-    return basis
-
-
-def _oriented(Y: Tensor) -> Tensor:
-    """The Q of a QR of Y (m, k), each column on the side of that of Y."""
-    Q, R = torch.linalg.qr(Y)
-    diagonal = R.diagonal()
-    oriented: Tensor = Q * diagonal.sign().where(diagonal != 0, 1.0)
-    return oriented

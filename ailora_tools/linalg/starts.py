@@ -117,6 +117,24 @@ def random_orthonormal(W: Tensor, rank: int, generator: torch.Generator) -> Star
     return Start(A=A, B=B, U=U, S=S, Vh=V.T, route="random")
 
 
+def sine(W: Tensor, rank: int, generator: torch.Generator) -> Start:
+    """LoRAM (arXiv 2507.06558, algorithm 1): the first vectors of the discrete sine transform on both sides, so large
+    that B A has log(r) / log(min(m, n)) of the mean square of W, which stands for what PiSSA's part has of it. Knows
+    the size of W and nothing of its directions: there is no gap and no error to state. Of rank 1 both are zero."""
+    require_rank(W, rank)
+    U, V = (_sines(side, rank).to(W.device) for side in W.shape)
+    gain = math.log(rank) / math.log(min(W.shape)) if rank > 1 else 0.0
+    S = torch.full((rank,), norm(W) * math.sqrt(gain / rank), dtype=torch.float64, device=W.device)
+    A, B = _balanced(U, S, V.T)
+    return Start(A=A, B=B, U=U, S=S, Vh=V.T, route="sine")
+
+
+def _sines(size: int, count: int) -> Tensor:
+    """The first columns of the DST-I, orthonormal: (size, count), sqrt(2 / (size + 1)) sin(pi i j / (size + 1))."""
+    turns = torch.outer(torch.arange(1, size + 1), torch.arange(1, count + 1)) % (2 * size + 2)  # exact, whatever i j
+    return torch.sin(turns.double() * (math.pi / (size + 1))) * math.sqrt(2 / (size + 1))
+
+
 def leading_qr(W: Tensor, rank: int, generator: torch.Generator) -> Start:
     """OLoRA (arXiv 2406.01775): B = Q[:, :r] and A = R[:r] of W = Q R, that is the span of the first r columns.
 
@@ -188,6 +206,7 @@ STARTS: dict[str, Starter] = {
     "minor": _spectral(minor),
     "middle": _spectral(middle),
     "random-orthonormal": random_orthonormal,
+    "sine": sine,
     "qr": leading_qr,
     "nystrom": nystrom,
     "minor-orthonormal": minor_orthonormal,

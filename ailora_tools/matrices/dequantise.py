@@ -12,6 +12,8 @@ gptq: W^T = (q - zero) * scale, q packed along the inputs, the group of an input
 awq: W^T = (q - zero) * scale, q packed along the outputs, eight in the order 0 2 4 6 1 3 5 7 ("gemm" of AutoAWQ).
 nvfp4, mxfp4: W = q * scale / global_scale, or q * 2^(scale - 127), q a float of four bits, the first entry in the low
     ones (OCP Microscaling Formats 1.0, section 5.3.3; compressed-tensors "nvfp4-pack-quantized", "mxfp4-...").
+mlx: W = q * scale + bias, q packed along the inputs as one stream of bits, the lowest first (mlx.core.quantize, mode
+    "affine").
 packed: W = (q - zero) * scale, q stored with 2^(bits - 1) added, packed along the inputs (compressed-tensors
     "pack-quantized").
 """
@@ -33,6 +35,7 @@ Pieces = Mapping[str, Tensor]
 _FP8_BLOCK = (128, 128)  # of DeepSeek-V3
 _MX_BLOCK = (1, 32)  # of OCP MX
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
+_MLX_BITS = (2, 3, 4, 5, 6, 8)
 _E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # without their sign, the highest bit
 _STEP = 1 << 20  # entries at a time
 
@@ -218,6 +221,30 @@ def _mxfp4(pieces: Pieces, quantised: Quantised) -> Tensor:
     return _grouped(_e2m1(pieces["main"]), _powers(pieces["scale"]), None, None)
 
 
+def _mlx(pieces: Pieces, quantised: Quantised) -> Tensor:
+    settings, scale, bias = quantised.settings, pieces["scale"].float(), pieces["biases"].float()
+    bits, mode, size = settings["bits"], settings.get("mode", "affine"), settings["group_size"]
+    if bits not in _MLX_BITS or mode != "affine":
+        raise ValueError(f"{bits} bits of mode {mode!r} are not known")
+    if list(scale.shape) != [len(scale), quantised.shape[1] // size] or scale.shape != bias.shape:
+        raise ValueError(f"groups of {size} inputs have {list(scale.shape)} scales and {list(bias.shape)} biases")
+    W = torch.empty(quantised.shape, dtype=torch.float32, device=scale.device)
+    for rows in _row_blocks(W):
+        q = streamed(pieces["main"][rows], bits).float().view(-1, scale.shape[1], size)
+        W[rows] = (q * scale[rows, :, None] + bias[rows, :, None]).flatten(1)
+    return W
+
+
+def streamed(words: Tensor, bits: int) -> Tensor:
+    """(m, n) uint32 -> (m, n * 32 / bits) int64 entries, which may reach from one word into the next."""
+    whole = words.view(torch.int32).long() & 0xFFFFFFFF
+    lines = whole.view(len(whole), -1, bits)  # 32 entries
+    lines = torch.cat([lines, torch.zeros_like(lines[:, :, :1])], 2)
+    first = torch.arange(0, 32 * bits, bits, device=words.device)
+    pairs = lines[:, :, first // 32] | lines[:, :, first // 32 + 1] << 32
+    return (pairs >> first % 32 & (1 << bits) - 1).flatten(1)
+
+
 def _e2m1(packed: Tensor) -> Tensor:
     """(m, n) bytes -> (m, 2 n) of their numbers, in float16, which has all of them."""
     code = torch.tensor([*_E2M1, *(-value for value in _E2M1)], dtype=torch.float16, device=packed.device)
@@ -267,5 +294,5 @@ def _grouped(q: Tensor, scale: Tensor, zeros: Tensor | None, groups: Tensor | No
 
 _RULES: dict[str, Callable[[Pieces, Quantised], Tensor]] = {
     "fp8": _fp8, "bnb_4bit": _bnb_4bit, "bnb_int8": _bnb_int8, "int8": _int8, "gptq": _gptq, "awq": _awq,
-    "packed": _packed, "nvfp4": _nvfp4, "mxfp4": _mxfp4,
+    "packed": _packed, "nvfp4": _nvfp4, "mxfp4": _mxfp4, "mlx": _mlx,
 }  # fmt: skip

@@ -70,6 +70,7 @@ FORMATS = (
         "mxfp4", "MXFP4 (compressed-tensors)", ".weight_packed", ("U8",), {"scale": (".weight_scale",)},
         methods=("compressed-tensors",),
     ),
+    Format("mlx", "INT (MLX)", ".weight", ("U32",), {"scale": (".scales",), "biases": (".biases",)}),
 )  # fmt: skip
 EXPONENT = "F8_E8M0"
 _WORDS = ("I32",)
@@ -77,6 +78,7 @@ _WORDS = ("I32",)
 _MEANT: Mapping[str, tuple[str, ...]] = {
     "scale": FLOATS, "code": FLOATS, "nested_absmax": FLOATS, "nested_code": FLOATS, "absmax": (*FLOATS, "U8"),
     "state": ("U8",), "shape": ("I64",), "groups": ("I32", "I64"), "zeros": _WORDS, "global": FLOATS,
+    "biases": FLOATS,
 }  # fmt: skip
 _NUMBERS = (*FLOATS, "I8", "U8", "I32", "I64")
 _MARKS = ("e8m0", "mxfp8")  # in quant_method, quant_algo, fmt, format, scale_fmt or scale_format
@@ -100,6 +102,7 @@ _FACTORS = (
     ".weight_scale_scale",
     ".weight_offset",
 )
+SETTINGS = ("quantization_config", "compression_config", "quantization")  # keys of config.json
 BARE = ".in_proj_weight"  # of torch.nn.MultiheadAttention
 MAINS = tuple(sorted({row.main for row in FORMATS} - {".weight"}))
 
@@ -227,10 +230,11 @@ def _pieces(checkpoint: Checkpoint, row: Format, tensor: str) -> dict[str, Store
 
 
 def quantization_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that config.json states, for the model or for its text part; empty if there are none."""
+    """The settings that config.json states, for the model or for its text part; empty if there are none. MLX states
+    them as `quantization`, most often beside a copy under the other name."""
     text = config.get("text_config")
     for holder in (config, text if isinstance(text, dict) else {}):
-        for key in ("quantization_config", "compression_config"):
+        for key in SETTINGS:
             if isinstance(found := holder.get(key), dict):
                 return found
     return {}
@@ -251,6 +255,9 @@ def _described(checkpoint: Checkpoint, row: Format, pieces: dict[str, StoredTens
                 shape = (rows, columns * 32 // int(settings.get("bits", 4)))[::-1]
             case "nvfp4" | "mxfp4":
                 shape = (rows, 2 * columns)
+            case "mlx":
+                settings |= _of_module(settings, pieces["main"].name.removesuffix(".weight"))
+                shape = (rows, columns * 32 // int(settings["bits"]))
             case "packed":
                 shape = struct.unpack("<2q", _bytes(checkpoint, pieces["shape"]))
             case _:
@@ -264,6 +271,14 @@ def _described(checkpoint: Checkpoint, row: Format, pieces: dict[str, StoredTens
             _ORIGINAL,
         ) from None
     return Quantised(row, pieces, (high, wide), settings)
+
+
+def _of_module(settings: Mapping[str, Any], module: str) -> dict[str, Any]:
+    """What MLX's settings say of one module alone, by its path."""
+    own = settings.get(module, {})
+    if not isinstance(own, dict):
+        raise ValueError(f"{module} is {quoted(own)} in its settings")
+    return own
 
 
 def _bytes(checkpoint: Checkpoint, piece: StoredTensor) -> bytes:

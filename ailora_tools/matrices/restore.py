@@ -9,12 +9,11 @@ from typing import Any
 from ..checkpoint.header import FACTOR_DTYPES, StoredTensor, quoted
 from ..checkpoint.index import Checkpoint
 from ..errors import OptionError, TargetError, listed
-from .quantisation import FORMATS, MAINS, Quantised, find_quantised, quantization_config
+from .quantisation import FORMATS, MAINS, SETTINGS, Quantised, find_quantised, quantization_config
 from .text_config import text_config
 
 # Files that say again how the weights are quantised: GPTQ's, AWQ's and ModelOpt's. Servers obey them.
 SIDE_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
-_SETTINGS = ("quantization_config", "compression_config")
 # Beside a matrix in few bits, but no part of it: what the format calls itself, and how inputs and outputs are rounded.
 _BESIDE = (
     ".weight_format", ".g_idx", ".weight_g_idx", ".weight_zero_point", ".input_scale", ".input_zero_point",
@@ -22,7 +21,7 @@ _BESIDE = (
 )  # fmt: skip
 _OF_CACHE = (".k_scale", ".v_scale", ".q_scale")  # of keys and values that are kept in 8 bits
 _LOST = (".weight_scale_inv", ".weight_scale", ".weight_scale_2", ".weight_global_scale", ".weight_zero_point",
-         ".scales", ".SCB", ".qzeros", ".bitmask", ".compressed")  # fmt: skip
+         ".scales", ".biases", ".SCB", ".qzeros", ".bitmask", ".compressed")  # fmt: skip
 _FEW_BITS = ("F4", "F6_E2M3", "F6_E3M2", "F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "U8", "I8",
              "U32")  # fmt: skip
 
@@ -33,7 +32,7 @@ class Restored:
     stored in (its bytes are those of its main piece, which no one may take for numbers), no sidecars, and a config.json
     that says nothing of them. matrices: NAME.weight -> its pieces. dropped: every tensor that vanishes.
 
-    in_zeros: the matrices stay in few bits, and what is written anew are their zero points, which `plain` and
+    in_zeros: the matrices stay in few bits, and what is written anew are their zero points or biases, which `plain` and
     `matrices` name in the place of theirs.
     """
 
@@ -44,8 +43,9 @@ class Restored:
 
     @property
     def added(self) -> dict[str, StoredTensor]:
-        """What takes the place of the pieces."""
-        return {name: self.plain.tensors[name] for name in self.matrices}
+        """What takes the place of pieces, and is none of them."""
+        new = ((name, self.plain.tensors[name], held.pieces.values()) for name, held in self.matrices.items())
+        return {name: stored for name, stored, pieces in new if stored not in pieces}
 
 
 def restore(checkpoint: Checkpoint, dtype: str | None = None) -> Restored:
@@ -152,7 +152,7 @@ def _plain(
 
 def _unquantised(config: Mapping[str, Any], dtype: str | None) -> dict[str, Any]:
     """The config without what it says of few bits, at any depth; with `dtype`, if given, wherever it states one."""
-    kept = {key: value for key, value in config.items() if key not in _SETTINGS}
+    kept = {key: value for key, value in config.items() if key not in SETTINGS}
     inner = {key: _unquantised(value, dtype) for key, value in kept.items() if isinstance(value, dict)}
     stated = [key for key in ("dtype", "torch_dtype") if dtype and isinstance(kept.get(key), str)]
     return {**kept, **inner, **dict.fromkeys(stated, dtype)}

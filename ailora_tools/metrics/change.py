@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..linalg.components import Components
-from ..linalg.minor import minor
-from ..linalg.principal import principal
 from ..linalg.scale import near_one, norm
-from ..linalg.spectrum import Spectrum, whole
+from ..linalg.spectrum import Spectrum, spectrum
+from ..linalg.whole import Ends, ends, whole
 from .elements import chunks, rounding_rms, stored_dtype
 from .noise import change_edge
 from .spectral import rank_metrics
@@ -58,6 +56,29 @@ class Difference:
     factors: tuple[Tensor, Tensor] | None = None
 
 
+@dataclass(frozen=True)
+class After:
+    """The matrix as it is after the change: W as stored, or in float64; its singular values (descending, float64); its
+    first and last triplets, None where it is zero or has not changed."""
+
+    W: Tensor
+    S: Tensor
+    ends: Ends | None
+
+    @classmethod
+    def of(cls, base: Anatomy, change: Difference, rank: int) -> After:
+        """With `rank` triplets or more at each end."""
+        W = base.W.double() + change.delta if change.low_rank else change.tuned
+        if not bool(change.delta.any()):
+            return cls(W, base.spectrum.S, None)
+        if not bool(W.any()):
+            return cls(W, spectrum(W).S, None)
+        near, k = near_one(W)
+        # Float32 is enough for the top; the bottom comes from a float64 Gram matrix in any case.
+        found = ends(near, max(rank, min(INTRUDERS, *W.shape)), rank)
+        return cls(W, found.spectrum.S * 4.0**k, found)
+
+
 def amount(base: Tensor, change: Difference) -> dict[str, float | None]:
     """Norms and rank of the change, the edges that its singular values must beat, and the best rescaling."""
     D, S = change.delta, change.S
@@ -91,7 +112,7 @@ def amount(base: Tensor, change: Difference) -> dict[str, float | None]:
     }
 
 
-def placement(base: Anatomy, change: Difference, rank: int) -> dict[str, Any]:
+def placement(base: Anatomy, change: Difference, after: After, rank: int) -> dict[str, Any]:
     """Where Delta sits among the directions of the original, and how far those directions moved.
 
     deciles: shares of norm(Delta)^2 in the output (U) and input (V) directions of each tenth of the spectrum, with
@@ -116,7 +137,7 @@ def placement(base: Anatomy, change: Difference, rank: int) -> dict[str, Any]:
         "top_block": corners[0] / total,
         "bottom_block": corners[1] / total,
         "block_chance": rank**2 / (m * n),
-        **_angles(base, change, rank),
+        **(_angles(base, after.ends, rank) if after.ends else {}),
     }
 
 
@@ -139,27 +160,15 @@ def _shares(base: Anatomy, change: Difference, rank: int) -> tuple[float, Tensor
     return max(total**2, 1e-300), left.square().sum(1), right.square().sum(1), energies
 
 
-def _angles(base: Anatomy, change: Difference, rank: int) -> dict[str, Any]:
-    tuned = (base.W.double() + change.delta) if change.low_rank else change.tuned
-    if not bool(tuned.any()):
-        return {}
-    tuned, _ = near_one(tuned)  # angles have no scale
-    generator = torch.Generator().manual_seed(0)
-    # Float32 is enough for the top; the bottom comes from a float64 Gram matrix in any case.
-    top = principal(tuned.float(), max(rank, min(INTRUDERS, *tuned.shape)), generator)
-    bottom = minor(tuned, rank, generator)
-    cosines = (base.U.T @ top.U[:, :INTRUDERS].float()).abs().amax(0)
+def _angles(base: Anatomy, after: Ends, rank: int) -> dict[str, Any]:
+    cosines = (base.U.T @ after.top.U[:, :INTRUDERS].float()).abs().amax(0)
     found: dict[str, Any] = {"intruders": int((cosines < INTRUDER_COSINE).sum()), "intruders_of": len(cosines)}
-    for name, part, after in (("top", slice(0, rank), _first(top, rank)), ("bottom", slice(-rank, None), bottom)):
-        for side, before, vectors in (("output", base.U, after.U), ("input", base.V, after.Vh.T)):
-            angles = torch.linalg.svdvals(before[:, part].double().T @ vectors).clamp(max=1)
+    for name, part, now in (("top", slice(0, rank), after.top), ("bottom", slice(-rank, None), after.bottom)):
+        for side, before, vectors in (("output", base.U, now.U), ("input", base.V, now.Vh.T)):
+            angles = torch.linalg.svdvals((before[:, part].double().T @ vectors[:, part]).cpu()).clamp(max=1)
             found[f"{name}_{side}_overlap"] = float(angles.square().mean())
             found[f"{name}_{side}_cosine"] = float(angles[-1])
-    return {**found, "output_chance": rank / tuned.shape[0], "input_chance": rank / tuned.shape[1]}
-
-
-def _first(found: Components, rank: int) -> Components:
-    return replace(found, U=found.U[:, :rank], S=found.S[:rank], Vh=found.Vh[:rank])
+    return {**found, "output_chance": rank / len(base.U), "input_chance": rank / len(base.V)}
 
 
 def _rounding(base: Tensor, tuned: Tensor) -> float:

@@ -104,7 +104,8 @@ class ExtraRecord:
 class Manifest:
     """The whole file. `base` tells whether the folder holds a residual base, `offset` whether a frozen adapter stands
     for it (method `lora` needs neither); `motion` is by role the root mean square of the modules' (see
-    `decompose.Numbers`); `files` maps every other file of the folder to its size and SHA-256."""
+    `decompose.Numbers`); `files` maps every other file of the folder to its size and SHA-256; `moved` is what
+    `relink` or `push` made the adapters name as their base since, by name and revision."""
 
     tool: Mapping[str, str]
     source: Mapping[str, Any]
@@ -116,6 +117,7 @@ class Manifest:
     files: Mapping[str, Mapping[str, Any]] = field(repr=False)
     notices: tuple[str, ...] = field(default=())
     extras: tuple[ExtraRecord, ...] = field(default=())
+    moved: Mapping[str, Any] | None = None
 
     def to_json(self) -> str:
         """Indented JSON that ends with the SHA-256 of itself without that last field."""
@@ -123,6 +125,8 @@ class Manifest:
         body["modules"] = [_as_json(module) for module in self.modules]
         body["settings"] = stated(self.settings)
         body["extras"] = [asdict(extra) for extra in self.extras]
+        if self.moved is None:
+            del body["moved"]
         body["sha256"] = sha256(_dump(body).encode())
         return _dump(body)
 
@@ -147,8 +151,13 @@ def read_manifest(folder: Path) -> Manifest:
     _require_start(folder)
     raw = read_path(path, "Give a folder that `ailora-tools init` wrote (a list of biases has nothing to verify).",
                     limit=DOCUMENT_BYTES)  # fmt: skip
+    return parse_manifest(raw, str(path))
+
+
+def parse_manifest(raw: bytes, path: str) -> Manifest:
+    """The manifest that a file called `path` holds; VerificationError as `read_manifest` raises it."""
     try:
-        body = parse(raw, str(path))
+        body = parse(raw, path)
     except CheckpointError as error:
         raise VerificationError(error.problem, _RESTORE) from None
     schema = body.get("schema") if isinstance(body, dict) else None
@@ -163,6 +172,23 @@ def read_manifest(folder: Path) -> Manifest:
     if not intact or text != _dump({**body, "sha256": recorded}):
         raise VerificationError(f"{path}: was changed after it was written: its own hash does not fit.", _RESTORE)
     return _from_json(body, path)
+
+
+def restated(
+    raw: bytes, changed: Mapping[str, bytes], *, location: str | None = None, moved: Mapping[str, Any] | None = None
+) -> bytes:
+    """The text of a manifest that `read_manifest` has taken, for a folder in which files were written anew, with
+    another name for its source, or with adapters that name another base."""
+    body = parse(raw, MANIFEST)
+    for name, data in changed.items():
+        if name in body["files"]:
+            body["files"][name] = {"size": len(data), "sha256": sha256(data)}
+    if location is not None:
+        body["source"]["location"] = location
+    if moved is not None:
+        body["moved"] = dict(moved)
+    body.pop("sha256")
+    return _dump({**body, "sha256": sha256(_dump(body).encode())}).encode()
 
 
 def _require_start(folder: Path) -> None:
@@ -213,6 +239,11 @@ class _Source(View):
     shards: dict[str, _Shard]
 
 
+class _Moved(View):
+    name: str
+    revision: str | None
+
+
 class _Settings(View):
     seed: Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
     dora: bool
@@ -226,15 +257,16 @@ class _Document(View):
     source: _Source
     settings: _Settings
     files: dict[str, _File]
+    moved: _Moved | None = None
 
 
-def _from_json(body: dict[str, Any], path: Path) -> Manifest:
+def _from_json(body: dict[str, Any], path: str) -> Manifest:
     """The typed manifest; VerificationError for one that this tool cannot have written, whatever its hash says."""
     known = {item.name for item in fields(Manifest)} | {"schema"}
     if strange := [quoted(key) for key in body if key not in known]:
         raise VerificationError(f"{path}: has the unknown fields {listed(strange)}.", _RESTORE)
-    typed(body, str(path), _Document, _RESTORE, error=VerificationError)
-    manifest = typed(body, str(path), Manifest, _RESTORE, error=VerificationError)
+    typed(body, path, _Document, _RESTORE, error=VerificationError)
+    manifest = typed(body, path, Manifest, _RESTORE, error=VerificationError)
     outside = [quoted(name) for name in _names(manifest) if not stays_inside(name)]
     if outside:
         raise VerificationError(f"{path}: names files that lie outside the folder: {listed(outside)}.", _RESTORE)

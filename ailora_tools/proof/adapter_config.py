@@ -20,9 +20,9 @@ from ..targets.plan import target_modules
 from .folder import Check
 from .subject import Subject
 
-_BASE_NAME = "base_model_name_or_path"
+_BASE_NAME, _REVISION = "base_model_name_or_path", "revision"
 # Told in sentences of their own; the targets may be short or long, and the base may have moved.
-_APART = ("init_lora_weights", "peft_type", "use_dora", "target_modules", _BASE_NAME)
+_APART = ("init_lora_weights", "peft_type", "use_dora", "target_modules", _BASE_NAME, _REVISION)
 
 
 def check_adapter_config(subject: Subject) -> Check:
@@ -60,7 +60,7 @@ def _named_faults(config: Mapping[str, Any], subject: Subject) -> Iterator[str]:
         yield f"use_dora is {config.get('use_dora')!r}, expected {subject.manifest.settings['dora']}"
     if config.get("peft_type") != "LORA":
         yield f"peft_type is {config.get('peft_type')!r}, not 'LORA'"
-    yield from _base_faults(config.get(_BASE_NAME), subject)
+    yield from _base_faults(config, subject)
     yield from _scaling_faults(config, subject)
 
 
@@ -72,14 +72,21 @@ def _possible_targets(subject: Subject) -> list[list[str]]:
     return [paths, sorted({leaf(path) for path in paths})]
 
 
-def _base_faults(name: Any, subject: Subject) -> Iterator[str]:
-    """A residual base was an absolute path when it was written, and may have moved; else it is the source."""
-    expected = str(subject.manifest.source["location"]).removeprefix("hf://")
+def _base_faults(config: Mapping[str, Any], subject: Subject) -> Iterator[str]:
+    """What `relink` or `push` have written; else a residual base was an absolute path, and may have moved since, and
+    without one it is the source."""
+    manifest, name = subject.manifest, config.get(_BASE_NAME)
+    moved, source = manifest.moved, manifest.source
+    expected = moved["name"] if moved else str(source["location"]).removeprefix("hf://")
+    revision = moved["revision"] if moved else None if manifest.base else source["revision"]
     text = name if isinstance(name, str) else ""
-    if subject.manifest.base and not any(kind(text).is_absolute() for kind in (PurePosixPath, PureWindowsPath)):
-        yield f"{_BASE_NAME} is {quoted(name)}, not the folder that init wrote"
-    elif not subject.manifest.base and name != expected:
+    if not moved and manifest.base:
+        if not any(kind(text).is_absolute() for kind in (PurePosixPath, PureWindowsPath)):
+            yield f"{_BASE_NAME} is {quoted(name)}, not the folder that init wrote"
+    elif name != expected:
         yield f"{_BASE_NAME} is {quoted(name)}, expected {quoted(expected)}"
+    if config.get(_REVISION) != revision:
+        yield f"{_REVISION} is {quoted(config.get(_REVISION))}, expected {quoted(revision)}"
 
 
 def _scaling_faults(config: Mapping[str, Any], subject: Subject) -> Iterator[str]:
@@ -126,7 +133,7 @@ def _as_written(subject: Subject) -> dict[str, Any]:
         modules,
         [],
         base="",
-        revision=None if manifest.base else manifest.source["revision"],
+        revision=None,
         architectures=_architectures(subject),
         saved=beside.modules,
         tokens=beside.rows,

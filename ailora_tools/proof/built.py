@@ -23,7 +23,7 @@ def check_built(subject: Subject, ask: bool) -> Check:
         base = _base(subject)
         if base is None:
             return Check(_NAME, True, "which modules the class builds is not known without the source")
-        operation, refusal = derive(subject.manifest, base, subject.folder)
+        operation, refusal = derive(subject.manifest, base)
     if operation is None:
         return Check(_NAME, True, f"which modules the class builds cannot be told: {refusal}")
     recorded = {record.tensor for record in subject.manifest.modules}

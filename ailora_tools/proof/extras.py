@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from ..adapters.peft import PREFIX
 from ..checkpoint.stream import matrix_bytes
 from ..errors import AiloraError, listed
-from ..output.names import ADAPTER_FOLDER
-from ..output.spans import read_span, sha256
+from ..output.spans import sha256
 from ..surgery.describe import adapter_name
 from ..surgery.extras import values
 from .folder import Check
@@ -36,7 +35,7 @@ def _digest(subject: Subject, name: str) -> str | None:
     held = header.tensors.get(f"{PREFIX}{name}") if header is not None else None
     if header is None or held is None:
         return None
-    return sha256(read_span(subject.folder / ADAPTER_FOLDER / header.file, held.start, held.stop))
+    return sha256(subject.adapter_files.read(header.file, held.start, held.stop))
 
 
 def _underived(subject: Subject) -> Iterator[str]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..adapters.folder import read_config
 from ..adapters.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MAGNITUDE_DTYPE, PREFIX, magnitude_name, tensor_names
-from ..checkpoint.files import LocalFiles
+from ..checkpoint.files import Files, below
 from ..checkpoint.header import FACTOR_DTYPES, Header, tensor_bytes
 from ..checkpoint.index import read_header
 from ..checkpoint.shards import OTHER_WEIGHTS
@@ -16,7 +16,7 @@ from ..errors import AiloraError, CheckpointError, listed
 from ..output.adapter import negated
 from ..output.manifest import Manifest
 from ..output.names import ADAPTER_FOLDER, CARD, LR_GROUPS, MANIFEST, OFFSET_FOLDER
-from ..output.spans import file_text, read_span
+from ..output.spans import file_text
 from .subject import Subject
 
 # What transformers, PEFT, diffusers, vLLM, llama.cpp and their like open by its name or ending.
@@ -44,8 +44,12 @@ def check_files(subject: Subject, faults: Mapping[str, str]) -> Check:
     return Check("files", not wrong, listed(wrong, 5) or detail)
 
 
-def file_fault(folder: Path, name: str, expected: int) -> str:
+def file_fault(subject: Subject, name: str, expected: int) -> str:
     """What is wrong with one file of the manifest before it is read, "" if nothing; `expected`: its bytes."""
+    folder = subject.folder
+    if folder is None:
+        size = subject.files.size(name) if name in subject.files.names() else None
+        return "is missing" if size is None else _size_fault(size, expected)
     path = folder / name
     if _led_away(folder.resolve(), name):
         return "is a link, or lies outside: what it leads to may change"
@@ -55,6 +59,10 @@ def file_fault(folder: Path, name: str, expected: int) -> str:
         size = path.stat().st_size
     except OSError as error:
         return f"cannot be read: {error.strerror}"
+    return _size_fault(size, expected)
+
+
+def _size_fault(size: int, expected: int) -> str:
     return "" if size == expected else f"has {size:,} bytes, expected {expected:,}"
 
 
@@ -67,14 +75,17 @@ def _led_away(root: Path, name: str) -> bool:
 
 def check_neighbours(subject: Subject) -> Check:
     """Nothing beside base and adapter that loaders would take for part of them."""
-    places = [subject.folder, *(subject.folder / name for name in _SEARCHED)]
-    names = [
-        path.relative_to(subject.folder).as_posix() for place in places if place.is_dir() for path in place.iterdir()
-    ]
+    names = subject.files.names() if subject.folder is None else _beside(subject.folder)
     strangers = sorted(name for name in names if loadable(name) and name not in {*subject.manifest.files, MANIFEST})
     if strangers:
         return Check("neighbours", False, f"would be loaded with the base: {listed(strangers)}")
     return Check("neighbours", True, "no foreign weights, code, config or adapter beside them")
+
+
+def _beside(folder: Path) -> list[str]:
+    """Names of all that lies where loaders look, files or not."""
+    places = [folder, *(folder / name for name in _SEARCHED)]
+    return [path.relative_to(folder).as_posix() for place in places if place.is_dir() for path in place.iterdir()]
 
 
 def loadable(name: str) -> bool:
@@ -104,12 +115,11 @@ def check_adapter_tensors(subject: Subject) -> Check:
 def check_offset(subject: Subject) -> Check:
     """The frozen adapter takes exactly that out of the original which the other one puts back."""
     try:
-        first, second = (
-            read_header(LocalFiles(subject.folder / name), ADAPTER_WEIGHTS) for name in (ADAPTER_FOLDER, OFFSET_FOLDER)
-        )
-        configs = [_without_extras(LocalFiles(subject.folder / name)) for name in (ADAPTER_FOLDER, OFFSET_FOLDER)]
+        folders = [below(subject.files, name) for name in (ADAPTER_FOLDER, OFFSET_FOLDER)]
+        first, second = (read_header(folder, ADAPTER_WEIGHTS) for folder in folders)
+        configs = [_without_extras(folder) for folder in folders]
         shared = first.tensors.keys() & second.tensors.keys()
-        wrong = [name for name in first.tensors if name in shared and not _opposite(subject, first, second, name)]
+        wrong = [name for name in first.tensors if name in shared and not _opposite(folders, first, second, name)]
         beside = {f"{PREFIX}{extra.name}" for extra in subject.manifest.extras}
         wrong += sorted((first.tensors.keys() - beside) ^ second.tensors.keys())
     except (AiloraError, OSError, KeyError) as error:
@@ -120,18 +130,17 @@ def check_offset(subject: Subject) -> Check:
     return Check("offset", not wrong, f"does not undo {ADAPTER_FOLDER}: {listed(wrong)}" if wrong else detail)
 
 
-def _without_extras(files: LocalFiles) -> str:
+def _without_extras(files: Files) -> str:
     """The config without what trains beside the factors, which the frozen adapter has not."""
     config = {**read_config(files), "modules_to_save": None}
     config.pop("trainable_token_indices", None)
     return file_text(config)
 
 
-def _opposite(subject: Subject, first: Header, second: Header, name: str) -> bool:
+def _opposite(folders: Sequence[Files], first: Header, second: Header, name: str) -> bool:
     here, there = first.tensors[name], second.tensors[name]
     A, B = (
-        read_span(subject.folder / of / ADAPTER_WEIGHTS, at.start, at.stop)
-        for of, at in ((ADAPTER_FOLDER, here), (OFFSET_FOLDER, there))
+        bytes(files.read(ADAPTER_WEIGHTS, at.start, at.stop)) for files, at in zip(folders, (here, there), strict=True)
     )
     if (here.dtype, here.shape) != (there.dtype, there.shape):
         return False

@@ -65,7 +65,7 @@ class OnePass:
     def run(self) -> Passed:
         """What was found; CheckpointError where the source cannot be read. Of the file itself that is a finding."""
         stated, header = self._subject.manifest.files.get(self._name), self._subject.base_headers.get(self._name)
-        fault = "" if stated is None else file_fault(self._subject.folder, self._name, stated["size"])
+        fault = "" if stated is None else file_fault(self._subject, self._name, stated["size"])
         beside = {} if header is None else self._beside(header)
         if header is not None:
             self._shard(header, beside)

@@ -20,12 +20,12 @@ from .subject import Subject
 _NO_SETTINGS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError)  # of values of another type
 
 
-def derive(manifest: Manifest, source: Checkpoint, folder: Path) -> tuple[Operation | None, str]:
+def derive(manifest: Manifest, source: Checkpoint) -> tuple[Operation | None, str]:
     """The operation; None and the reason where the settings are none that init takes."""
     try:
         settings = Settings(**{**manifest.settings, "roles": tuple(manifest.settings["roles"])})
         method, _ = find_method(settings.method, settings.roles)
-        return plan_operation(source, settings, method, folder), ""
+        return plan_operation(source, settings, method, Path()), ""
     except AiloraError as error:
         return None, error.problem
     except _NO_SETTINGS as error:

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..adapters.folder import read_config
 from ..adapters.peft import ADAPTER_WEIGHTS, magnitude_name, pattern_value, scaling_of, tensor_names
 from ..adapters.pooled import unpooled
-from ..checkpoint.files import Files, LocalFiles
+from ..checkpoint.files import Files, LocalFiles, below
 from ..checkpoint.header import Header
 from ..checkpoint.index import Checkpoint, read_header
 from ..checkpoint.stream import load_matrix
@@ -40,26 +40,26 @@ class Reading:
 
 @dataclass(frozen=True)
 class Subject:
-    """The folder, its manifest, and the checkpoint it was made from (None: hashes alone decide).
+    """The files of the folder, its manifest, and the checkpoint it was made from (None: hashes alone decide).
 
     `operation` is what init would do today with the source and the settings of the manifest; None without a source, or
     if it would refuse, for the reason `refusal`.
     """
 
-    folder: Path
+    files: Files
     manifest: Manifest
     source: Checkpoint | None
     operation: Operation | None = None
     refusal: str = ""
 
-    @cached_property
-    def files(self) -> LocalFiles:
-        """The base, and what lies beside it."""
-        return LocalFiles(self.folder)
+    @property
+    def folder(self) -> Path | None:
+        """Where the files lie on this machine; None on the Hub."""
+        return self.files.root if isinstance(self.files, LocalFiles) else None
 
     @cached_property
-    def adapter_files(self) -> LocalFiles:
-        return LocalFiles(self.folder / ADAPTER_FOLDER)
+    def adapter_files(self) -> Files:
+        return below(self.files, ADAPTER_FOLDER)
 
     @cached_property
     def adapter_config(self) -> Mapping[str, Any]:

@@ -22,6 +22,7 @@ from ..output.manifest import ExtraRecord, Manifest, ModuleRecord
 from ..targets.extras import Extra
 from ..targets.plan import target_modules
 from ..targets.projections import Carrier, Target
+from ..version import __version__
 from .operation import Operation
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def manifest(
     files: Mapping[str, Mapping[str, Any]], ran_on: Mapping[str, str],
 ) -> Manifest:  # fmt: skip
     """The proof: modules in reading order and the hash of every file. ran_on: the device, and how many processes."""
-    tool = {"ailora_tools": version("ailora-tools"), "torch": version("torch"), "python": platform.python_version()}
+    tool = {"ailora_tools": __version__, "torch": version("torch"), "python": platform.python_version()}
     return Manifest(
         tool={**tool, **ran_on},
         source=operation.source(),
@@ -136,7 +137,7 @@ def peft_config(operation: Operation, short: bool, frozen: bool = False) -> dict
 def provenance(operation: Operation) -> dict[str, str]:
     """For the adapter's own metadata, in case it is separated from the manifest."""
     settings = operation.settings
-    text = {"tool": "ailora-tools", "version": version("ailora-tools"), "method": settings.method}
+    text = {"tool": "ailora-tools", "version": __version__, "method": settings.method}
     return {**text, "rank": str(settings.rank), "seed": str(settings.seed)}
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,7 @@ from ..targets.extras import Extra, find_extras
 from ..targets.linear import spelled_out
 from ..targets.plan import make_plan
 from ..targets.projections import Carrier, Plan, Target
+from ..version import __version__
 from .pooling import pooling_faults, with_group
 from .settings import Settings, require_fit
 
@@ -149,7 +149,7 @@ class Operation:
 
     def job(self) -> dict[str, Any]:
         """What a resumed run must agree on, as JSON."""
-        return {"version": version("ailora-tools"), "source": self.source(), **asdict(self.settings)}
+        return {"version": __version__, "source": self.source(), **asdict(self.settings)}
 
     def source(self) -> dict[str, Any]:
         """The source as the manifest names it: origin, and size and header hash of every shard."""

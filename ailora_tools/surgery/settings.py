@@ -78,7 +78,8 @@ def require_fit(settings: Settings, method: Method, plan: Plan, more: Iterable[s
     what was found elsewhere."""
     wrong = [
         *_choices(settings), *_together(settings, method), *_grid(settings, method, plan), *_bare(plan),
-        *_misread(settings, plan), *_half_frozen(method, plan), *_ranks(settings, plan), *more,
+        *_misread(settings, plan), *_half_frozen(method, plan), *_ranks(settings, plan), *_zero(settings, method, plan),
+        *more,
     ]  # fmt: skip
     if wrong:
         raise OptionError(f"{'; '.join(wrong)}.", "See `ailora-tools init --help` for what each option takes.")
@@ -185,3 +186,12 @@ def _ranks(settings: Settings, plan: Plan) -> Iterator[str]:
             f"rank {settings.rank_of(worst.module)} is above {min(worst.shape)}, the smaller side of "
             f"{worst.tensor} {list(worst.shape)}"
         )
+
+
+def _zero(settings: Settings, method: Method, plan: Plan) -> Iterator[str]:
+    """Adapters that would start at zero in A and in B, and so never get a gradient."""
+    for target in plan.targets:
+        rule, rank = method.rule(target.role), settings.rank_of(target.module)
+        if 1 <= rank < rule.least:
+            yield f"rule {rule.name} makes both factors of {target.tensor} zero at rank {rank}; it takes {rule.least}"
+            return

@@ -27,6 +27,9 @@ def lr_groups(model: nn.Module, adapter_dir: str | Path, lr: float) -> list[dict
     its rows: decay moves the model away from the original there, where in a plain LoRA it moves it back. The others
     keep what the optimiser is given. `decay_to_start` decays towards the start instead.
 
+    The best `lr` of a start that holds a part of the weights lies below that of plain LoRA: by about 10 times for
+    principal components, 3.2 for minor ones, 18 for OLoRA (arXiv 2602.04998).
+
     Where several projections share a module they share A and B and so one learning rate, which cannot make them move
     alike: a warning says so.
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Unpack
 
-from ..analysis.allocation import parse_budget, suggest_ranks
+from ..analysis.allocation import UNPROVEN, parse_budget, suggest_ranks
 from ..analysis.chosen import parse_share
 from ..analysis.chosen import suggest_targets as chosen_targets
 from ..analysis.document import AnalysisJob, write_up
@@ -133,7 +133,8 @@ def analyze(
     of the same architecture or PEFT LoRA folders for it, here or on the Hub. `output` defaults to `reports/<name>`.
     `rank` is that of the subspaces which are compared and of the sentences about a rank. `heads` adds the per-head
     view. `memory` is how much to use at most ("8GB"), which decides how many matrices are worked on at a time.
-    `suggest_ranks` is an average rank (8) or a number of parameters ("2M"), and adds ranks.json for `init`.
+    `suggest_ranks` is an average rank (8) or a number of parameters ("2M"), and adds ranks.json for `init`; without
+    `against` it goes by the spectrum, of which a notice says that it has not been shown to predict the rank.
     `suggest_targets` is a share of the modules (0.2) or a number of them (24), and adds `targets` to the document:
     those with the smallest condition numbers, or, with `against`, those that changed most.
 
@@ -172,6 +173,8 @@ def analyze(
         inputs = [checkpoint.origin, *(other.origin for other in tuned)]
         folder = output_folder(output, Path("reports", checkpoint.origin.name), inputs, progress)
         notices = [*plan.notices, *(text for other in tuned for text in other.notices)]
+        if budget is not None and not tuned:
+            notices.append(f"ranks.json: {UNPROVEN}")
         for text in notices:
             progress.notice(text)
         announce(checkpoint.files, plan.reads, checkpoint.nbytes, progress)

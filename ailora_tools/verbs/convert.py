@@ -30,7 +30,6 @@ from ..adapters.promises import Base, require_promised
 from ..checkpoint.arithmetic import ieee
 from ..checkpoint.files import LocalFiles, Origin
 from ..checkpoint.header import FACTOR_DTYPES
-from ..checkpoint.source import user_path
 from ..display.shown import shows_progress
 from ..errors import OptionError, TargetError, listed
 from ..output.about_grid import about_original
@@ -38,7 +37,7 @@ from ..output.atomic import Output, making
 from ..output.cards.made import converted_card
 from ..output.cards.source import source_of_model
 from ..output.manifest import read_manifest
-from ..output.names import ADAPTER_FOLDER, CARD, MANIFEST
+from ..output.names import ADAPTER_FOLDER, CARD
 from ..output.place import output_folder
 from ..output.result import write_result
 from ..output.sources import Sources
@@ -48,6 +47,7 @@ from ..surgery.all_layers import find_all_layers
 from .convert_files import ConvertJob, config, lay_out
 from .descent import Likeness
 from .result import Result
+from .start_folder import start_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -127,7 +127,8 @@ def convert(
 ) -> Conversion:
     """Write a LoRA that does to the original base what `trained` does to the base in `init`.
 
-    `trained` is an adapter folder or a checkpoint folder of a trainer; `init` the folder that `initialize` wrote.
+    `trained` is an adapter folder or a checkpoint folder of a trainer; `init` the folder that `initialize` wrote. Both
+    may be repositories on the Hub, `org/name[@revision]`.
     Without `rank` the change is kept whole, at twice the rank of the largest module; with it, the best approximation of
     that rank is, and its error told. Smaller modules are filled up with zeros, which change nothing: one rank holds for
     all of them. With `keep_ranks` each has its own, `rank` at most, which PEFT reads and most servers do not. The
@@ -149,7 +150,7 @@ def convert(
     if dtype not in FACTOR_DTYPES or (rank is not None and rank < 1):
         raise OptionError(f"dtype {dtype!r}, rank {rank!r}: one of {', '.join(FACTOR_DTYPES)}; a rank of at least 1.")
     progress = heard(progress)
-    held, root = open_adapter(trained), _root(user_path(init, "--init"))
+    held, root = open_adapter(trained), start_folder(init)
     job = _match(held, root, output_folder(output, "", [held.files.origin, Origin(str(root))], progress))
     job = replace(job, others=find_all_layers(job.manifest, root, job.names)) if all_layers else job
     ranks = _ranks(job, rank, keep_ranks)
@@ -166,13 +167,9 @@ def convert(
         modules = _write(job, tree, ranks, scaling, FACTOR_DTYPES[dtype], fewer, progress)
         result = Conversion(job.folder, job.base[0], modules, tuple(job.kept), tuple(job.added), scaling)
         write_text(tree / CARD, converted_card(job.folder.name, original, [(one.rank, one.error) for one in modules]))
-        write_result(tree, {"verb": "convert", "trained": job.trained.location, **result.to_json()})
+        made_from = {"trained": held.files.origin.to_json()["location"], "init": str(root.resolve())}
+        write_result(tree, {"verb": "convert", **made_from, **result.to_json()})
     return result
-
-
-def _root(init: Path) -> Path:
-    """DIR, also where DIR/ailora_init was given."""
-    return init.parent if not (init / MANIFEST).is_file() and (init.parent / MANIFEST).is_file() else init
 
 
 def _match(trained: Adapter, root: Path, folder: Path) -> ConvertJob:

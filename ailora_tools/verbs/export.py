@@ -12,6 +12,7 @@ from typing import Any
 
 from ..adapters.folder import Adapter, open_adapter
 from ..adapters.peft import ADAPTER_FILES
+from ..adapters.pooled import sums_over_groups
 from ..adapters.trainers import COMPONENTS, Context, Pair, find_trainer
 from ..checkpoint.arithmetic import ieee
 from ..checkpoint.files import Files, LocalFiles
@@ -24,13 +25,18 @@ from ..output.atomic import Output, making
 from ..output.cards.made import exported_card
 from ..output.cards.source import Source, source_of_adapter, source_of_model
 from ..output.manifest import read_manifest
-from ..output.names import ADAPTER_FOLDER, CARD, MANIFEST
+from ..output.names import ADAPTER_FOLDER, CARD, MANIFEST, OFFSET_FOLDER
 from ..output.place import output_folder
 from ..output.result import write_result
 from ..output.sources import Sources
 from ..output.spans import write_json, write_new, write_text
 from ..progress import Progress, heard
 from .result import Result
+
+_IN_BIASES = (
+    "sums over groups of inputs: the biases of a base in MLX's format can hold them, without an adapter beside it: "
+    "`ailora-tools merge BASE ADAPTER --zeros float -o OUT`"
+)
 
 
 @dataclass(frozen=True, repr=False)
@@ -89,9 +95,12 @@ def export(
     row = find_trainer(to)
     root = user_path(adapter, "ADAPTER")
     held = open_adapter(root / ADAPTER_FOLDER if (root / MANIFEST).is_file() else root)
+    _require_base(root, to)
     _require_plain(held, to)
     progress = heard(progress)
     folder = output_folder(output, "", [held.files.origin], progress)
+    if to == "mlx" and sums_over_groups(held):
+        progress.notice(_IN_BIASES)
     context = _context(held, root, folder, base, component)
     with ieee():
         made = row.make(_pairs(held), context)
@@ -117,6 +126,16 @@ def _original(held: Adapter, root: Path) -> Source:
             if (place / MANIFEST).is_file():
                 return source_of_model(LocalFiles(place))
     return source_of_adapter(held.files, held.config)
+
+
+def _require_base(root: Path, to: str) -> None:
+    """TargetError for a start on the untouched original, where it counts twice without the frozen adapter beside it."""
+    if any((folder / OFFSET_FOLDER).is_dir() for folder in (root, *([root.parent] * (root.name == ADAPTER_FOLDER)))):
+        raise TargetError(
+            f"{root} is a start on the untouched original (--no-base), where what `init` moved counts twice unless it "
+            f"is taken out again: {to} has no place for a second adapter that is frozen.",
+            "Start with a residual base: `init` without --no-base. A trained adapter: `ailora-tools convert` it first.",
+        )
 
 
 def _require_plain(held: Adapter, to: str) -> None:

@@ -54,8 +54,8 @@ class _Model:
 _MB = 1_000_000
 _BLOCK = 1 << 21  # as in linalg
 _MODELS: Mapping[str, _Model] = {
-    "init": _Model(22 * _MB, block=26, stored=3, elements=5, square=10, partial=True),
-    "init --no-base": _Model(22 * _MB, block=26, stored=2, elements=6, square=10, partial=True),
+    "init": _Model(22 * _MB, block=26, stored=3, elements=3, square=10, partial=True),
+    "init --no-base": _Model(22 * _MB, block=24, stored=2, elements=3, square=10, partial=True),
     "analyze": _Model(44 * _MB, block=32, stored=2, elements=1, square=16),
     "analyze --against": _Model(50 * _MB, block=32, stored=2, elements=13, square=40),
     "verify": _Model(12 * _MB, block=8, stored=2, elements=4),

@@ -18,13 +18,12 @@ from ..adapters.folder import Adapter, open_adapter
 from ..adapters.peft import ADAPTER_FILES
 from ..adapters.places import Place, Places
 from ..adapters.zeros import about_lost
-from ..checkpoint.gate import stated_path
 from ..checkpoint.header import BASE_DTYPES, FACTOR_DTYPES, StoredTensor
 from ..checkpoint.index import CONFIG, Checkpoint, read_checkpoint
 from ..checkpoint.source import SourceOptions
 from ..checkpoint.transfer import Traffic
 from ..display.shown import shows_progress
-from ..errors import AiloraError, OptionError, TargetError, listed
+from ..errors import AiloraError, OptionError, listed
 from ..matrices.restore import Restored
 from ..output.atomic import Output, building
 from ..output.base import BaseWriter, companions, copy_file, left_out, require_readable
@@ -32,8 +31,8 @@ from ..output.cards.compose import library_of
 from ..output.cards.made import merge_card
 from ..output.cards.source import source_of_model
 from ..output.layout import ShardLayout, restate_index, widened
-from ..output.manifest import Manifest, fingerprint, read_manifest
-from ..output.names import ADAPTER_FOLDER, CARD, MANIFEST, RESULT
+from ..output.manifest import fingerprint
+from ..output.names import ADAPTER_FOLDER, CARD, RESULT
 from ..output.place import output_folder
 from ..output.result import write_result
 from ..output.sources import Sources
@@ -48,6 +47,7 @@ from .announce import announce
 from .merge_matrices import Merging, find_all, help_merge, layouts_of, merging, sizes
 from .processes import Library, call_for_work, credit, device_of, is_published, kind_of, publishing
 from .result import Result
+from .right_base import manifest_of, require_right_base
 from .shards import copied_by_all
 
 
@@ -63,7 +63,7 @@ class Merged:
 class Merge(Result):
     """Where the merged checkpoint lies, what was changed by how much, and what was in few bits before.
 
-    lost: the largest share of a change that zero points in float16 do not hold; None without them.
+    lost: the largest share of a change that zero points in float16 or MLX's biases do not hold; None without them.
     """
 
     folder: Path
@@ -111,8 +111,8 @@ def merge(
     it stands for: each of its matrices in the dtype that config.json states, or in `dtype` (float32, bfloat16,
     float16), and nothing of the quantisation is left. Inputs are never changed.
 
-    With `zeros` "float" a base in few bits stays so, and a QA-LoRA goes into its zero points, which become float16:
-    compressed-tensors' "int-quantized" alone has room for them.
+    With `zeros` "float" a base in few bits stays so, and a QA-LoRA goes into its zero points, which become float16, in
+    compressed-tensors' "int-quantized", or into the biases of MLX's layers; no other format has room for it.
 
     Under torchrun all processes call this and share the changed tensors; the first one alone writes, and the others get
     nothing of the result.
@@ -182,7 +182,7 @@ class _Plan:
 
 
 def _plan(stored: Checkpoint, held: Adapter, base_dtype: str, dtype: str | None, zeros: str | None) -> _Plan:
-    _require_right_base(stored, held)
+    require_right_base(stored, held)
     restored, found, places = find_all(stored, held, dtype, zeros)
     checkpoint = restored.plain
     added = {place.name: place.stored for place in places if place.added}
@@ -230,7 +230,7 @@ def _make(job: Job, plan: _Plan, folder: Path, work: WorkFolder, device: str, pr
     dtypes, restored = tuple(sorted(set(plan.dtypes.values()))), plan.restored
     result = Merge(folder, modules, dtypes, () if restored.in_zeros else tuple(restored.matrices), lost)
     write_text(tree / CARD, _card(plan, result, progress))
-    made_from = {"base": plan.checkpoint.origin.to_json(), "adapter": plan.held.location}
+    made_from = {"base": plan.checkpoint.origin.to_json(), "adapter": plan.held.files.origin.to_json()["location"]}
     write_result(tree, {"verb": "merge", **made_from, **result.to_json()})
     return result
 
@@ -241,37 +241,6 @@ def _card(plan: _Plan, result: Merge, progress: Progress) -> str:
         progress.notice(text)
     changes, library = [one.change for one in result.modules], library_of(plan.checkpoint.config, original)
     return merge_card(result.folder.name, original, changes, len(result.restored), library)
-
-
-def _require_right_base(checkpoint: Checkpoint, adapter: Adapter) -> None:
-    """An adapter that started from the weights fits the residual base only; a plain LoRA the original only."""
-    stated = str(adapter.config.get("base_model_name_or_path") or "")
-    trained_on = stated_path(stated)
-    here = checkpoint.origin.path.resolve() if checkpoint.origin.path else None
-    if trained_on is not None and trained_on == here:
-        return
-    residual = _manifest(trained_on)
-    if residual is not None and residual.base:
-        raise TargetError(
-            f"{adapter.location} was trained on the residual base {trained_on}, not on {checkpoint.location}: what "
-            "`init` moved into it would count twice.",
-            f"Merge it into {trained_on}, or `ailora-tools convert` it for the original first.",
-        )
-    manifest = _manifest(here)
-    original = str(manifest.source["location"]) if manifest is not None and manifest.base else ""
-    if original and original.removeprefix("hf://") in (stated, str(trained_on)):
-        raise TargetError(
-            f"{adapter.location} is for the original {original}; {checkpoint.location} is its residual base, which "
-            "lacks what `init` moved.",
-            f"Merge it into {original}.",
-        )
-
-
-def _manifest(folder: Path | None) -> Manifest | None:
-    try:
-        return read_manifest(folder) if folder and (folder / MANIFEST).is_file() else None
-    except (AiloraError, OSError):
-        return None
 
 
 def _about_ties(found: Places) -> list[str]:
@@ -303,7 +272,7 @@ def _in_float32(config: Mapping[str, Any]) -> dict[str, Any]:
 def _start(checkpoint: Checkpoint) -> Adapter | None:
     """The adapter that `init` wrote beside this base."""
     folder = checkpoint.origin.path
-    if folder is None or _manifest(folder) is None:
+    if folder is None or manifest_of(folder) is None:
         return None
     try:
         return open_adapter(folder / ADAPTER_FOLDER)

@@ -8,7 +8,6 @@ import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -25,6 +24,7 @@ from ..output.work import WorkFolder, find, recovered
 from ..targets.projections import Carrier
 from ..team.part import Part
 from ..team.team import Job
+from ..version import __version__
 
 if TYPE_CHECKING:
     import torch
@@ -95,7 +95,7 @@ def kind_of(device: torch.device) -> dict[str, Any]:
     """What the last bits of a result depend on besides its input."""
     from ..checkpoint.stream import computing
 
-    return {"ailora_tools": version("ailora-tools"), "cpu": _cpu(), **computing(device)}
+    return {"ailora_tools": __version__, "cpu": _cpu(), **computing(device)}
 
 
 def agree_on_kind(work: WorkFolder, device: torch.device, mixed: bool) -> dict[str, Any]:

@@ -1,72 +1,34 @@
-"""`verify`: is this folder still what `init` wrote, and do base and adapter make the source again?
+"""`verify`: does a folder hold what it is said to hold? What it is, its files tell, and what is given beside it.
 
-With the source at hand everything is compared with it: companions, headers, the plan derived anew, every matrix
-recombined, every untouched byte. Without it the hashes of the manifest decide; it signs itself, so that they prove
-integrity and not who made the folder. The result says which of the two was done.
+A folder of `init` makes its source again (`verify_start`); a merged model is its base with the adapter in it
+(`verify_merged`); a converted adapter is what training changed (`verify_converted`); any other adapter fits its base
+(`verify_adapter`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Unpack
 
-from ..checkpoint.index import Checkpoint, read_checkpoint
+from ..adapters.folder import has_adapter
+from ..adapters.peft import ADAPTER_CONFIG
+from ..checkpoint.files import Files, LocalFiles
+from ..checkpoint.gate import read_json
 from ..checkpoint.source import SourceOptions, user_path
 from ..display.shown import shows_progress
-from ..errors import CheckpointError, TeamError
-from ..output.manifest import Manifest, fingerprint, read_manifest
-from ..output.spans import sha256
+from ..errors import OptionError
+from ..output.names import ADAPTER_FOLDER, MANIFEST, RESULT
 from ..progress import Progress, heard
-from ..proof.adapter_config import check_adapter_config
-from ..proof.built import check_built
-from ..proof.companions import check_companions, check_shards
-from ..proof.extras import check_extras
-from ..proof.folder import Check, check_adapter_tensors, check_files, check_neighbours, check_offset
-from ..proof.grid import check_grid
-from ..proof.matrices import check_matrices
-from ..proof.one_pass import Passed, passed
-from ..proof.plan import check_plan, derive
-from ..proof.subject import Subject
-from ..proof.untouched import check_untouched
-from ..proof.walk import Count, Item, items, walking
-from ..team.sharing import serve, share
 from ..team.team import Job, find_team
-from .announce import announce
-from .processes import Library, require_same
-from .result import Result
+from .processes import Library
+from .verification import ADAPTER, CONVERTED, MERGED, START, Verification
+from .verify_adapter import verify_adapter
+from .verify_converted import verify_converted
+from .verify_given import Given
+from .verify_merged import help_merged, verify_merged
+from .verify_start import help_start, verify_start
 
-
-@dataclass(frozen=True, repr=False)
-class Verification(Result):
-    """The checks in order; `source` is the checkpoint compared with, None if the hashes alone were used."""
-
-    _held, _columns = "checks", ("name", "holds", "detail")
-
-    folder: Path
-    source: str | None
-    checks: tuple[Check, ...]
-    manifest: Manifest
-
-    @property
-    def holds(self) -> bool:
-        return all(check.holds for check in self.checks)
-
-    def told(self) -> str:
-        """Whether it holds, and what does not."""
-        broken = [check.name for check in self.checks if not check.holds]
-        verdict = f"does not hold ({', '.join(broken)})" if broken else "holds"
-        return f"of {self.folder}: {verdict}, compared with {self.source or 'hashes alone'}"
-
-    def to_json(self) -> dict[str, Any]:
-        """What `--json` prints."""
-        return {
-            "folder": str(self.folder),
-            "holds": self.holds,
-            "compared_with": self.source or "hashes alone",
-            "checks": [asdict(check) for check in self.checks],
-        }
+__all__ = ["Verification", "verify"]
 
 
 @shows_progress
@@ -74,142 +36,99 @@ def verify(
     folder: str | Path,
     *,
     source: str | Path | None = None,
+    base: str | Path | None = None,
+    adapter: str | Path | None = None,
+    init: str | Path | None = None,
+    trained: str | Path | None = None,
     progress: Progress | bool | None = None,
     **options: Unpack[SourceOptions],
 ) -> Verification:
-    """Check a folder that `initialize` wrote against its manifest and, if it can be found, its source.
+    """Check a folder, or a repository `org/name` on the Hub, which is read by ranges.
 
-    `source`, read with `options`, defaults to the folder that the manifest names; a model on the Hub is only read
-    again if it is given. It is an error if one is given and cannot be opened. Raises VerificationError for a manifest
-    that is changed or not there; every other fault is a check that does not hold.
+    A folder that `initialize` wrote is checked against its manifest and, if it can be found, its source: `source`, read
+    with `options`, defaults to the folder that the manifest names. A merged model is checked against `base` (read with
+    `options`) and `adapter`, a converted adapter against `init`, the folder of its start, and `trained`; a folder that
+    `merge` or `convert` wrote names its own. With `base` alone an adapter is checked against that base. What a folder
+    names on the Hub is only read if it is given.
 
-    Under torchrun all processes call this and share the files; the first one alone has the checks.
+    Raises CheckpointError for what is given and cannot be opened, VerificationError for a manifest that is changed,
+    OptionError where something is missing; every other fault is a check that does not hold.
+
+    Under torchrun all processes call this and share the work; the first one alone has the checks.
 
     >>> found = verify("start")
     >>> found.holds, [check.name for check in found.checks if not check.holds]
     (True, [])
     """
     progress = heard(progress)
-    folder = user_path(folder, "DIR")
-    manifest = read_manifest(folder)
+    given = Given(source, base, adapter, init, trained)
+    user_path(folder, "DIR")
     with find_team().job("verify") as job:
         if not job.leads:
-            _help(job, folder, manifest, options)
-            return Verification(folder, None, (), manifest)
+            _help(job, folder, given, options)
+            return Verification(Path(folder), None, ())
         library = Library(job)
-        original, strange = _find_source(manifest, source, library, options, progress)
-        operation, refusal = (None, "") if original is None else derive(manifest, original, folder)
-        subject = Subject(folder, manifest, original, operation, refusal)
-        if original is not None:
-            parts = [(shard, header.file_size) for shard, header in original.headers.items()]
-            announce(original.files, parts, original.nbytes, progress)
-        found = _walked(job, library, subject, progress)
-    checks = tuple(_checks(subject, found, strange))
-    return Verification(folder, original.location if original else None, checks, manifest)
+        files = library.open(folder)
+        what, told = _what(files, given)
+        _require_fitting(what, given, files)
+        if what == START:
+            return verify_start(job, library, files, source, options, progress)
+        if what == MERGED:
+            return verify_merged(job, library, files, given, told, options, progress)
+        if what == CONVERTED:
+            return verify_converted(files, given, told, progress)
+        return verify_adapter(files, given, told, options, progress)
 
 
-def _walked(job: Job, library: Library, subject: Subject, progress: Progress) -> dict[Item, Passed]:
-    """What all processes found, by item."""
-    every, source = items(subject), subject.source
-    told: dict[str, Any] = {"manifest": sha256(subject.manifest.to_json().encode()), "source": None}
-    if source is not None:
-        told["source"] = {"opened": library.tell(), "from": source.location, "shards": fingerprint(source)}
-    job.call(told)
-    progress.start("Checking", len(every), 0)
-    read = Count()
-    progress.bytewise(lambda: read.nbytes, sum(item.nbytes for item in every))
-    found = {}
-    for item, part in share(job, "files", every, walking(subject, read.add), None, progress):
-        found[item] = passed(subject, part.meta)
-        if part.rank:  # of its own items this process has counted the blocks
-            read.add(item.nbytes)
-        progress.advance(item.label, item.nbytes)
-    return found
-
-
-def _help(job: Job, folder: Path, manifest: Manifest, options: SourceOptions) -> None:
+def _help(job: Job, folder: str | Path, given: Given, options: SourceOptions) -> None:
     """The part of all processes but the first."""
     for told in job.calls():
-        if told["manifest"] != sha256(manifest.to_json().encode()):
-            raise TeamError(f"{job.me}: {folder} is not what it is in the first process.", "Give all the same folder.")
-        original, source = None, told["source"]
-        if source is not None:
-            original = read_checkpoint(Library(job, source["opened"]).open(source["from"], **options))
-            require_same(job, original, source["shards"])
-        subject = Subject(folder, manifest, original)
-        serve(job, "files", items(subject), walking(subject, lambda nbytes: None))
+        library = Library(job, told["opened"])
+        files = library.open(folder)
+        if told["what"] == START:
+            help_start(job, library, files, told, options)
+        else:
+            help_merged(job, library, files, told, options)
 
 
-def _checks(subject: Subject, found: Mapping[Item, Passed], strange: Sequence[Check]) -> Iterator[Check]:
-    """In the order in which they are shown."""
-    source, manifest = subject.source, subject.manifest
-    files = {item.label: one for item, one in found.items() if item.is_file}
-    by_module = {look.module: look for one in found.values() for look in one.looks}
-    looks = [by_module[module] for module in subject.modules]
-    checks = [*strange, *_folder_checks(subject, files), *check_matrices(subject, looks)]
-    if manifest.settings.get("grid"):
-        checks.append(check_grid(subject, looks))
-    if manifest.extras:
-        checks.append(check_extras(subject))
-    if source is not None and manifest.base:
-        checks.append(check_untouched(subject, source, files, looks))
-    yield from checks
-    yield check_built(subject, ask=all(check.holds for check in checks))
+def _what(files: Files, given: Given) -> tuple[str, dict[str, Any]]:
+    """What the folder is, and its ailora-result.json."""
+    names = set(files.names())
+    told = read_json(files, RESULT) if RESULT in names else {}
+    if given.adapter is not None:
+        return MERGED, told
+    if given.init is not None or given.trained is not None:
+        return CONVERTED, told
+    if MANIFEST in names:
+        return START, told
+    if told.get("verb") == "merge":
+        return MERGED, told
+    if not _is_adapter(files, names):
+        return START, told  # whose reader says what it is
+    recorded = told.get("verb") == "convert" and given.base is None and given.of_convert(told) is not None
+    return (CONVERTED if recorded else ADAPTER), told
 
 
-def _folder_checks(subject: Subject, files: Mapping[str, Passed]) -> Iterator[Check]:
-    """What needs no matrix."""
-    yield check_files(subject, {name: one.fault for name, one in files.items()})
-    yield check_neighbours(subject)
-    if subject.source is not None:
-        yield check_companions(subject, subject.source)
-    if subject.manifest.base:
-        yield check_shards(subject)
-    if subject.source is not None:
-        yield check_plan(subject)
-    yield check_adapter_config(subject)
-    yield check_adapter_tensors(subject)
-    if subject.manifest.offset:
-        yield check_offset(subject)
+def _is_adapter(files: Files, names: set[str]) -> bool:
+    """Whether an adapter is in it; the start of an init folder is a part of that."""
+    if isinstance(files, LocalFiles):
+        inside = files.root.name == ADAPTER_FOLDER and (files.root.parent / MANIFEST).is_file()
+        return not inside and has_adapter(files.root)
+    return ADAPTER_CONFIG in names
 
 
-def _find_source(
-    manifest: Manifest, given: str | Path | None, library: Library, options: SourceOptions, progress: Progress
-) -> tuple[Checkpoint | None, list[Check]]:
-    """The source, if it is the one the manifest describes; a failed check if another was given by hand."""
-    location = given if given is not None else manifest.source["location"]
-    if given is None and manifest.source["revision"] is not None:
-        progress.notice(_far(manifest.source))
-        return None, []
-    if given is None and not _is_here(location):
-        return None, []
-    try:
-        checkpoint = read_checkpoint(library.open(location, **options))
-    except CheckpointError:
-        if given is not None:
-            raise
-        return None, []
-    if fingerprint(checkpoint) == manifest.source["shards"]:
-        return checkpoint, []
-    if given is None:
-        progress.notice(f"The model at {location} is no longer the one this folder was made from: hashes alone decide.")
-        return None, []
-    return None, [Check("source", False, f"{location} is not the model this folder was made from")]
-
-
-def _is_here(location: object) -> bool:
-    """Whether a manifest names an absolute path of this machine that is there. It may be a stranger's: nothing on a
-    network is asked because it says so, neither the Hub nor a share."""
-    if not isinstance(location, str) or not Path(location).is_absolute() or location.startswith(("//", "\\\\")):
-        return False
-    try:
-        return Path(location).exists()
-    except (OSError, ValueError):
-        return False
-
-
-def _far(source: Mapping[str, Any]) -> str:
-    """Comparing every byte with the Hub would download the model again: only if it is asked for."""
-    inside = f" --subfolder {source['subfolder']}" if source["subfolder"] else ""
-    name = f"{source['location'].removeprefix('hf://')}@{source['revision']}"
-    return f"the source is on the Hub, hashes decide; to compare every byte: --source {name}{inside}"
+def _require_fitting(what: str, given: Given, files: Files) -> None:
+    """OptionError for what is given and would not be looked at."""
+    wanted = {
+        START: ("source",), MERGED: ("base", "adapter"), CONVERTED: ("init", "trained"), ADAPTER: ("base",)
+    }[what]  # fmt: skip
+    idle = [f"--{name}" for name, value in vars(given).items() if value is not None and name not in wanted]
+    if idle:
+        told = {START: "a folder of init", MERGED: "a merged model", CONVERTED: "a converted adapter",
+                ADAPTER: "an adapter"}[what]  # fmt: skip
+        raise OptionError(
+            f"{', '.join(idle)}: {files.origin.text} is {told}, which is checked against "
+            f"{' and '.join(f'--{name}' for name in wanted)}.",
+            "Give a merged model with --base and --adapter, a converted adapter with --init and --trained, an adapter "
+            "with --base, a folder of init with --source.",
+        )

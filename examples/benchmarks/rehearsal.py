@@ -3,10 +3,10 @@
     python examples/benchmarks/rehearsal.py [--shapes llama-70b,...] [--scratch FOLDER]
 
 Each is a sparse checkpoint with real numbers in layer 0 (see look_alikes.py): `inspect` of all of it, `init --no-base`
-and `analyze` of that layer, as whole processes with one matrix at a time. Seconds are CPU seconds. Peak memory is
-beside that of Python and torch, as `inspect` states it; a sample of /proc every 20 ms counts open files. Of
-Llama-3.1-405B `analyze` looks at W^V only: W^Q takes several minutes. Results of earlier runs with other shapes are
-kept.
+and `analyze` of that layer, as whole processes with one matrix at a time, alone and as two ranks of torchrun. Seconds
+are CPU seconds, of two ranks those of the busier. Peak memory, of two ranks that of the larger, is beside that of
+Python and torch, as `inspect` states it; a sample of /proc every 20 ms counts open files. Of Llama-3.1-405B `analyze`
+looks at W^V only: W^Q takes several minutes. Results of earlier runs with other shapes are kept.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from machine import REPORTS, describe, write_report
 LAYER = "0"
 SAMPLE = 0.02
 IMPORT = "import torch, numpy, ailora_tools.surgery.tensor, ailora_tools.analysis.measuring"
+RANKS = ", 2 ranks"
+GANG = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 HEADINGS = ("model", "command", "CPU s", "peak", "stated", "open files")
 
 
@@ -64,12 +66,14 @@ def rehearse(name: str, scratch: Path, runtime: int) -> dict[str, Any]:
     }
     found = {"inspect": whole}
     for verb, command in commands.items():
-        out = scratch / "out"
-        found[verb] = run(*tool, *command, "-o", str(out), "--quiet", "--json")
-        del found[verb]["printed"]
-        found[verb]["stated"] = stated[verb]["fixed"] + stated[verb]["each"]
-        found[verb]["peak"] -= runtime
-        shutil.rmtree(out)
+        for ranks, launcher in (("", ()), (RANKS, GANG)):
+            out = scratch / "out"
+            figures = run(*launcher, *tool, *command, "-o", str(out), "--quiet", "--json")
+            del figures["printed"]
+            figures["stated"] = stated[verb]["fixed"] + stated[verb]["each"]
+            figures["peak"] -= runtime
+            found[verb + ranks] = figures
+            shutil.rmtree(out)
     return {
         "model": name, "bytes": sizes["bytes_total"], "shards": len(sizes["shards"]), "runtime": runtime,
         "roles": "v" if roles else "q,v", "runs": found,
@@ -77,20 +81,26 @@ def rehearse(name: str, scratch: Path, runtime: int) -> dict[str, Any]:
 
 
 def run(*command: str) -> dict[str, Any]:
-    """CPU seconds, peak bytes, most open files and what was printed, of one process."""
+    """CPU seconds, peak bytes and most open files of the busiest of a process and its children; what was printed."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     with tempfile.TemporaryFile() as printed:
         child = subprocess.Popen([sys.executable, *command], stdout=printed, env=environment)
         peak, files, seconds = 0, 0, 0.0
         while child.poll() is None:
-            peak, files = max(peak, _peak(child.pid)), max(files, _files(child.pid))
-            seconds = max(seconds, _seconds(child.pid))
+            for pid in _family(child.pid):
+                peak, files = max(peak, _peak(pid)), max(files, _files(pid))
+                seconds = max(seconds, _seconds(pid))
             time.sleep(SAMPLE)
         printed.seek(0)
         text = printed.read().decode()
     if child.returncode:
         raise SystemExit(f"{command} ended with {child.returncode}")
     return {"seconds": seconds, "peak": peak, "files": files, "printed": text}
+
+
+def _family(pid: int) -> list[int]:
+    below = _read(f"/proc/{pid}/task/{pid}/children").split()
+    return [pid, *(member for child in below for member in _family(int(child)))]
 
 
 def _peak(pid: int) -> int:
@@ -123,9 +133,10 @@ def table(results: list[dict[str, Any]]) -> str:
     lines = [f"| {' | '.join(HEADINGS)} |", "| --- | --- | ---: | ---: | ---: | ---: |"]
     for result in results:
         name = f"{result['model']}: {result['bytes'] / 1e9:,.0f} GB, {result['shards']} shards"
-        for verb, found in result["runs"].items():
+        for run_of, found in result["runs"].items():
+            verb, ranks, _ = run_of.partition(RANKS)
             of = ", W^V" if verb == "analyze" and result["roles"] == "v" else ""
-            command = verb if verb == "inspect" else f"{verb}, layer {LAYER}{of}"
+            command = verb if verb == "inspect" else f"{verb}, layer {LAYER}{of}{ranks}"
             stated = f"{found['stated'] / 1e9:.2f} GB" if "stated" in found else ""
             cells = (f"{found['seconds']:.1f}", f"{found['peak'] / 1e9:.2f} GB", stated, found["files"])
             lines.append(f"| {name} | {command} | {' | '.join(map(str, cells))} |")

@@ -14,6 +14,7 @@ ASKED = (
     ("ailora-orthonormal", "lora"), ("ailora-orthonormal", "rlmo"),
 )  # fmt: skip
 CONTROLS = ("ailora-reversed",)
+_ELSEWHERE = ("lora", "ailora", "ailora-orthonormal", "pissa")  # of which the change of other text is told
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ def _rates(found: Sequence[Outcome]) -> Iterator[str]:
 def _steps(by: Mapping[str, Outcome], lines: Sequence[Line]) -> Iterator[str]:
     told = [
         f"{arm} {', '.join('never' if step is None else str(step) for step in by[arm].reached)}"
-        for arm in ("lora", "ailora", "ailora-balanced", "pissa")
+        for arm in ("lora", "ailora", "ailora-balanced", "ailora-orthonormal", "pissa")
         if arm in by
     ]
     if "lora" in by and len(told) > 1:
@@ -153,7 +154,7 @@ def _elsewhere(by: Mapping[str, Outcome], lines: Sequence[Line]) -> Iterator[str
     if not {"lora", "ailora"} <= by.keys():
         return
     ordered = sorted(by.values(), key=lambda one: median(one.other.values()))
-    told = ", ".join(f"{arm} {spread(by[arm].other.values())}" for arm in ("lora", "ailora", "pissa") if arm in by)
+    told = ", ".join(f"{arm} {spread(by[arm].other.values())}" for arm in _ELSEWHERE if arm in by)
     least, most = ordered[0], ordered[-1]
     yield (
         f"Other text, {titles(lines).other}: least under {least.arm}, {spread(least.other.values())}, most under "

@@ -35,7 +35,7 @@ COLOURS = {
 }  # fmt: skip
 _OPEN = 8  # sentences
 _SHOWN = 1.35  # times the lowest loss: what is above is cut off, lest it flattens the rest
-_STRONG = ("lora", "ailora", "ailora-balanced", "ailora-reversed", "pissa", "full")  # drawn thick
+_STRONG = ("lora", "ailora", "ailora-balanced", "ailora-orthonormal", "ailora-reversed", "pissa", "full")  # drawn thick
 HEAD = (
     "method", "trained", "learning rate", "seeds", "test loss", "score", "steps to LoRA's loss", "other text", "ΔQ/Q",
     "ΔV/V",
@@ -72,17 +72,22 @@ def page(found: Sequence[Outcome], lines: Sequence[Line]) -> str:
     lead = "Every method at the best of its own learning rates, chosen on dev texts and judged on test texts."
     parts.section("figures", "Losses, learning rates and other text", lead, f'<div class="grid">{"".join(cards)}</div>')
     parts.section("table", "All methods", "Median over the seeds (least to greatest).", _table(found))
-    versions = ", ".join(f"{name} {value}" for name, value in first["versions"].items())
     frame = Frame(
         title=f"{title.name}: does the start help?",
         kind="Does the start help?",
         heading=escape(title.name),
         facts=_facts(found, lines, title.task),
-        footer=f"<p>{escape(versions)}</p>",
+        footer=f"<p>{escape(_versions(lines))}</p>",
         slug=f"study-{first['task']}",
     )
     cells = "\n".join(",".join(f'"{cell}"' for cell in line) for line in (HEAD, *map(row, found)))
     return framed(parts, frame, {"document": list(lines), "csv": cells + "\n"})
+
+
+def _versions(lines: Sequence[Line]) -> str:
+    """Of all runs, which may have been made at several times."""
+    found = {name: sorted({line["versions"].get(name, "") for line in lines}) for name in lines[0]["versions"]}
+    return ", ".join(f"{name} {' and '.join(values)}" for name, values in found.items())
 
 
 def _findings(sentences: Sequence[str]) -> str:

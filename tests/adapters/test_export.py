@@ -153,6 +153,17 @@ def _nameless(adapter: Path, tmp_path: Path) -> None:
     export(alone, "diffusers", tmp_path / "out")
 
 
+def test_a_start_on_the_untouched_original_is_refused(tmp_path: Path) -> None:
+    """No other trainer has the frozen adapter that takes out again what it adds; a LoRA with B = 0 needs none."""
+    build("llama").save_pretrained(tmp_path / "model")
+    made = initialize(tmp_path / "model", 2, no_base=True, output=tmp_path / "without")
+    for place in (made.folder, made.adapter):
+        with pytest.raises(TargetError, match="counts twice unless it is taken out again: mlx has no place"):
+            export(place, "mlx", tmp_path / "out")
+    plain = initialize(tmp_path / "model", 2, method="lora", output=tmp_path / "plain")
+    assert export(plain.folder, "mlx", tmp_path / "out").modules == 4
+
+
 def test_what_has_no_place_is_refused(tmp_path: Path) -> None:
     folder = start("llama", tmp_path)
     config = json.loads((folder / "ailora_init" / "adapter_config.json").read_text())

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CompressedTensorsConfig, LlamaConfig, LlamaForCausalLM
 
-from ailora_tools import initialize, merge
+from ailora_tools import initialize, merge, verify
 from ailora_tools.adapters.peft import ADAPTER_WEIGHTS
 from ailora_tools.cli import main
 from ailora_tools.errors import OptionError, TargetError
@@ -120,6 +120,8 @@ def test_the_merged_model_computes_what_base_and_adapter_do(symmetric: bool, gro
     assert (logits(load(tmp_path / "merged")) - expected).abs().max() <= 5e-3 * moved
     assert len(done.modules) == 4 and not done.restored and done.lost is not None and done.lost < 0.02
     assert tree(base) == before
+    found = verify(tmp_path / "merged")
+    assert found.holds, [check for check in found.checks if not check.holds]
 
 
 def test_everything_but_zero_points_keeps_its_bytes(tmp_path: Path) -> None:
@@ -140,6 +142,18 @@ def test_everything_but_zero_points_keeps_its_bytes(tmp_path: Path) -> None:
     settings = [json.loads((folder / "config.json").read_text()) for folder in (base, tmp_path / "merged")]
     groups = [one["quantization_config"]["config_groups"]["group_0"]["weights"] for one in settings]
     assert groups[1] == {**groups[0], "symmetric": False, "zp_dtype": "torch.float16"}
+
+
+def test_zero_points_without_the_adapter_are_told(tmp_path: Path) -> None:
+    base = write_base(tmp_path / "base")
+    write_adapter(load(base), tmp_path / "adapter")
+    merge(base, tmp_path / "adapter", tmp_path / "merged", zeros="float")
+    old = {name: W for file in base.glob("*.safetensors") for name, W in load_file(file).items()}
+    for file in (tmp_path / "merged").glob("*.safetensors"):
+        held = {name: old[name].half() if "zero_point" in name else W for name, W in load_file(file).items()}
+        save_file(held, file, {"format": "pt"})
+    found = {check.name: check.detail for check in verify(tmp_path / "merged").checks if not check.holds}
+    assert "units in the last place off what the adapter makes of it" in found["merged"]
 
 
 def test_what_narrow_scales_take_is_told(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from kit.checkpoints import llama_tensors, write_checkpoint
 
 from ailora_tools.cli.group import main
 
-ORDER = ["inspect", "analyze", "init", "verify", "convert", "merge", "extract", "export", "report"]
+ORDER = ["inspect", "analyze", "init", "verify", "convert", "merge", "extract", "export", "push", "relink", "report"]
 
 
 def run(*arguments: object) -> Result:

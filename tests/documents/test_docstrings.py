@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from kit.families import build
+from kit.hub_server import HubServer
 from peft import PeftModel
 
 import ailora_tools
@@ -44,9 +45,10 @@ def scope(root: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_every_public_function_has_an_example_that_runs(
-    name: str, prepared: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, prepared: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(prepared)
+    monkeypatch.setenv("HF_TOKEN", hub.token)
     text = inspect.getdoc(getattr(ailora_tools, name)) or ""
     example = doctest.DocTestParser().get_doctest(text, scope(Path()), name, None, 0)
     assert example.examples, f"{name} has no example"

@@ -28,7 +28,7 @@ from kit.few_bits import write_quantised
 from kit.hub_server import HubServer, Repo
 from kit.real_models import ROOT, minilm_files
 
-from ailora_tools import analyze, bitfit, convert, export, extract, initialize, merge
+from ailora_tools import analyze, bitfit, convert, export, extract, initialize, merge, relink
 from ailora_tools.matrices import layouts
 from ailora_tools.methods import METHODS, RULES
 from ailora_tools.metrics.definitions import DEFINITIONS
@@ -68,6 +68,7 @@ def test_the_blocks_run_in_order(
     page: Path, demo: Path, hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.repos["sentence-transformers/all-MiniLM-L6-v2"] = Repo(tree(minilm_files()))
+    monkeypatch.setenv("HF_TOKEN", hub.token)
     (tmp_path / "demo").symlink_to(demo)
     monkeypatch.chdir(tmp_path)
     scope: dict[str, object] = {}
@@ -211,7 +212,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     build("gpt2").save_pretrained(root / "gpt2")
     start = initialize(plain, rank=4, output=root / "start").folder
     initialize(plain, rank=4, output=root / "dora", dora=True)
-    initialize(plain, rank=4, output=root / "two", no_base=True)
+    relink(initialize(plain, rank=4, output=root / "two", no_base=True).folder, "org/model@v1")
     initialize(plain, rank=4, output=root / "lora", method="lora")
     build("llama").save_pretrained(root / "llama")
     beside = {"modules_to_save": ["score"], "model_class": "LlamaForSequenceClassification", "num_labels": 2}
@@ -253,7 +254,7 @@ def nodes(document: Any, path: str) -> Iterator[Any]:
         for item in document or [] if step == "[]" else document.values():
             yield from nodes(item, rest)
     elif document is not None:
-        yield from nodes(document[step], rest)
+        yield from nodes(document.get(step), rest)
 
 
 @pytest.mark.parametrize("about", documented())

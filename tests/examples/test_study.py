@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -100,6 +101,12 @@ def test_the_page_stands_alone_and_its_figures_are_plotlys() -> None:
         go.Figure(figure)
 
 
+def test_the_page_names_the_versions_of_all_runs() -> None:
+    later = {**line("rlmo", 1e-3, 0, 0.5), "versions": {"torch": "3"}}
+    lines = [*SEVERAL, later]
+    assert "torch 2 and 3" in page(outcomes(lines), lines)
+
+
 def test_everything_that_is_asked_is_an_arm() -> None:
     assert {arm for pair in ASKED for arm in pair} <= set(ARMS) == set(COLOURS)
     assert set(TITLES) == set(TASKS) == {task for task, _ in FORMS}
@@ -143,6 +150,18 @@ def test_the_tables_that_are_kept_are_those_of_the_lines_that_are_kept(path: Pat
     assert {entry["task"] for entry in lines} == {path.stem.split("-")[0]}
     starts = [entry["looks"][0]["loss"] for entry in lines if entry["seed"] == 0]
     assert max(starts) - min(starts) < 1e-4, "every method is the same model at step 0"
+
+
+def test_what_is_told_elsewhere_is_of_the_lines_that_are_kept() -> None:
+    lines = [json.loads(text) for text in (ROOT / "reports/study/minilm-full.jsonl").read_text().splitlines()]
+    medians = {f"{one.middle:.3f}" for one in outcomes(lines)}
+    for name, told in (("README.md", "does not promise that training"), ("examples/guide/methods.md", "start help?")):
+        text = (ROOT / name).read_text(encoding="utf-8").partition(told)[2].partition("\n## ")[0]
+        assert f"{len(lines)} runs" in " ".join(text.split())
+        quoted = re.findall(r"\b0\.\d{3}\b", text)
+        assert quoted and set(quoted) <= medians
+    for name in ("reports/study/README.md", "examples/README.md"):
+        assert f"{len({entry['arm'] for entry in lines})} methods" in (ROOT / name).read_text(encoding="utf-8")
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ from .spectra import matrix
 
 Array = NDArray[np.float64]
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-RULES = ("principal", "minor", "middle", "random-orthonormal", "qr", "nystrom", "minor-left", "kaiming")
+RULES = ("principal", "minor", "middle", "random-orthonormal", "sine", "qr", "nystrom", "minor-left", "kaiming")
 RANK = 8
 _LARGE = ("large", "1024", "1100", "one entry", "two scales")  # in names of matrices that take more than a blink
 

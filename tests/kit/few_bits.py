@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import bitsandbytes.functional as bnb
+import mlx.core as mx
+import numpy as np
 import torch
 from compressed_tensors.compressors import (
     IntQuantizationCompressor,
@@ -191,6 +193,21 @@ def _fp4(group: int) -> Callable[[Tensor], Stored]:
     return store
 
 
+def _mlx(bits: int, group: int, dtype: torch.dtype = torch.float32) -> Callable[[Tensor], Stored]:
+    kind = {torch.float32: mx.float32, torch.bfloat16: mx.bfloat16}[dtype]
+
+    def store(W: Tensor) -> Stored:
+        with mx.stream(mx.cpu):
+            q, *factors = mx.quantize(mx.array(W.numpy()).astype(kind), group_size=group, bits=bits)
+            scale, biases = (one.astype(mx.float32) for one in factors)
+            expected = torch.from_numpy(np.array(mx.dequantize(q, scale, biases, group_size=group, bits=bits)))
+        words, *rest = (torch.from_numpy(np.array(one)) for one in (q, scale, biases))
+        pieces = {".weight": words, ".scales": rest[0].to(dtype), ".biases": rest[1].to(dtype)}
+        return Stored(pieces, expected, {"group_size": group, "bits": bits, "mode": "affine"}, 1e-6)
+
+    return store
+
+
 FORMATS: dict[str, Callable[[Tensor], Stored]] = {
     "NF4": _bnb4("nf4", False),
     "NF4, nested": _bnb4("nf4", True),
@@ -209,6 +226,9 @@ FORMATS: dict[str, Callable[[Tensor], Stored]] = {
     "MXFP8": _mxfp8,
     "NVFP4": _fp4(16),
     "MXFP4": _fp4(32),
+    "MLX 4": _mlx(4, 64, torch.bfloat16),
+    "MLX 3": _mlx(3, 32),
+    "MLX 6": _mlx(6, 128),
 }
 
 

@@ -1,7 +1,7 @@
 """A Hub on the loopback: what the real client asks, redirects to a second port as the storage, and faults on demand.
 
 Only the standard library. `log` holds every request as it arrived; `fault_of` looks at each one before it is answered
-and may return a Fault.
+and may return a Fault. What writes is in `hub_uploads`.
 """
 
 from __future__ import annotations
@@ -20,9 +20,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from kit.hub_uploads import Uploads, blob_id, is_large
 from kit.waiting import Gate
-
-LARGE = (".safetensors", ".bin", ".gguf")  # what lies in the storage, behind a redirect
 
 
 @dataclass(frozen=True)
@@ -49,6 +48,7 @@ class Fault:
     cut: int | None = None  # send so many bytes of the body, then close
     reset: bool = False  # close with a TCP reset
     gate: Gate | None = None  # wait in mid-body until it is opened
+    lost: bool = False  # do what was asked, and close without an answer
     ignore_range: bool = False
     shift: int = 0  # answer with a span that starts so many bytes later
     content_range: str | None = None
@@ -60,27 +60,58 @@ FaultOf = Callable[[Asked], Fault | None]
 
 @dataclass
 class Repo:
-    """Files of one repository; the commit is by default a hash of them, as in git."""
+    """Files of one repository; the commit is by default a hash of them, as in git.
+
+    `files` are those of `commit`, the head of main; `past` has other commits, `requests` the heads of pull requests.
+    stored: SHA-256 of the large files that lie in the storage for it, named in any commit or not yet. Copies between
+    repositories need one region, and files that Xet holds.
+    """
 
     files: dict[str, bytes]
     commit: str = ""
     branches: tuple[str, ...] = ()
     private: bool = False
-    gated: bool = False
+    gated: bool | str = False
+    region: str = "us"
+    xet: bool = True
+    past: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    requests: dict[str, str] = field(default_factory=dict)
+    stored: dict[str, bytes] = field(default_factory=dict)
     _hashed: dict[str, tuple[bytes, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         content = json.dumps({name: self.etag(name) for name in sorted(self.files)})
         self.commit = self.commit or hashlib.sha1(content.encode()).hexdigest()
+        self.stored |= {self.etag(name): data for name, data in self.files.items() if is_large(name)}
 
-    def etag(self, name: str) -> str:
-        data = self.files[name]
+    def commit_of(self, revision: str) -> str:
+        """The commit that a branch, a pull request or a commit stands for."""
+        head = self.requests.get(revision, revision)
+        return head if head in self.past else self.commit
+
+    def at(self, revision: str) -> dict[str, bytes]:
+        """The files of a revision that is known."""
+        return self.past.get(self.commit_of(revision), self.files)
+
+    def advance(self, revision: str, files: dict[str, bytes]) -> str:
+        """A commit on main or on a pull request, which holds `files`."""
+        listed = json.dumps({name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())})
+        made = hashlib.sha1(f"{self.commit_of(revision)} {listed}".encode()).hexdigest()
+        if revision.startswith("refs/pr/"):
+            self.requests[revision], self.past[made] = made, files
+        else:
+            self.past[self.commit], self.files, self.commit = self.files, files, made
+        return made
+
+    def etag(self, name: str, files: Mapping[str, bytes] | None = None) -> str:
+        """SHA-256 of a file at the head, or of the one among `files`."""
+        data = (self.files if files is None else files)[name]
         if self._hashed.get(name, (None, ""))[0] is not data:
             self._hashed[name] = (data, hashlib.sha256(data).hexdigest())
         return self._hashed[name][1]
 
     def knows(self, revision: str) -> bool:
-        return revision in ("main", self.commit, *self.branches)
+        return revision in ("main", self.commit, *self.branches, *self.past, *self.requests)
 
 
 class HubServer:
@@ -95,6 +126,8 @@ class HubServer:
         self.bandwidth: float | None = None  # bytes a second, all connections together
         self.addresses = 0  # signed addresses of another number are refused
         self.token = "hf_secret"
+        self.part: int | None = None  # bytes from which uploads come in parts of that size
+        self.parts: dict[str, dict[int, bytes]] = {}  # of uploads that are not complete
         self._lock = threading.Lock()
         self._free_at = 0.0
         self._servers = {host: _Server(self, host) for host in ("hub", "storage")}
@@ -104,7 +137,8 @@ class HubServer:
     def reset(self) -> None:
         """No repositories, no log, no faults."""
         self.repos, self.log, self.sent, self.fault_of = {}, [], 0, None
-        self.latency, self.bandwidth = 0.0, None
+        self.latency, self.bandwidth, self.part = 0.0, None, None
+        self.parts = {}
 
     def expire_addresses(self) -> None:
         """The storage refuses every address that was given out so far."""
@@ -146,10 +180,11 @@ class _Server(ThreadingHTTPServer):
         """Clients may leave in the middle."""
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Uploads, BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: _Server
     disable_nagle_algorithm = True
+    mute = False  # nothing is answered
 
     def log_message(self, *_: object) -> None:
         pass
@@ -160,13 +195,25 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._answer("GET")
 
+    def do_POST(self) -> None:
+        self._answer("POST")
+
+    def do_PUT(self) -> None:
+        self._answer("PUT")
+
     def _answer(self, method: str) -> None:
         hub = self.server.hub
         asked = Asked(self.server.host, method, self.path, self.headers["Range"], self.headers["Authorization"])
         time.sleep(hub.latency)
         fault = hub.note(asked) or Fault()
+        body = self._body(fault)
+        if body is None:
+            return
         if fault.status is not None:
             self._reply(fault.status, fault.body or b"", fault.headers)
+        elif method in ("POST", "PUT"):
+            self.mute = fault.lost
+            self._take(method, body)
         elif asked.host == "storage":
             self._storage(fault)
         elif self.path.startswith("/api/models/"):
@@ -186,6 +233,31 @@ class _Handler(BaseHTTPRequestHandler):
             return None
         return repo
 
+    def _body(self, fault: Fault) -> bytes | None:
+        """What came with the request; None if the connection is cut in its middle."""
+        length = int(self.headers["Content-Length"] or 0)
+        if "chunked" in (self.headers["Transfer-Encoding"] or ""):
+            return self._chunks()
+        if length and fault.cut is not None:
+            self.rfile.read(min(fault.cut, length))
+            self.close_connection = True
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.connection.close()
+            return None
+        parts = []
+        for low in range(0, length, 1 << 16):
+            parts.append(self.rfile.read(min(1 << 16, length - low)))
+            self.server.hub.pace(len(parts[-1]))
+        return b"".join(parts)
+
+    def _chunks(self) -> bytes:
+        parts = []
+        while size := int(self.rfile.readline(), 16):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(parts)
+
     def _about(self) -> None:
         """What /api/models tells: the description of a repository, or the list of its files."""
         route = r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+))?"
@@ -193,18 +265,29 @@ class _Handler(BaseHTTPRequestHandler):
         if found is None:
             self._reply(404, b"")
         elif repo := self._repo(found[1], unquote(found[3] or "main")):
-            body = self._tree(repo) if found[2] == "tree" else self._info(found[1], repo)
+            revision = unquote(found[3] or "main")
+            body = self._tree(repo, revision) if found[2] == "tree" else self._info(found[1], repo, revision)
             self._reply(200, json.dumps(body).encode(), {"Content-Type": "application/json"})
 
-    def _info(self, name: str, repo: Repo) -> object:
-        siblings: list[dict[str, object]] = [{"rfilename": name} for name in repo.files]
+    def _info(self, name: str, repo: Repo, revision: str) -> object:
+        files = repo.at(revision)
+        siblings: list[dict[str, object]] = [{"rfilename": name} for name in files]
         if "blobs" in parse_qs(urlsplit(self.path).query):
-            siblings = [{"rfilename": name, "size": len(data)} for name, data in repo.files.items()]
-        return {"id": name, "sha": repo.commit, "private": repo.private, "siblings": siblings, "tags": []}
+            siblings = [{"rfilename": name, "size": len(data)} for name, data in files.items()]
+        about = {"id": name, "sha": repo.commit_of(revision), "private": repo.private, "gated": repo.gated, "tags": []}
+        return {**about, "siblings": siblings}
 
-    def _tree(self, repo: Repo) -> object:
-        files = repo.files.items()
-        return [{"type": "file", "path": name, "size": len(data), "oid": repo.etag(name)} for name, data in files]
+    def _tree(self, repo: Repo, revision: str) -> object:
+        return [self._described(repo, name, data) for name, data in repo.at(revision).items()]
+
+    def _described(self, repo: Repo, name: str, data: bytes) -> dict[str, object]:
+        """A file as the Hub lists it: its git blob, and of a large one what lies in the storage."""
+        about: dict[str, object] = {"type": "file", "path": name, "size": len(data), "oid": blob_id(data)}
+        if is_large(name):
+            digest = hashlib.sha256(data).hexdigest()
+            about |= {"lfs": {"oid": digest, "size": len(data), "pointerSize": 130}}
+            about |= {"xetHash": digest[::-1]} if repo.xet else {}
+        return about
 
     def _resolve(self, fault: Fault) -> None:
         found = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", unquote(urlsplit(self.path).path))
@@ -214,14 +297,16 @@ class _Handler(BaseHTTPRequestHandler):
             return None
         if repo.gated and self.headers["Authorization"] != f"Bearer {self.server.hub.token}":
             return self._reply(403, b"", {"X-Error-Code": "GatedRepo", "X-Error-Message": "ask for access"})
-        name = found[3]
-        if name not in repo.files:
+        name, files, commit = found[3], repo.at(found[2]), repo.commit_of(found[2])
+        if name not in files:
             return self._reply(404, b"", {"X-Error-Code": "EntryNotFound"})
-        etag, size = repo.etag(name), len(repo.files[name])
-        headers = {"X-Repo-Commit": repo.commit, "ETag": f'"{etag}"'}
-        if not name.endswith(LARGE):
-            return self._bytes(repo.files[name], {**headers, **fault.headers}, fault)
-        place = f"{self.server.hub.storage}/{found[1]}/{name}?age={self.server.hub.addresses}&signature=secret"
+        etag, size = repo.etag(name, files), len(files[name])
+        headers = {"X-Repo-Commit": commit, "ETag": f'"{etag}"'}
+        if not is_large(name):
+            return self._bytes(files[name], {**headers, **fault.headers}, fault)
+        place = (
+            f"{self.server.hub.storage}/{found[1]}/{name}?age={self.server.hub.addresses}&of={commit}&signature=secret"
+        )
         large = {"X-Linked-Size": str(size), "X-Linked-ETag": f'"{etag}"', "Location": place}
         return self._reply(302, b"", {**headers, **large, **fault.headers})
 
@@ -231,7 +316,9 @@ class _Handler(BaseHTTPRequestHandler):
             return self._reply(403, b"Request has expired")
         parts = unquote(url.path).split("/", 3)
         repo = self.server.hub.repos["/".join(parts[1:3])]
-        return self._bytes(repo.files[parts[3]], {"ETag": f'"{repo.etag(parts[3])}"', **fault.headers}, fault)
+        files = repo.at(parse_qs(url.query)["of"][0])
+        etag = repo.etag(parts[3], files)
+        return self._bytes(files[parts[3]], {"ETag": f'"{etag}"', **fault.headers}, fault)
 
     def _bytes(self, data: bytes, headers: Mapping[str, str], fault: Fault) -> None:
         span = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers["Range"] or "")
@@ -244,6 +331,9 @@ class _Handler(BaseHTTPRequestHandler):
         return self._reply(206, data[start : last + 1], {**headers, "Content-Range": told}, fault)
 
     def _reply(self, status: int, body: bytes, headers: Mapping[str, str] = {}, fault: Fault | None = None) -> None:
+        if self.mute:
+            self.close_connection = True
+            return
         self.send_response(status)
         for name, value in {"Content-Length": str(len(body)), "Accept-Ranges": "bytes", **headers}.items():
             self.send_header(name, value)

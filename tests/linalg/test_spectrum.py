@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from kit.spectra import SPECTRA, matrix, worst_cosine
+from kit.spectra import SPECTRA, matrix, power, worst_cosine
 
-from ailora_tools.linalg.spectrum import low_rank_spectrum, spectrum, whole
+from ailora_tools.linalg import whole as whole_room
+from ailora_tools.linalg.spectrum import low_rank_spectrum, spectrum
+from ailora_tools.linalg.whole import ends, whole
 
 SHAPES = ((61, 61), (40, 150), (150, 40), (1, 30), (30, 1))
 
@@ -85,3 +87,27 @@ def test_bands_of_the_whole_are_those_of_lapack(name: str) -> None:
     for part in (slice(0, 12), slice(36, 48), slice(-12, None)):
         for ours, theirs in ((found.U, U), (found.V, Vh.T)):
             assert worst_cosine(ours[:, part].double(), theirs[:, part]) > 1 - 5e-6  # float32
+
+
+@pytest.mark.parametrize("side", [1, 10_000])  # up to which all vectors are found
+@pytest.mark.parametrize("shape", [(530, 530), (520, 700), (700, 520)])
+@pytest.mark.parametrize("name", ["power 0.5", "condition 1e8", "deficient", "some below"])
+def test_ends_are_those_of_lapack(
+    name: str, shape: tuple[int, int], side: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By all vectors and by iteration, also where more values have to be found on W than triplets are wanted."""
+    k = min(shape)
+    S = power(0.5)(k) if name == "some below" else SPECTRA[name](k)
+    if name == "some below":
+        S[-20:] = torch.logspace(-5, -6, 20, dtype=torch.float64)
+    W = matrix(shape, S)
+    monkeypatch.setattr(whole_room, "_VECTORS_SIDE", side)
+    found, (U, true, Vh) = ends(W, 10, 8), torch.linalg.svd(W, full_matrices=False)
+    values = found.spectrum
+    resolved = true >= 1.01 * values.floor
+    assert torch.allclose(values.S[resolved], true[resolved], rtol=1e-6)
+    assert bool((values.S[~resolved] <= 1.02 * values.floor).all())
+    for part, now in ((slice(0, 10), found.top), (slice(-8, None), found.bottom)):
+        if name != "deficient" or part.stop:  # the last of these are any of a null space
+            assert worst_cosine(now.U[:, part], U[:, part]) > 1 - 1e-5
+            assert worst_cosine(now.Vh.T[:, part], Vh.T[:, part]) > 1 - 1e-5

@@ -10,7 +10,7 @@ import torch
 from kit.spectra import matrix, power
 
 from ailora_tools.linalg.spectrum import low_rank_spectrum, spectrum
-from ailora_tools.metrics.change import Anatomy, Difference, placement
+from ailora_tools.metrics.change import After, Anatomy, Difference, placement
 
 
 @pytest.mark.parametrize("shape", [(1024, 1024), (300, 700)])
@@ -18,7 +18,7 @@ def test_all_tenths_together_hold_all_of_a_change(shape: tuple[int, int]) -> Non
     """Float32's own sum of squares, which they used to be divided by, is off by 1e-3 in large matrices."""
     base = matrix(shape, power(0.5)(min(shape)))
     delta = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    found = placement(Anatomy.of(base), Difference(delta, base + delta, spectrum(delta).S, low_rank=False), 8)
+    found = placed(Anatomy.of(base), Difference(delta, base + delta, spectrum(delta).S, low_rank=False))
     sides = [side for side, length in zip(("output", "input"), shape, strict=True) if length == min(shape)]
     assert sides
     for side in sides:  # of the longer side a part lies outside of all of them
@@ -32,9 +32,13 @@ def test_factors_and_their_product_are_placed_alike(shape: tuple[int, int]) -> N
     B = torch.randn(shape[0], 4, generator=generator, dtype=torch.float64)
     A = torch.randn(4, shape[1], generator=generator, dtype=torch.float64) * 1e-3
     S = low_rank_spectrum(B, A)
-    dense, thin = (placement(base, Difference(B @ A, base.W, S, True, factors), 8) for factors in (None, (B, A)))
+    dense, thin = (placed(base, Difference(B @ A, base.W, S, True, factors)) for factors in (None, (B, A)))
     for (key, one), (_, other) in zip(numbers(dense), numbers(thin), strict=True):
         assert one == pytest.approx(other, rel=1e-5), key
+
+
+def placed(base: Anatomy, change: Difference) -> dict[str, Any]:
+    return placement(base, change, After.of(base, change, 8), 8)
 
 
 def numbers(found: Any, key: str = "") -> Iterator[tuple[str, float]]:

@@ -18,8 +18,9 @@ from peft import PeftModel
 from ailora_tools import bitfit, convert, export, extract, initialize, merge
 from ailora_tools.checkpoint import remote
 from ailora_tools.checkpoint.files import LocalFiles
+from ailora_tools.checkpoint.source import open_files
 from ailora_tools.output.cards.front import set_base_model
-from ailora_tools.output.cards.source import KEPT, source_of_adapter, source_of_model
+from ailora_tools.output.cards.source import KEPT, Source, source_of_adapter, source_of_model
 from ailora_tools.progress import Progress
 
 NAME = "org/model"
@@ -153,11 +154,26 @@ def test_the_same_source_gives_the_same_card_twice(from_path: Path, name: str, t
 # ---- what is known of a source
 
 
+@pytest.mark.parametrize("link", ["LICENSE", "./LICENSE", "/LICENSE"])
+def test_a_link_to_a_file_of_the_source_becomes_an_address_and_an_address_stays(link: str) -> None:
+    found = Source(NAME, NAME, "abc", {"license_link": link})
+    assert found.licence(beside=False)["license_link"] == f"https://huggingface.co/{NAME}/blob/abc/LICENSE"
+    assert found.licence(beside=True)["license_link"] == link
+    for other in ("https://example.org/licence", "mailto:us@example.org"):
+        assert Source(NAME, NAME, "abc", {"license_link": other}).licence(beside=False)["license_link"] == other
+
+
 def test_a_snapshot_in_the_hub_s_cache_has_the_name_of_its_repository(tmp_path: Path) -> None:
     folder = tmp_path / f"models--org--my-model/snapshots/{'d' * 40}"
     write_checkpoint(folder, llama_tensors())
     found = source_of_model(LocalFiles(folder))
     assert (found.name, found.repo, found.revision) == ("org/my-model", "org/my-model", "d" * 40)
+
+
+def test_a_residual_base_on_the_hub_stands_for_its_source(from_hub: Path, hub: HubServer) -> None:
+    hub.repos["me/residual"] = Repo(tree(from_hub / "residual"))
+    found = source_of_model(open_files("me/residual"))
+    assert (found.repo, found.revision, found.text, found.residual) == (NAME, "c" * 40, BODY, True)
 
 
 def test_a_component_of_a_pipeline_has_the_licence_of_the_pipeline(hub: HubServer, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from transformers import AutoModel, LlamaForCausalLM
 from ailora_tools import convert, initialize, merge, residualize, verify
 from ailora_tools.cli.group import main
 from ailora_tools.errors import OptionError, TargetError
-from ailora_tools.linalg.starts import STARTS, Start, find_start
+from ailora_tools.linalg.starts import STARTS, Start, _sines, find_start
 from ailora_tools.methods import ATTENTION, METHODS, RULES, find_method
 from ailora_tools.progress import Silent
 
@@ -110,6 +111,39 @@ def test_random_directions_have_the_size_of_an_average_component_and_a_seed() ->
     assert worst_cosine(found.U, other.U) < 0.9
     U = torch.linalg.svd(W, full_matrices=False).U
     assert worst_cosine(found.U, U[:, :4]) < 0.9 and worst_cosine(found.U, U[:, -4:]) < 0.9
+
+
+@pytest.mark.parametrize("rank", [2, 4, 24])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_sine_is_loram_s_algorithm(shape: tuple[int, int], rank: int) -> None:
+    """Step by step as the paper writes it (arXiv 2507.06558, algorithm 1 and equation 12), from index 0; nu: mean of
+    the squares."""
+    W = matrix(shape, SPECTRA["power 0.5"](min(shape)))
+    bases = []
+    for m in shape:
+        i, j = torch.meshgrid(torch.arange(m), torch.arange(rank), indexing="ij")
+        bases.append((2 / (m + 1)) ** 0.5 * torch.sin((i + 1) * (j + 1) * torch.pi / (m + 1)).double())
+    n, m = bases
+    gain = math.log(rank, min(shape))
+    beta = (gain * W.square().mean() / (n @ m.T).square().mean()) ** 0.25
+    found = start("sine", W, rank)
+    assert torch.allclose(found.B, beta * n, atol=1e-5) and torch.allclose(found.A, beta * m.T, atol=1e-5)
+    assert float((found.B @ found.A).square().mean()) == pytest.approx(gain * float(W.square().mean()))
+
+
+@pytest.mark.parametrize("size", [1, 7, 4096, 131_072])
+def test_the_sines_are_orthonormal_at_any_size(size: int) -> None:
+    found = _sines(size, min(size, 64))
+    assert float((found.T @ found - torch.eye(found.shape[1], dtype=torch.float64)).abs().max()) < 1e-13
+
+
+def test_a_rank_at_which_both_factors_are_zero_is_refused_before_a_weight_is_read(tmp_path: Path) -> None:
+    build("llama").save_pretrained(tmp_path / "model")
+    for options in ({"rank": 1, "method": "loram"}, {"rank": 1, "method": "q=principal,v=sine"}):
+        with pytest.raises(OptionError, match=r"rule sine makes both factors of \S+ zero at rank 1; it takes 2"):
+            initialize(tmp_path / "model", output=tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+    assert start("sine", torch.ones(5, 1), 1).S.tolist() == [0.0]
 
 
 @pytest.mark.parametrize("shape", SHAPES)

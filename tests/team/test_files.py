@@ -13,13 +13,16 @@ from kit.gang import run
 from kit.hub_server import HubServer, Repo
 from safetensors.torch import load_file, save_file
 
-from ailora_tools import initialize
+from ailora_tools import initialize, merge
 from ailora_tools.cli import main as command
 
 SIZES = {"hidden_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2}
 CALLS = {
     "no manifest": ["verify", "base"],
     "no base": ["verify", "none"],
+    "a merged model": ["verify", "whole"],
+    "a merged model of another base": ["verify", "whole", "--base", "tuned"],
+    "a merged model on the Hub": ["verify", "org/whole", "--base", "org/base", "--adapter", "plain"],
     "a fused model": ["verify", "gpt2"],
     "hashes alone": ["verify", "orphan"],
     "the source on the Hub": ["verify", "out", "--source", "org/base"],
@@ -67,6 +70,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path = here / name / "adapter_model.safetensors"
         value = 0.01 if name == "plain" else float("inf")
         save_file({key: held + value * (held == 0) for key, held in load_file(path).items()}, path, {"format": "pt"})
+    merge(here / "base", here / "plain", here / "whole")
     (here / "tuned").rename(here / "moved")
     write_checkpoint(here / "tuned", {name: value + 1 for name, value in tensors.items()}, shards=3, **SIZES)
     return here
@@ -104,7 +108,7 @@ def test_several_processes_say_and_write_what_one_does(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     hub_server.reset()
-    hub_server.repos = {"org/base": Repo(tree(folders / "base"))}
+    hub_server.repos = {f"org/{name}": Repo(tree(folders / name)) for name in ("base", "whole")}
     monkeypatch.chdir(folders)
     wanted, out = alone(tmp_path / "out", capsys, hub_server), tmp_path / "out"
     shutil.rmtree(out)
@@ -115,4 +119,4 @@ def test_several_processes_say_and_write_what_one_does(
     assert all(set(codes) <= {0, 1} for rank, codes in found.codes.items() if rank)
     assert tree(out) == wanted.written
     assert 0 < hub_server.sent - before <= wanted.sent
-    assert wanted.codes == [0, 0, 0, 0, 1, 1, 1, 0, 0, 0, 0, 3, 3, 3, 3, 0]
+    assert wanted.codes == [0, 0, 0, 0, 1, 1, 1, 0, 0, 3, 0, 0, 0, 0, 3, 3, 3, 3, 0]

@@ -106,16 +106,23 @@ def test_motion_is_what_the_first_step_of_adam_does(options: dict[str, object], 
 
 
 def test_orthonormal_starts_move_queries_and_values_alike(tmp_path: Path) -> None:
-    """norm(change of W): AILoRA's square roots of singular values make queries run twenty times as far."""
+    """norm(change of W) by one step of Adam, and as the manifest tells it: AILoRA's square roots of singular values
+    make queries run twenty times as far."""
     weights = load_file(minilm(tmp_path / "source") / "model.safetensors")
     ratio = {}
-    for method in ("ailora", "ailora-orthonormal", "rlpo", "rlmo"):
-        modules = initialize(tmp_path / "source", 8, method=method, output=tmp_path / method).manifest.modules
-        step = {role: [one.motion * float(weights[one.tensor].norm()) for one in modules if one.role == role]
-                for role in "qv"}  # fmt: skip
-        ratio[method] = mean(step["q"]) / mean(step["v"])
-    assert ratio.pop("ailora") == pytest.approx(20.4, rel=0.02)
-    assert list(ratio.values()) == pytest.approx([1.0, 1.0, 1.0], abs=0.005)
+    for method in ("ailora", "ailora-orthonormal", "rlpo", "rlmo", "pica"):
+        result = initialize(tmp_path / "source", 8, method=method, output=tmp_path / method)
+        adapted = trainable(tmp_path / method, tmp_path / "source")
+        freeze_a(adapted, result.adapter)
+        found = moved(adapted, one_group(adapted), 0)
+        step, told = ({role: [] for role in "qv"} for _ in range(2))
+        for one in result.manifest.modules:
+            size = float(weights[one.tensor].norm())
+            step[one.role].append(size * next(found[name] for name in found if name.endswith(one.module)))
+            told[one.role].append(size * one.motion)
+        ratio[method] = [mean(each["q"]) / mean(each["v"]) for each in (step, told)]
+    assert ratio.pop("ailora") == pytest.approx([20.4, 20.4], rel=0.02)
+    assert [one for pair in ratio.values() for one in pair] == pytest.approx([1.0] * 8, abs=0.005)
 
 
 @pytest.mark.parametrize("dora", [False, True])

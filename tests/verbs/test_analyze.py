@@ -274,6 +274,9 @@ def test_suggested_ranks_follow_their_rule(model: Path, tuned: Path, tmp_path: P
         document = analyze(model, against=against, output=out, suggest_ranks="5").document
         ranks = json.loads((out / "ranks.json").read_text())
         assert ranks == document["ranks"] and ranks["basis"] == ("change" if against else "weights")
+        told = [*document["notices"], ranks["rule"], (out / "report.html").read_text()]
+        unproven = "has not been shown to predict the rank that training needs"
+        assert [unproven in text for text in told] == [not against] * len(told), "only where it goes by the spectrum"
         costs = {row["module"]: sum(row["shape"]) for row in document["matrices"]}
         spent = sum(costs[module] * rank for module, rank in ranks["rank_pattern"].items())
         assert spent == ranks["parameters"] <= ranks["budget"] < spent + min(costs.values())

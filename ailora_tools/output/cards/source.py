@@ -55,9 +55,9 @@ class Source:
         """The fields of the licence. Not `beside` the files of the source, a link to one of them leads to the Hub."""
         found = {key: self.fields[key] for key in _LICENCE if key in self.fields}
         link = found.get("license_link")
-        if not beside and self.repo and isinstance(link, str) and "://" not in link:
-            revision = self.revision or "main"
-            found["license_link"] = f"https://huggingface.co/{self.repo}/blob/{revision}/{link.removeprefix('./')}"
+        if not beside and self.repo and isinstance(link, str) and ":" not in link:
+            tree = f"https://huggingface.co/{self.repo}/blob/{self.revision or 'main'}"
+            found["license_link"] = f"{tree}/{link.removeprefix('./').lstrip('/')}"
         return found
 
 
@@ -169,10 +169,10 @@ def _start(files: Files) -> tuple[Origin, bool] | None:
     try:
         manifest = read_json(files, MANIFEST, DOCUMENT_BYTES)
         location, revision, subfolder = (manifest["source"][key] for key in ("location", "revision", "subfolder"))
+        hub = parse_hub_name(location).repo if str(location).startswith(SCHEME) else None
     except (AiloraError, KeyError, TypeError):  # `verify` says what is wrong with it
         return None
-    hub = isinstance(location, str) and location.startswith(SCHEME)
-    origin = Origin(location.removeprefix(SCHEME), str(revision), str(subfolder)) if hub else Origin(str(location))
+    origin = Origin(hub, str(revision), str(subfolder)) if hub else Origin(str(location))
     return origin, bool(manifest.get("base") or manifest.get("offset"))
 
 
@@ -182,6 +182,6 @@ def _named(origin: Origin) -> tuple[str, str | None, str | None]:
         return origin.text, origin.location, origin.revision
     found = _SNAPSHOT.search(Path(origin.location).expanduser().absolute().as_posix())
     if found is None:
-        return origin.name, None, None
-    repo = f"{found['owner']}/{found['name'].replace('--', '/')}"
+        return " ".join(origin.name.split()) or "the source", None, None  # one line, whatever the folder is called
+    repo = f"{found['owner']}/{found['name']}"
     return repo, repo, found["commit"]

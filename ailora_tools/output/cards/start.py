@@ -62,18 +62,19 @@ def _warning(facts: CardFacts) -> list[str]:
 
 
 def _adapter_told(facts: CardFacts) -> str:
-    name, around = facts.original.name, f"`{CARD}` in the folder around it shows how"
+    name = facts.original.name
     if not (facts.has_base or facts.has_offset):
-        return f"The start of an adapter for {name}: {around} to load and train it."
+        return f"The start of an adapter for {name}. `{CARD}` in the folder around it shows how to load and train it."
     after = "is merged" if facts.dora else f"becomes a plain LoRA for {name}"
     after = f"What was trained {after} by `ailora-tools {'merge' if facts.dora else 'convert'}`."
     if facts.has_base:
         return (
             f"**Not for {name} itself**, where what was moved into this adapter would count twice, but for the "
-            f"residual base in the folder around it. {around} to load and train the two. {after}"
+            f"residual base in the folder around it, whose `{CARD}` shows how to load and train the two. {after}"
         )
     return (
-        f"**It holds a part of {name}**, which has to be taken out of that model when it is loaded: {around}. {after}"
+        f"**It holds a part of {name}**, which has to be taken out of that model when it is loaded: `{CARD}` in the "
+        f"folder around it shows how. {after}"
     )
 
 
