@@ -30,6 +30,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 RUNS = 2
+PEERS = ("cp -r", "import torch", "svdvals loop")
 KEPT = ("ailora_init/adapter_model.safetensors", "analysis.json")
 
 
@@ -41,7 +42,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         rows = compared(Path(scratch), options.layers, options.workers)
     report = {"machine": describe(), "layers": options.layers, "workers": options.workers, "rows": rows}
-    write_report("workers", report, table(rows, options.workers))
+    write_report("workers", report, table(rows, options.workers, options.layers))
 
 
 def compared(scratch: Path, layers: int, workers: list[int]) -> dict[str, dict[str, Any]]:
@@ -49,7 +50,7 @@ def compared(scratch: Path, layers: int, workers: list[int]) -> dict[str, dict[s
     model = build(scratch / "model", layers)
     rows: dict[str, dict[str, Any]] = {}
     for name, command in commands(model, fine_tuned(model, scratch / "tuned"), scratch / "out").items():
-        found = [measured(command, scratch / "out", count) for count in workers]
+        found = [measured(command, scratch / "out", count) for count in (workers if name not in PEERS else [1])]
         rows[name] = {"seconds": [seconds for seconds, _ in found], "same": len({digest for _, digest in found}) == 1}
         print(name, rows[name], file=sys.stderr, flush=True)
     return rows
@@ -113,12 +114,16 @@ def fingerprint(out: Path) -> str:
     return found.hexdigest()
 
 
-def table(rows: dict[str, dict[str, Any]], workers: list[int]) -> str:
+def table(rows: dict[str, dict[str, Any]], workers: list[int], layers: int) -> str:
     heads = " | ".join(f"{count} at work" for count in workers)
-    lines = [f"| CPU seconds of a whole process | {heads} | same numbers |", f"| --- |{' ---: |' * len(workers)} --- |"]
+    lines = [
+        f"| {layers} layers, CPU seconds of a whole process | {heads} | same numbers |",
+        f"| --- |{' ---: |' * len(workers)} --- |",
+    ]
     for name, row in rows.items():
-        cells = " | ".join(f"{seconds:.1f}" for seconds in row["seconds"])
-        lines.append(f"| {name} | {cells} | {'yes' if row['same'] else 'no'} |")
+        cells = [f"{seconds:.1f}" for seconds in row["seconds"]]
+        cells += [""] * (len(workers) - len(cells))
+        lines.append(f"| {name} | {' | '.join(cells)} | {'' if name in PEERS else 'yes' if row['same'] else 'no'} |")
     least = {name: min(row["seconds"]) for name, row in rows.items()}
     beyond = least["init"] - least["cp -r"] - least["import torch"]
     lines += [
