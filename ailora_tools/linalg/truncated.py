@@ -17,6 +17,7 @@ from .spectrum import spectrum
 _SPARE = 8  # columns of a sketch beyond the rank (Halko, Martinsson and Tropp, arXiv 0909.4061, section 4.2)
 _SKETCHED = 64  # directions that a sketch looks for where no rank is given
 _MARGIN = 2.0  # over what rounding leaves by expectation
+_EPS = torch.finfo(torch.float64).eps
 _CANCELLED = 1e-14  # of norm(D)^2: the difference of two such squares is not known better
 
 
@@ -87,7 +88,7 @@ def _floor(X: Tensor, S: Tensor, noise: float) -> float:
     """Singular values up to it are rounding: the edge of noise, sqrt(m) + sqrt(n) times its scale (Marchenko and
     Pastur), or float64's own."""
     m, n = X.shape
-    own = max(m, n) * torch.finfo(torch.float64).eps * float(S[0])
+    own = max(m, n) * _EPS * float(S[0])
     return max(_MARGIN * noise * (math.sqrt(m) + math.sqrt(n)), own)
 
 
@@ -99,7 +100,7 @@ def _sketched(X: Tensor, rank: int, generator: torch.Generator, whole: float, no
         return None
     left = _range(product(X, torch.randn(n, width, generator=generator, dtype=torch.float64).to(X.device)))
     right = product(X.T, left)  # (n, width)
-    allowed = (_MARGIN * noise) ** 2 * m * n
+    allowed = (_MARGIN * noise) ** 2 * m * n + (max(m, n) * _EPS * whole) ** 2
     rest = whole**2 - float(right.square().sum())
     if rest > allowed + _CANCELLED * whole**2 or _left(X, left, right) > allowed:
         return None

@@ -34,7 +34,7 @@ from ..progress import Progress, heard
 from ..targets.plan import target_modules
 from ..targets.projections import Carrier
 from ..targets.selection import Selection
-from .announce import announce
+from .announce import announce_both
 from .memory import at_once, need
 from .result import Result
 
@@ -216,9 +216,8 @@ def _tell(pairs: Pairs, rest: Rest | None, progress: Progress) -> None:
         progress.notice(text)
     if rest is None:
         progress.notice("only the matrices asked for are compared: what else changed is not looked at")
-    sides = zip((pairs.base, pairs.tuned), pairs.reads, rest.reads if rest else ([], []), strict=True)
-    for checkpoint, own, others in sides:
-        announce(checkpoint.files, [*own, *others], checkpoint.nbytes, progress)
+    parts = ([*own, *others] for own, others in zip(pairs.reads, rest.reads if rest else ([], []), strict=True))
+    announce_both(zip((pairs.base, pairs.tuned), parts, strict=True), progress)
 
 
 def _extracted(

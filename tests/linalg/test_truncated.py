@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ailora_tools.linalg.truncated import Truncation, truncated
 
-SHAPES = [(40, 24), (24, 40), (700, 800), (1400, 660)]  # direct, and beyond the side up to which `eigh` is faster
+SHAPES = [(40, 24), (24, 40), (660, 700)]  # direct, and beyond the side up to which `eigh` is faster
 
 
 def generator() -> torch.Generator:
@@ -29,7 +29,7 @@ def apart(one: Tensor, other: Tensor) -> float:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("rank", [2, 5, 12])
+@pytest.mark.parametrize("rank", [2, 12])
 def test_the_error_is_that_of_the_best_approximation(shape: tuple[int, int], rank: int) -> None:
     U, S, Vh = spectrum(shape, torch.arange(1, 25).pow(-0.7))
     D = (U * S @ Vh).float()
@@ -56,7 +56,7 @@ def test_a_change_of_low_rank_ends_where_rounding_begins(shape: tuple[int, int],
 
 @pytest.mark.parametrize(("energy", "rank"), [(0.5, 1), (0.6, 2), (0.84, 3), (1.0, 4)])
 def test_energy_takes_the_smallest_rank_that_holds_it(energy: float, rank: int) -> None:
-    U, S, Vh = spectrum((700, 800), torch.tensor([4.0, 3.0, 2.0, 1.0]))  # squares 16, 9, 4, 1 of 30
+    U, S, Vh = spectrum((60, 200), torch.tensor([4.0, 3.0, 2.0, 1.0]))  # squares 16, 9, 4, 1 of 30
     D = U * S @ Vh
     assert truncated(D, None, generator(), energy=energy).rank == rank
     assert truncated(D, 2, generator(), energy=energy).rank == min(rank, 2)

@@ -52,6 +52,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     tensors = llama_tensors(LAYERS, HIDDEN, KV)
     write_checkpoint(folder / "base", tensors, shards=2, **SIZES)
+    (folder / "base" / "README.md").write_text("---\nlicense: mit\n---\n# Base\n")
     write_checkpoint(folder / "tuned", {name: value + 0.01 * value.sin() for name, value in tensors.items()}, **SIZES)
     build("gpt2").save_pretrained(folder / "fused")
     write_checkpoint(folder / "surplus", tensors, **SIZES, model_type="brand_new", num_hidden_layers=LAYERS - 1)
@@ -97,6 +98,12 @@ def both(
 def test_several_processes_write_the_bytes_of_one(both: Both) -> None:
     for name, found in both.found.items():
         assert found == both.wanted[name], name
+
+
+def test_the_card_of_the_source_comes_along(both: Both) -> None:
+    for name in {"a residual base", "the Hub"} & both.found.keys():
+        assert b"\nlicense: mit\n" in both.found[name]["README.md"]
+        assert both.found[name]["ailora_init/README.md"].endswith(b"\n\n# Base\n")
 
 
 def test_the_result_tells_how_many_processes_there_were(both: Both) -> None:
