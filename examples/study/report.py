@@ -31,7 +31,7 @@ COLOURS = {
     "lora": "#1c7ed6", "ailora": "#e8590c", "ailora-balanced": "#f08c00", "ailora-reversed": "#9c36b5",
     "full": "#5c6770", "pissa": "#0c8599", "milora": "#2f9e44", "rslora": "#74b8f0", "dora": "#5c7cfa",
     "olora": "#8fae5b", "nlora": "#b59a5b", "mica": "#d6336c", "bitfit": "#a1887f",
-    "ailora-orthonormal": "#c2255c", "rlmo": "#37b24d",
+    "ailora-orthonormal": "#5f3dc4", "rlmo": "#66a80f",
 }  # fmt: skip
 _OPEN = 8  # sentences
 _SHOWN = 1.35  # times the lowest loss: what is above is cut off, lest it flattens the rest
@@ -106,7 +106,7 @@ def _facts(found: Sequence[Outcome], lines: Sequence[Line], task: str) -> list[t
         ("training", f"{form['steps']} steps of {form['batch']} texts"),
         ("texts", f"{form['train']:,} to train, {form['dev']:,} to choose, {form['test']:,} to judge"),
         ("rank", str(first["rank"])),
-        ("took", f"{sum(line['seconds'] for line in lines) / 3600:.1f} core hours"),
+        ("took", f"{sum(line['seconds'] for line in lines) / 3600:.1f} hours, run after run"),
     ]
 
 
@@ -137,7 +137,7 @@ def _losses(found: Sequence[Outcome]) -> Figure:
         "marker": {"symbol": "line-ns", "size": 18, "line": {"width": 2.5, "color": colours}},
     })  # fmt: skip
     layout = layout_for("test loss", "", height=430)
-    layout["yaxis"] |= {"type": "category", "title": {"text": "method"}}
+    layout["yaxis"] |= {"type": "category", "title": {"text": "method", "standoff": 12}, "automargin": True}
     lora = next((list(one.loss.values()) for one in found if one.arm == "lora"), [])
     layout["shapes"] = [
         {"type": "line", "yref": "paper", "y0": 0, "y1": 1, "x0": edge, "x1": edge,
