@@ -23,7 +23,7 @@ _KEPT = 0.9  # of the change: where rounding left less, that is told
 # Settings that saving changes and the model does not depend on; what is tied has a check of its own.
 _VOLATILE = ("architectures", "dtype", "torch_dtype", "transformers_version", "use_cache", "pad_token_id",
              "bos_token_id", "eos_token_id", "tie_word_embeddings", "quantization_config", "compression_config",
-             "torchscript", "output_attentions", "output_hidden_states", "return_dict", "_name_or_path")  # fmt: skip
+             "torchscript", "output_attentions", "output_hidden_states", "return_dict")  # fmt: skip
 
 
 def check_tensors(paired: Paired, base: Checkpoint, merged: Checkpoint) -> Check:
@@ -72,6 +72,8 @@ def check_config(base: Checkpoint, merged: Checkpoint) -> Check:
 def _differing(old: Mapping[str, Any], new: Mapping[str, Any], path: str) -> Iterator[str]:
     for name in sorted(old.keys() & new.keys() - set(_VOLATILE)):
         before, after = old[name], new[name]
+        if name.startswith("_"):  # transformers' own notes
+            continue
         if isinstance(before, dict) and isinstance(after, dict):
             yield from _differing(before, after, f"{path}{name}.")
         elif before is not None and json.dumps(_number(before)) != json.dumps(_number(after)):
