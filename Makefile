@@ -28,6 +28,8 @@ bench: $(VENV)/.test
 	$(BIN)/python examples/benchmarks/decompose.py
 	$(BIN)/python examples/benchmarks/init_vs_peft.py
 	$(BIN)/python examples/benchmarks/analyze.py
+	$(BIN)/python examples/benchmarks/against.py
+	$(BIN)/python examples/benchmarks/workers.py
 	$(BIN)/python examples/benchmarks/hub.py
 	$(BIN)/python examples/benchmarks/life.py
 	$(BIN)/python examples/benchmarks/many.py
@@ -42,7 +44,7 @@ faults: $(VENV)/.test
 
 # Every linear layer of every family, from init to merge: the ordinary run takes a sample.
 families: $(VENV)/.test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'families or not families' -n 2 --dist worksteal tests/models/test_all_linear.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'families or not families' -n 2 --dist worksteal tests/models/test_all_linear.py tests/proof/test_merged_families.py
 
 # Trainers and servers of others, each in an environment of its own with pinned versions: told in reports/trainers.
 TRAINERS := $(patsubst tests/trainers/environments/%.txt,.venv-trainers/%/.done,$(wildcard tests/trainers/environments/*.txt))

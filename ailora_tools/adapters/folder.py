@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..checkpoint.files import Files, LocalFiles
+from ..checkpoint.files import Files, LocalFiles, below
 from ..checkpoint.gate import INDEX_BYTES, Factor, Rank, View, read_json, typed
 from ..checkpoint.header import FLOATS, Header, StoredTensor, quoted
 from ..checkpoint.index import CONFIG, read_header
@@ -145,7 +145,7 @@ def open_adapter(folder: str | Path) -> Adapter:
     """
     path = user_path(folder, "ADAPTER")
     if not path.exists() and is_hub_name(path.as_posix()):
-        return read_adapter(_on_hub(path.as_posix()))
+        return adapter_in(open_files(path.as_posix()))
     if path.is_dir() and is_returned(LocalFiles(path), [below.name for below in path.glob("*.*")]):
         return read_adapter(LocalFiles(path))
     if not (path / ADAPTER_CONFIG).is_file():
@@ -191,17 +191,21 @@ def read_adapter(files: Files) -> Adapter:
     return Adapter(files, config, modules, others, tokens)
 
 
-def _on_hub(name: str) -> Files:
-    files = open_files(name)
-    inner = [where.rpartition("/")[0] for where in files.names() if where.rpartition("/")[2] == ADAPTER_CONFIG]
+def adapter_in(files: Files) -> Adapter:
+    """The adapter in the root of `files`, or in the one folder below that has one; CheckpointError where none has, or
+    more than one."""
+    if isinstance(files, LocalFiles):
+        return open_adapter(files.root)
+    inner = [name.rpartition("/")[0] for name in files.names() if name.rpartition("/")[2] == ADAPTER_CONFIG]
     if "" in inner:
-        return files
+        return read_adapter(files)
     if len(inner) != 1:
         found = f"there are several below it: {listed(inner)}" if inner else "none is there"
         raise CheckpointError(
-            f"{name}: expected an adapter ({ADAPTER_CONFIG}), but {found}.", "Download the right one."
+            f"{files.origin.text}: expected an adapter ({ADAPTER_CONFIG}), but {found}.",
+            "Give the repository of an adapter.",
         )
-    return open_files(name, subfolder=inner[0])
+    return read_adapter(below(files, inner[0]))
 
 
 def read_config(files: Files) -> dict[str, Any]:

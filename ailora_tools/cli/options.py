@@ -37,7 +37,16 @@ class _Model(click.types.StringParamType):
         return [CompletionItem(incomplete, type="file")]
 
 
-FOLDER, MODEL = _Folder(path_type=Path), _Model()
+class _Place(_Model):
+    """A folder that has to be named, here or on the Hub."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "" or "\0" in str(value):
+            self.fail("a path is empty" if value == "" else "a path holds a NUL", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+FOLDER, MODEL, PLACE = _Folder(path_type=Path), _Model(), _Place()
 Decorator = Callable[[Function], Function]
 
 

@@ -12,7 +12,7 @@ from ..errors import VerificationError
 from ..team.place import read_place
 from ..team.team import farewell
 from .command import Command, option
-from .options import FOLDER, MODEL, message_options, reading_options
+from .options import FOLDER, MODEL, PLACE, message_options, reading_options
 from .screens import print_json, table
 from .terminal import out, progress
 
@@ -30,7 +30,7 @@ _AGAINST = "What to check it against"
 
 
 @click.command(cls=Command, together=True, examples=_EXAMPLES)
-@click.argument("folder", metavar="DIR", type=MODEL)
+@click.argument("folder", metavar="DIR", type=PLACE)
 @option(
     "--source",
     group=_AGAINST,
@@ -57,7 +57,8 @@ _AGAINST = "What to check it against"
     group=_AGAINST,
     metavar="INIT",
     type=FOLDER,
-    help="Of a converted adapter, the folder that init wrote.  [default: the folder that DIR names]",
+    help="Of a converted adapter, the folder that init wrote, or ORG/NAME that it was pushed to.  [default: the folder "
+    "that DIR names]",
 )
 @option(
     "--trained",

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .basis import Basis
 from .components import SMALLEST_GAP, product
 from .orthonormal import orthonormal
 
@@ -39,22 +40,23 @@ def smallest(W: Tensor, inverse: Callable[[Tensor], Tensor], start: Tensor, rank
     does not gain on it, where a value is not above `floor`, and where `inverse` leaves the finite.
     """
     width = start.shape[1]
-    basis, _ = orthonormal(start)
+    basis = Basis(orthonormal(start)[0])
     for _ in range(_FIRST_TEST - 1):
-        basis = torch.cat([basis, _outside(inverse(basis[:, -width:]), basis)], 1)
-    images, last = product(W, basis), torch.inf
+        basis.append(_outside(inverse(basis.columns[:, -width:]), basis.columns))
+    images, last = Basis(product(W, basis.columns)), torch.inf
     for _ in range(_STEPS):
-        if not bool(images[:, -width:].isfinite().all()):
+        if not bool(images.columns[:, -width:].isfinite().all()):
             return None
-        found, residuals, sine = _ritz(W, basis, images, rank, width)
+        found, residuals, sine = _ritz(W, basis.columns, images.columns, rank, width)
         if not float(found.S[-1]) > floor:
             return None
         if sine <= _WANTED_SINE:
             return found
         if not sine * _LEAST_GAIN < last:
             return None
-        block, last = _outside(inverse(residuals), basis), sine
-        basis, images = torch.cat([basis, block], 1), torch.cat([images, product(W, block)], 1)
+        block, last = _outside(inverse(residuals), basis.columns), sine
+        basis.append(block)
+        images.append(product(W, block))
     return None
 
 

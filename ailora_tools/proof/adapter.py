@@ -100,13 +100,8 @@ def _attempt(name: str, step: Any) -> Check:
 
 def check_recorded(adapter: Adapter, told: Mapping[str, Any]) -> Check:
     """Of a converted adapter: the modules and ranks that were recorded when it was written."""
-    records = told.get("modules")
-    expected = {
-        str(one.get("module")): one.get("rank")
-        for one in (records if isinstance(records, list) else ())
-        if isinstance(one, dict)
-    }
-    added = {str(name) for name in told.get("added") or ()}
+    expected = {one.get("module"): one.get("rank") for one in told.get("modules", ())}
+    added = set(told.get("added", ()))
     faults = [f"{name} missing" for name in expected if name not in adapter.modules]
     faults += [f"{name} not recorded" for name in adapter.modules if name not in expected and name not in added]
     faults += [

@@ -20,7 +20,7 @@ from ..checkpoint.tensors import load_matrix
 from ..errors import TargetError
 from ..linalg.finite import require_finite
 from ..linalg.principal import principal
-from ..linalg.spectrum import whole
+from ..linalg.whole import whole
 from ..matrices.dequantise import dequantise
 from ..matrices.quantisation import find_quantised
 from ..output.manifest import Manifest, ModuleRecord

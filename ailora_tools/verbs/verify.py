@@ -13,18 +13,17 @@ from typing import Any, Unpack
 from ..adapters.folder import has_adapter
 from ..adapters.peft import ADAPTER_CONFIG
 from ..checkpoint.files import Files, LocalFiles
-from ..checkpoint.gate import read_json
 from ..checkpoint.source import SourceOptions, user_path
 from ..display.shown import shows_progress
 from ..errors import OptionError
-from ..output.names import ADAPTER_FOLDER, MANIFEST, RESULT
+from ..output.names import ADAPTER_FOLDER, MANIFEST
 from ..progress import Progress, heard
 from ..team.team import Job, find_team
 from .processes import Library
 from .verification import ADAPTER, CONVERTED, MERGED, START, Verification
 from .verify_adapter import verify_adapter
 from .verify_converted import verify_converted
-from .verify_given import Given
+from .verify_given import Given, read_told
 from .verify_merged import help_merged, verify_merged
 from .verify_start import help_start, verify_start
 
@@ -94,7 +93,7 @@ def _help(job: Job, folder: str | Path, given: Given, options: SourceOptions) ->
 def _what(files: Files, given: Given) -> tuple[str, dict[str, Any]]:
     """What the folder is, and its ailora-result.json."""
     names = set(files.names())
-    told = read_json(files, RESULT) if RESULT in names else {}
+    told = read_told(files)
     if given.adapter is not None:
         return MERGED, told
     if given.init is not None or given.trained is not None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..adapters.folder import Adapter
+from ..adapters.folder import Adapter, adapter_in
 from ..checkpoint.files import Files
 from ..checkpoint.gate import stated_path
 from ..checkpoint.index import Checkpoint, open_checkpoint
@@ -20,7 +20,7 @@ from ..proof.folder import Check
 from ..proof.merged import check_listed
 from .right_base import require_right_base
 from .verification import ADAPTER, Verification
-from .verify_given import Given, adapter_in
+from .verify_given import Given
 
 
 def verify_adapter(

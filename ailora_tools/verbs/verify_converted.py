@@ -6,17 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..adapters.folder import open_adapter
+from ..adapters.folder import adapter_in, open_adapter
 from ..checkpoint.files import Files
-from ..checkpoint.source import user_path
 from ..errors import OptionError, TargetError
 from ..output.manifest import read_manifest
-from ..output.names import ADAPTER_FOLDER, MANIFEST
+from ..output.names import ADAPTER_FOLDER
 from ..progress import Progress
 from ..proof.folder import Check
 from ..proof.merged import check_listed
+from .start_folder import start_folder
 from .verification import CONVERTED, Verification
-from .verify_given import Given, adapter_in, adapter_of
+from .verify_given import Given, adapter_of
 
 
 def verify_converted(files: Files, given: Given, told: Mapping[str, Any], progress: Progress) -> Verification:
@@ -31,7 +31,7 @@ def verify_converted(files: Files, given: Given, told: Mapping[str, Any], progre
             "them is not known.",
             f"ailora-tools verify {files.origin.text} --init DIR --trained TRAINED",
         )
-    root, plain = _root(both[0]), adapter_in(files)
+    root, plain = start_folder(both[0]), adapter_in(files)
     manifest, initial, trained = read_manifest(root), open_adapter(root / ADAPTER_FOLDER), adapter_of(both[1])
     checks, found = [check_listed(files, told)] if told else [], []
     basis = f"{root} and {trained.location}"
@@ -52,20 +52,10 @@ def verify_converted(files: Files, given: Given, told: Mapping[str, Any], progre
     )  # fmt: skip
 
 
-def _root(init: str | Path) -> Path:
-    """DIR, also where DIR/ailora_init was given."""
-    path = user_path(init, "--init")
-    return path.parent if not (path / MANIFEST).is_file() and (path.parent / MANIFEST).is_file() else path
-
-
 def _recorded(told: Mapping[str, Any]) -> dict[str, float]:
     """Module -> the error that `convert` recorded."""
-    records = told.get("modules")
-    return {
-        str(record["module"]): float(record["error"])
-        for record in (records if isinstance(records, list) else ())
-        if isinstance(record, dict) and "module" in record and isinstance(record.get("error"), int | float)
-    }
+    records = told.get("modules", ()) if told.get("verb") == "convert" else ()
+    return {record["module"]: record["error"] for record in records if {"module", "error"} <= record.keys()}
 
 
 def _where(files: Files) -> Path | str:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..adapters.folder import Adapter, open_adapter, read_adapter
-from ..adapters.peft import ADAPTER_CONFIG
-from ..checkpoint.files import Files, LocalFiles, below
+from ..adapters.folder import Adapter, adapter_in, open_adapter
+from ..checkpoint.files import Files, LocalFiles
+from ..checkpoint.gate import INDEX_BYTES, View, read_json, typed
 from ..checkpoint.source import open_files
-from ..errors import CheckpointError
+from ..output.names import RESULT
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,32 @@ class Given:
         return (init, trained) if init is not None and trained is not None else None
 
 
+class _Record(View):
+    """What is used of a module's record of `convert`."""
+
+    module: str = ""
+    rank: int = 0
+    error: float = 0.0
+
+
+class _Told(View):
+    """What is used of ailora-result.json."""
+
+    verb: str = ""
+    files: tuple[str, ...] = ()
+    modules: tuple[_Record, ...] = ()
+    added: tuple[str, ...] = ()
+
+
+def read_told(files: Files) -> dict[str, Any]:
+    """ailora-result.json, {} where there is none; CheckpointError for one that this tool cannot have written."""
+    if RESULT not in files.names():
+        return {}
+    told = read_json(files, RESULT, INDEX_BYTES)
+    typed(told, files.where(RESULT), _Told, "Restore it from a copy, or take it away and give what DIR was made from.")
+    return told
+
+
 def _here(location: object) -> str | None:
     """An absolute path of this machine that is there. It may be a stranger's word: nothing on a network is asked
     because of it, neither the Hub nor a share."""
@@ -51,16 +77,3 @@ def adapter_of(model: str | Path) -> Adapter:
     """An adapter on this machine or on the Hub, there too in the root or in the one folder that has one."""
     files = open_files(model)
     return open_adapter(model) if isinstance(files, LocalFiles) else adapter_in(files)
-
-
-def adapter_in(files: Files) -> Adapter:
-    """The adapter in `files`; CheckpointError where there is none, or more than one below."""
-    if isinstance(files, LocalFiles):
-        return open_adapter(files.root)
-    names = [name for name in files.names() if name.rpartition("/")[2] == ADAPTER_CONFIG]
-    inner = [name.rpartition("/")[0] for name in names]
-    if "" in inner:
-        return read_adapter(files)
-    if len(inner) != 1:
-        raise CheckpointError(f"{files.origin.text}: no {ADAPTER_CONFIG} in it.", "Give the repository of an adapter.")
-    return read_adapter(below(files, inner[0]))

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from ailora_tools import initialize, merge
+from ailora_tools import initialize, merge, verify
 from ailora_tools.cli import main
 from ailora_tools.errors import TargetError
 
@@ -95,6 +95,7 @@ def test_mlx_lm_computes_base_and_adapter(group: int, base: Path, tmp_path: Path
     assert (original - expected).abs().max() > 0.05 * expected.abs().max()
     assert (logits(tmp_path / "merged") - expected).abs().max() <= 1e-5 * expected.abs().max()
     assert len(done.modules) == 4 and not done.restored and done.lost is not None and done.lost < 1e-5
+    assert verify(tmp_path / "merged", base=base, adapter=tmp_path / "adapter").holds
     assert tree(base) == before
 
 
@@ -104,7 +105,9 @@ def test_only_the_biases_of_the_changed_matrices_have_other_bytes(base: Path, tm
     shown = CliRunner().invoke(main, [str(word) for word in words])
     assert shown.exit_code == 0 and "the biases of 4 matrices change, nothing else" in shown.output, shown.output
     old, new = tree(base), tree(tmp_path / "merged")
-    assert {name for name in new if new[name] != old.get(name)} == {"model.safetensors", "ailora-result.json"}
+    assert {name for name in new if new[name] != old.get(name)} == {
+        "model.safetensors", "ailora-result.json", "README.md",
+    }  # fmt: skip
     held, made = (load_file(folder / "model.safetensors") for folder in (base, tmp_path / "merged"))
     changed = {name for name, W in held.items() if not torch.equal(made[name], W)}
     assert changed == {f"model.layers.{layer}.self_attn.{role}_proj.biases" for layer in (0, 1) for role in "qv"}

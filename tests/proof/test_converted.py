@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from ailora_tools import convert, initialize, merge, verify
 from ailora_tools.adapters.peft import ADAPTER_WEIGHTS
+from ailora_tools.errors import AiloraError, CheckpointError, OptionError
 from ailora_tools.verbs.verify import Verification
 
 Tensors = dict[str, Tensor]
@@ -275,3 +277,30 @@ def test_keys_under_another_prefix_are_named(tmp_path: Path) -> None:
     save_file(wrapped, adapter / ADAPTER_WEIGHTS, {"format": "pt"})
     keys = next(check for check in verify(adapter, base=base).checks if check.name == "keys")
     assert keys.holds and "4 under another name than the class has" in keys.detail
+
+
+def test_a_strangers_record_costs_a_message_and_nothing_else(made: Trained, tmp_path: Path) -> None:
+    shutil.copytree(made.plain, tmp_path / "plain")
+    path = tmp_path / "plain/ailora-result.json"
+    right = json.loads(path.read_text())
+    for key in (*right, "base"):
+        for value in (None, 5, -1.5, "x", "/nowhere", [5], [[]], {"a": 1}, [{"module": 1}], True):
+            path.write_text(json.dumps({**right, key: value}))
+            with suppress(AiloraError):
+                verify(tmp_path / "plain")
+    path.write_text('{"verb": "merge"}')
+    with pytest.raises(OptionError, match="--base and --adapter"):
+        verify(tmp_path / "plain")
+    path.write_text("[]")
+    with pytest.raises(CheckpointError, match="JSON object"):
+        verify(tmp_path / "plain")
+
+
+def test_what_does_not_belong_together_is_refused(made: Trained) -> None:
+    for folder, given in (
+        (made.plain, {"source": made.model}),
+        (made.start, {"base": made.model}),
+        (made.plain, {"init": made.start, "base": made.model}),
+    ):
+        with pytest.raises(OptionError, match="is checked against"):
+            verify(folder, **given)

@@ -22,7 +22,7 @@ from ailora_tools.adapters.peft import ADAPTER_WEIGHTS
 from ailora_tools.cli.group import main
 from ailora_tools.errors import AiloraError, CheckpointError, OutputError
 from ailora_tools.output.manifest import read_manifest
-from ailora_tools.verbs import verify as verify_room
+from ailora_tools.verbs import verify_start as verify_room
 
 LATIN_1 = os.fsdecode(b"R\xe9sum\xe9.txt")
 NAMES = [os.fsdecode(b"mod\xe8le"), "two\nlines", "-x", "模型 é", "a'b\"c $(x)"]

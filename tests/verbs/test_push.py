@@ -64,7 +64,9 @@ def test_the_round_trip_from_hub_to_hub(made: Made, hub: HubServer, tmp_path: Pa
         assert (tmp_path / "plain" / name).read_bytes() == (there / "plain" / name).read_bytes()
     with pytest.raises(TargetError, match="in the base already"):
         merge(made.model, there / "trained", tmp_path / "twice")
-    push(there / "plain", PLAIN)  # and `verify(PLAIN, ...)`
+    push(there / "plain", PLAIN)
+    assert verify(BASE, source=SOURCE).holds
+    assert verify(PLAIN, base=SOURCE).holds and verify(PLAIN, init=BASE, trained="me/trained").holds
     with torch.no_grad():
         served = PeftModel.from_pretrained(original, PLAIN)(WORDS).logits
     assert torch.allclose(served, trained, atol=1e-5)
