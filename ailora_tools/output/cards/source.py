@@ -78,7 +78,7 @@ def source_of_adapter(files: Files, config: Mapping[str, Any]) -> Source:
     repo, revision = hub_id(named), config.get("revision")
     if repo is None:
         repo, revision = hub_id(card.front.get("base_model")), card.front.get("base_model_revision")
-    name = repo or (Origin(named).name if isinstance(named, str) and named else "the base")
+    name = repo or (Origin(named).name if isinstance(named, str) and named and stated_path(named) else "the base")
     text = kept(card.text) if ours else card.text
     return Source(name, repo, revision if repo else None, card.shared, text, card.notices)
 
