@@ -37,7 +37,7 @@ from ailora_tools import convert, export, initialize, merge
 from ailora_tools.adapters.returned import as_peft
 from ailora_tools.checkpoint.files import LocalFiles
 from ailora_tools.errors import AiloraError, CheckpointError, TargetError
-from ailora_tools.output.names import RESULT
+from ailora_tools.output.names import CARD, RESULT
 
 WORDS = ["<s>", *["the", "cat", "sat", "on", "a", "mat", "while", "dogs", "ran", "far", "away"]]
 IDS = torch.tensor([[1, 5, 9, 2, 6], [7, 3, 0, 4, 8]])
@@ -302,13 +302,15 @@ def test_a_larger_rank_that_was_trained_is_of_another_start(tmp_path: Path) -> N
 def test_the_view_reads_as_a_folder_and_names_the_files_that_are_there(tmp_path: Path) -> None:
     exported = export(start(tmp_path), "mlx", tmp_path / "out").folder
     files = as_peft(LocalFiles(exported))
-    assert files.names() == ["adapter_config.json", "adapter_model.safetensors", RESULT, "lora_config.yaml"]
+    held = [CARD, "adapter_config.json", "adapter_model.safetensors", RESULT, "lora_config.yaml"]
+    assert files.names() == held
     size = files.size("adapter_model.safetensors")
     assert len(files.read("adapter_model.safetensors", 3, size)) == size - 3
     with pytest.raises(CheckpointError, match=r"adapters.safetensors: ended at byte"):
         files.read("adapter_model.safetensors", 0, size + 1)
     assert files.local_path("adapter_model.safetensors") == exported / "adapters.safetensors"
     assert as_peft(LocalFiles(tmp_path / "init" / "ailora_init")).names() == [
+        CARD,
         "adapter_config.json",
         "adapter_model.safetensors",
     ]
