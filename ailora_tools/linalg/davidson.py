@@ -42,7 +42,7 @@ def smallest(W: Tensor, inverse: Callable[[Tensor], Tensor], start: Tensor, rank
     width = start.shape[1]
     basis = Basis(orthonormal(start)[0])
     for _ in range(_FIRST_TEST - 1):
-        basis.append(_outside(inverse(basis.columns[:, -width:]), basis.columns))
+        basis.append(outside(inverse(basis.columns[:, -width:]), basis.columns))
     images, last = Basis(product(W, basis.columns)), torch.inf
     for _ in range(_STEPS):
         if not bool(images.columns[:, -width:].isfinite().all()):
@@ -54,7 +54,7 @@ def smallest(W: Tensor, inverse: Callable[[Tensor], Tensor], start: Tensor, rank
             return found
         if not sine * _LEAST_GAIN < last:
             return None
-        block, last = _outside(inverse(residuals), basis.columns), sine
+        block, last = outside(inverse(residuals), basis.columns), sine
         basis.append(block)
         images.append(product(W, block))
     return None
@@ -72,7 +72,7 @@ def _ritz(W: Tensor, basis: Tensor, images: Tensor, rank: int, width: int) -> tu
     return Smallest(U[:, -rank:], S[-rank:], V[:, -rank:], float(above)), residuals, sine
 
 
-def _outside(Y: Tensor, basis: Tensor) -> Tensor:
+def outside(Y: Tensor, basis: Tensor) -> Tensor:
     """An orthonormal basis of what Y (n, width) has outside of `basis`: twice is enough."""
     for _ in range(2):
         Y, _ = orthonormal(Y - basis @ (basis.T @ Y))
