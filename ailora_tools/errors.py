@@ -2,6 +2,7 @@
 
 AiloraError                 a named problem: one message, exit code 1
 ├── CheckpointError         the files are not what safetensors or the Hub layout promises
+│   └── UnreadableError     the system does not give what is in them
 ├── TargetError             W^Q or W^V cannot be found, or cannot be worked on
 ├── OptionError             a value the user gave does not fit this model
 ├── NumericalError          the numbers of a matrix forbid the operation
@@ -37,6 +38,10 @@ class AiloraError(Exception):
 
 class CheckpointError(AiloraError):
     """The files do not form a checkpoint that can be read."""
+
+
+class UnreadableError(CheckpointError):
+    """The operating system refuses a file or a folder, or fails to read it; that says nothing of what it holds."""
 
 
 class TargetError(AiloraError):

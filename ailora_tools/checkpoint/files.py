@@ -13,7 +13,7 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import Protocol
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, UnreadableError
 from .transfer import Traffic
 
 _CUT = "The file is shorter than its header says, or it was cut while being read: download or copy it again."
@@ -234,8 +234,8 @@ def _fill(path: Path, start: int, buffer: memoryview) -> None:
         )
 
 
-def _refused(path: Path, error: OSError) -> CheckpointError:
-    return CheckpointError(f"{path}: {error.strerror or error}.", "Check that it is there and that you may read it.")
+def _refused(path: Path, error: OSError) -> UnreadableError:
+    return UnreadableError(f"{path}: {error.strerror or error}.", "Check that it is there and that you may read it.")
 
 
 def _walk(root: Path) -> list[str]:

@@ -1,6 +1,7 @@
 """What a folder is made from, as its own card says it: its name on the Hub, its licence, its text.
 
-Whatever is wrong with a card costs a notice and nothing else: numbers do not depend on it.
+Whatever a card says wrongly, or the Hub does not give of it, costs a notice and nothing else: numbers do not depend on
+it. A disk that does not give a card that is there fails the run as with any other file.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from ...checkpoint.files import Files, LocalFiles, Origin
 from ...checkpoint.gate import DOCUMENT_BYTES, read_json, stated_path
 from ...checkpoint.index import CONFIG
 from ...checkpoint.source import SCHEME, open_files, parse_hub_name
-from ...errors import AiloraError, CheckpointError
+from ...errors import AiloraError, CheckpointError, UnreadableError
 from ..names import CARD, MANIFEST
 from . import front
 
@@ -121,6 +122,8 @@ def _read(files: Files) -> _Card:
             return _Card()
         size = files.size(CARD)
         raw = bytes(files.read(CARD, 0, min(size, _LARGEST)))
+    except UnreadableError:
+        raise
     except AiloraError as error:
         return _Card(notices=(f"the licence and the card of the source are not copied: {error.problem.rstrip('.')}",))
     return _parsed(raw, files.where(CARD), cut=size > _LARGEST)
@@ -170,6 +173,8 @@ def _start(files: Files) -> tuple[Origin, bool] | None:
         manifest = read_json(files, MANIFEST, DOCUMENT_BYTES)
         location, revision, subfolder = (manifest["source"][key] for key in ("location", "revision", "subfolder"))
         hub = parse_hub_name(location).repo if str(location).startswith(SCHEME) else None
+    except UnreadableError:
+        raise
     except (AiloraError, KeyError, TypeError):  # `verify` says what is wrong with it
         return None
     origin = Origin(hub, str(revision), str(subfolder)) if hub else Origin(str(location))
