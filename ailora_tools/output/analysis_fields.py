@@ -233,6 +233,11 @@ def require_whole(document: Analysis) -> None:
     rank = document.settings.get("rank")
     if type(rank) is not int or rank < 1:
         raise ValueError(f"$.settings.rank: expected an integer from 1, found {quoted(rank)}")
+    roles = document.settings.get("roles")
+    if not isinstance(roles, list) or not all(isinstance(role, str) for role in roles):
+        raise ValueError(f"$.settings.roles: expected a list of names, found {quoted(roles)}")
+    if "device" not in document.settings:
+        raise ValueError("$.settings.device: expected a name, found nothing")
     if document.ranks and not document.ranks.rule:
         raise ValueError("$.ranks.rule: expected a sentence, found nothing")
     for at, row in enumerate(document.matrices):
