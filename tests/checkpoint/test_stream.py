@@ -155,9 +155,12 @@ def test_bytes_and_matrices_are_each_other() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_real_device_gets_every_matrix() -> None:
+def test_a_real_device_gets_the_large_matrices_and_the_cpu_the_small_ones() -> None:
+    large = torch.randn(1100, 1100, generator=torch.Generator().manual_seed(0))
     files, targets, values = items(5)
-    device = find_device("cuda")
-    found = list(stream(files, targets, lambda item, W: (W.device.type, W.cpu()), device, pytest.fail))
-    assert all(kind == "cuda" for _, (kind, _) in found)
-    assert all(torch.equal(W, value) for (_, (_, W)), value in zip(found, values, strict=True))
+    files = MemoryFiles({**files.contents, "b": bytes(matrix_bytes(large))})
+    wide = Item(StoredTensor("b", "W", "F32", (1100, 1100), 0, 4 * large.numel()))
+    work = [*targets, *[wide] * 6]
+    found = list(stream(files, work, lambda item, W: (W.device.type, W.cpu()), find_device("cuda"), pytest.fail))
+    assert [kind for _, (kind, _) in found] == ["cpu"] * 5 + ["cuda"] * 6
+    assert all(torch.equal(W, value) for (_, (_, W)), value in zip(found, [*values, *[large] * 6], strict=True))
