@@ -18,7 +18,6 @@ from ..checkpoint.header import StoredTensor
 from ..checkpoint.index import Checkpoint, read_checkpoint
 from ..errors import TargetError, listed
 from ..matrices.layouts import Part
-from ..output.names import MANIFEST
 from ..targets.plan import make_plan
 from ..targets.projections import Plan, Target
 from ..targets.selection import Selection
@@ -204,9 +203,7 @@ def _adapter(files: Files, checkpoint: Checkpoint, plan: Plan) -> TunedAdapter:
             f"{len(plan.targets)} matrices analysed ({plan.targets[0].module}, ...).",
             "Give the adapter of this model, or choose its modules with --roles and --layers.",
         )
-    return TunedAdapter(
-        adapter, factors, (*_adapter_notices(files.origin, checkpoint, plan, factors, left), *adapter.notices)
-    )
+    return TunedAdapter(adapter, factors, (*_adapter_notices(files.origin, plan, factors, left), *adapter.notices))
 
 
 def _require_added(folder: str, plan: Plan, others: Mapping[str, str]) -> None:
@@ -232,22 +229,13 @@ def _fitting(folder: str, factors: Factors, module: str, target: Target) -> Fact
     return factors
 
 
-def _adapter_notices(
-    origin: Origin, checkpoint: Checkpoint, plan: Plan, factors: Mapping[str, Factors], left: Mapping[str, Any]
-) -> list[str]:
+def _adapter_notices(origin: Origin, plan: Plan, factors: Mapping[str, Factors], left: Mapping[str, Any]) -> list[str]:
     notices, folder = [], origin.text
     untouched = len(plan.targets) - len(factors)
     if untouched:
         notices.append(f"{folder} leaves {untouched} of the {len(plan.targets)} matrices as they are")
     if left:
         notices.append(f"{folder} also adapts {len(left)} other modules, such as {min(left)}: not looked at")
-    home = origin.path.resolve().parent if origin.path else None
-    base = checkpoint.origin.path
-    if home and (home / MANIFEST).is_file() and not (base and base.resolve() == home):
-        notices.append(
-            f"{folder} was made for the residual base in {home}: against any other base its change is not what "
-            "training did"
-        )
     return notices
 
 

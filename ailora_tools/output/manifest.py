@@ -159,7 +159,7 @@ def parse_manifest(raw: bytes, path: str) -> Manifest:
     try:
         body = parse(raw, path)
     except CheckpointError as error:
-        raise VerificationError(error.problem, _RESTORE) from None
+        raise VerificationError(error.problem, RESTORE) from None
     schema = body.get("schema") if isinstance(body, dict) else None
     if schema != SCHEMA:
         raise VerificationError(
@@ -170,7 +170,7 @@ def parse_manifest(raw: bytes, path: str) -> Manifest:
     recorded = body.pop("sha256", None)
     intact = recorded == sha256(_dump(body).encode())
     if not intact or text != _dump({**body, "sha256": recorded}):
-        raise VerificationError(f"{path}: was changed after it was written: its own hash does not fit.", _RESTORE)
+        raise VerificationError(f"{path}: was changed after it was written: its own hash does not fit.", RESTORE)
     return _from_json(body, path)
 
 
@@ -215,7 +215,7 @@ def fingerprint(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
     }
 
 
-_RESTORE = "Restore it from a copy, or run init again: the same seed gives the same bytes."
+RESTORE = "Restore it from a copy, or run init again: the same seed gives the same bytes."
 
 
 def _dump(body: Mapping[str, Any]) -> str:
@@ -264,15 +264,15 @@ def _from_json(body: dict[str, Any], path: str) -> Manifest:
     """The typed manifest; VerificationError for one that this tool cannot have written, whatever its hash says."""
     known = {item.name for item in fields(Manifest)} | {"schema"}
     if strange := [quoted(key) for key in body if key not in known]:
-        raise VerificationError(f"{path}: has the unknown fields {listed(strange)}.", _RESTORE)
-    typed(body, path, _Document, _RESTORE, error=VerificationError)
-    manifest = typed(body, path, Manifest, _RESTORE, error=VerificationError)
+        raise VerificationError(f"{path}: has the unknown fields {listed(strange)}.", RESTORE)
+    typed(body, path, _Document, RESTORE, error=VerificationError)
+    manifest = typed(body, path, Manifest, RESTORE, error=VerificationError)
     outside = [quoted(name) for name in _names(manifest) if not stays_inside(name)]
     if outside:
-        raise VerificationError(f"{path}: names files that lie outside the folder: {listed(outside)}.", _RESTORE)
+        raise VerificationError(f"{path}: names files that lie outside the folder: {listed(outside)}.", RESTORE)
     faults = [fault for record in manifest.modules for fault in _impossible(record)]
     if faults:
-        raise VerificationError(f"{path}: {listed(faults)}.", _RESTORE)
+        raise VerificationError(f"{path}: {listed(faults)}.", RESTORE)
     return manifest
 
 
@@ -303,4 +303,4 @@ def _in_order(part: Part, record: ModuleRecord) -> bool:
 
 def module_record(entry: Mapping[str, Any]) -> ModuleRecord:
     """A record from its JSON form; VerificationError if fields are missing or are not what they must be."""
-    return typed(entry, "a record of a module", ModuleRecord, _RESTORE, error=VerificationError)
+    return typed(entry, "a record of a module", ModuleRecord, RESTORE, error=VerificationError)

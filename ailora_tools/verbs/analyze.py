@@ -12,7 +12,7 @@ from ..analysis.allocation import UNPROVEN, parse_budget, suggest_ranks
 from ..analysis.chosen import parse_share
 from ..analysis.chosen import suggest_targets as chosen_targets
 from ..analysis.document import AnalysisJob, write_up
-from ..analysis.tuned import open_tuned
+from ..analysis.tuned import Tuned, TunedAdapter, open_tuned
 from ..checkpoint.index import Checkpoint, read_checkpoint
 from ..checkpoint.machine import parse_size
 from ..checkpoint.source import SourceOptions, user_path
@@ -49,6 +49,7 @@ from .processes import (
     publishing,
 )
 from .result import Result
+from .right_base import about_base
 
 
 @dataclass(frozen=True, repr=False)
@@ -172,7 +173,7 @@ def analyze(
         count = None if suggest_targets is None else parse_share(suggest_targets, plan)
         inputs = [checkpoint.origin, *(other.origin for other in tuned)]
         folder = output_folder(output, Path("reports", checkpoint.origin.name), inputs, progress)
-        notices = [*plan.notices, *(text for other in tuned for text in other.notices)]
+        notices = [*plan.notices, *(text for other in tuned for text in (*other.notices, *_about(checkpoint, other)))]
         if budget is not None and not tuned:
             notices.append(f"ranks.json: {UNPROVEN}")
         for text in notices:
@@ -230,6 +231,11 @@ def _write(tree: Path, document: dict[str, Any], budget: int | None, count: int 
     write_text(tree / ANALYSIS, dump(document))
     write_text(tree / METRICS, metrics_csv(document))
     write_text(tree / REPORT, render(document))
+
+
+def _about(checkpoint: Checkpoint, tuned: Tuned) -> list[str]:
+    """Whether a fine-tune has more in it than training."""
+    return about_base(checkpoint, tuned.adapter) if isinstance(tuned, TunedAdapter) else []
 
 
 def _heads(checkpoint: Checkpoint, wanted: bool, progress: Progress) -> Heads | None:

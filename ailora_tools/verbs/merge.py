@@ -23,7 +23,7 @@ from ..checkpoint.index import CONFIG, Checkpoint, read_checkpoint
 from ..checkpoint.source import SourceOptions
 from ..checkpoint.transfer import Traffic
 from ..display.shown import shows_progress
-from ..errors import AiloraError, OptionError, listed
+from ..errors import OptionError, listed
 from ..matrices.restore import Restored
 from ..output.atomic import Output, building
 from ..output.base import BaseWriter, companions, copy_file, left_out, require_readable
@@ -32,7 +32,7 @@ from ..output.cards.made import merge_card
 from ..output.cards.source import source_of_model
 from ..output.layout import ShardLayout, restate_index, widened
 from ..output.manifest import fingerprint
-from ..output.names import ADAPTER_FOLDER, CARD, RESULT
+from ..output.names import CARD, RESULT
 from ..output.place import output_folder
 from ..output.result import write_result
 from ..output.sources import Sources
@@ -47,7 +47,7 @@ from .announce import announce
 from .merge_matrices import Merging, find_all, help_merge, layouts_of, merging, sizes
 from .processes import Library, call_for_work, credit, device_of, is_published, kind_of, publishing
 from .result import Result
-from .right_base import manifest_of, require_right_base
+from .right_base import require_right_base, start_beside
 from .shards import copied_by_all
 
 
@@ -139,6 +139,8 @@ def merge(
         library = Library(job)
         stored, held = read_checkpoint(library.open(base, **source)), open_adapter(adapter)
         folder = output_folder(output, "", [stored.origin, held.files.origin], progress)
+        for text in require_right_base(stored, held):
+            progress.notice(text)
         plan = _plan(stored, held, base_dtype, dtype, zeros)
         _tell(plan, progress)
         job.call({"sources": library.tell(), "shards": fingerprint(stored), "adapter": sizes(held)})
@@ -182,7 +184,6 @@ class _Plan:
 
 
 def _plan(stored: Checkpoint, held: Adapter, base_dtype: str, dtype: str | None, zeros: str | None) -> _Plan:
-    require_right_base(stored, held)
     restored, found, places = find_all(stored, held, dtype, zeros)
     checkpoint = restored.plain
     added = {place.name: place.stored for place in places if place.added}
@@ -194,7 +195,7 @@ def _plan(stored: Checkpoint, held: Adapter, base_dtype: str, dtype: str | None,
 def _tell(plan: _Plan, progress: Progress) -> None:
     """What the user should know before anything is written; what cannot be merged."""
     checkpoint, held = plan.checkpoint, plan.held
-    complete = require_complete(checkpoint, held, plan.found, _start(checkpoint))
+    complete = require_complete(checkpoint, held, plan.found, start_beside(checkpoint))
     about = (*about_few_bits(plan.restored, plan.dtypes), *_about_ties(plan.found))
     for text in (*checkpoint.told, *left_out(checkpoint), *complete, *held.notices, *about):
         progress.notice(text)
@@ -267,17 +268,6 @@ def _in_float32(config: Mapping[str, Any]) -> dict[str, Any]:
     inner = {key: _in_float32(value) for key, value in config.items() if isinstance(value, dict)}
     stated = {key: "float32" for key in ("dtype", "torch_dtype") if key in config}
     return {**config, **inner, **stated}
-
-
-def _start(checkpoint: Checkpoint) -> Adapter | None:
-    """The adapter that `init` wrote beside this base."""
-    folder = checkpoint.origin.path
-    if folder is None or manifest_of(folder) is None:
-        return None
-    try:
-        return open_adapter(folder / ADAPTER_FOLDER)
-    except (AiloraError, OSError):
-        return None
 
 
 def _write(

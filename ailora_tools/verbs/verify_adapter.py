@@ -63,7 +63,7 @@ def _alone(adapter: Adapter, files: Files) -> str:
 
 def _right_base(stored: Checkpoint, adapter: Adapter) -> Check:
     try:
-        require_right_base(stored, adapter)
+        told = require_right_base(stored, adapter)
     except TargetError as error:
         return Check("base", False, error.problem)
-    return Check("base", True, "not the residual base of another adapter, nor the original of one")
+    return Check("base", True, "; ".join(told) or "not the residual base of another adapter, nor the original of one")

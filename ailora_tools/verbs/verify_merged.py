@@ -71,9 +71,9 @@ def verify_merged(
     stored, held = read_checkpoint(library.open(base, **options)), adapter_of(adapter)
     first = [check_listed(files, told)] if told.get("verb") == "merge" else []
     try:
-        require_right_base(stored, held)
+        remarks = require_right_base(stored, held)
         case = _case(merged, stored, held)
-        remarks = require_complete(case.restored.plain, held, case.places, None)
+        remarks += require_complete(case.restored.plain, held, case.places, None)
     except TargetError as error:
         return _verdict(merged, stored, held, [*first, Check("adapter", False, error.problem)], ())
     for text in (*remarks, *held.notices):
