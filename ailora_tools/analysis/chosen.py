@@ -8,10 +8,11 @@ same model.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from ..errors import OptionError
+from ..metrics.modules import scores
 from ..targets.projections import Plan
 
 RULES = {
@@ -19,8 +20,6 @@ RULES = {
     "matrices in a fused module the largest counts",
     "change": "the modules that fine-tuning changed most, by norm(W1 - W0) / norm(W0); of several fine-tunes the mean",
 }
-_STEADY = 1e-8  # KappaTune's, against division by zero
-Row = Mapping[str, Any]
 
 
 def parse_share(text: str | float, plan: Plan) -> int:
@@ -39,29 +38,12 @@ def parse_share(text: str | float, plan: Plan) -> int:
 def suggest_targets(document: Mapping[str, Any], count: int) -> dict[str, Any]:
     """The `count` best modules, the best first, and their paths as a list that any trainer takes."""
     basis = "change" if document["against"] else "condition"
-    modules: dict[str, list[Row]] = {}
-    for row in document["matrices"]:
-        modules.setdefault(row["module"], []).append(row)
-    score: Callable[[Sequence[Row]], float] = _change if basis == "change" else _condition
-    scores = {module: score(rows) for module, rows in modules.items()}
-    best = sorted(scores, key=scores.__getitem__, reverse=basis == "change")[:count]
+    found = scores(document["matrices"], basis)
+    best = sorted(found, key=found.__getitem__, reverse=basis == "change")[:count]
     return {
         "rule": RULES[basis],
         "basis": basis,
-        "of": len(modules),
-        "modules": [{"module": module, basis: scores[module]} for module in best],
+        "of": len(found),
+        "modules": [{"module": module, basis: found[module]} for module in best],
         "target_modules": sorted(best),
     }
-
-
-def _condition(rows: Sequence[Row]) -> float:
-    spectra = (row["spectrum"]["singular_values"] for row in rows)
-    return float(max(S[0] / (S[-1] + _STEADY) for S in spectra))
-
-
-def _change(rows: Sequence[Row]) -> float:
-    """Of all matrices of a module together: norm of their changes over their norm."""
-    size = sum(value**2 for row in rows for value in row["spectrum"]["singular_values"])
-    tunes = range(len(rows[0]["changes"]))
-    moved = [sum(row["changes"][at]["metrics"]["delta_norm"] ** 2 for row in rows) ** 0.5 for at in tunes]
-    return float(sum(moved) / len(moved) / size**0.5) if size else 0.0

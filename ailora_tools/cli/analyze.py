@@ -12,7 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors import NumericalError
-from ..report.words import size
+from ..report.chosen import WHAT, in_order, why
+from ..report.rows import read_rows
+from ..report.words import matrix, size
 from ..team.place import read_place
 from .command import Command, option
 from .course import metric_lines
@@ -28,7 +30,7 @@ from .options import (
     resume_option,
     team_options,
 )
-from .screens import print_code, print_json, show_traffic
+from .screens import print_block, print_code, print_json, show_traffic, table
 from .terminal import out, progress
 
 _ANALYSIS = "Analysis"
@@ -38,6 +40,7 @@ _EXAMPLES = (
     "analyze path/to/base --against path/to/tuned -o reports/tuned",
 )
 _FINDINGS = 6  # that are shown; the rest stands in the report
+_MODULES = 10  # likewise
 
 
 @click.command(cls=Command, together=True, examples=_EXAMPLES)
@@ -116,7 +119,24 @@ def _show(document: Mapping[str, Any], report: Path) -> None:
         out.print(line)
     out.print()
     out.print(Text.assemble("report ", (str(report), "bold")), soft_wrap=True)
-    print_code(_targets(document["targets"]) if document.get("targets") else [])
+    if document.get("targets"):
+        _print_targets(document)
+
+
+def _print_targets(document: Mapping[str, Any]) -> None:
+    """Why these, the first of them with their numbers, and the lists to copy."""
+    targets = document["targets"]
+    out.print()
+    out.print(Text(why(document)), soft_wrap=not out.is_terminal)
+    block = table("", WHAT[targets["basis"]], "module")
+    chosen = list(in_order(read_rows(document), targets))
+    for held, module, score in chosen[:_MODULES]:
+        names = ", ".join(" ".join(filter(None, (matrix(row.role), row.stack, str(row.layer)))) for row in held)
+        block.add_row(names, score, Text(module, overflow="fold"))
+    print_block(block)
+    if chosen[_MODULES:]:
+        out.print(f"  {len(chosen) - _MODULES} more in the report.", style="dim")
+    print_code(_targets(targets))
 
 
 def _targets(found: Mapping[str, Any]) -> list[str]:

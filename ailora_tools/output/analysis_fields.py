@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from ..checkpoint.gate import Amount, Meta, Record, record, require_plain
 from ..checkpoint.header import quoted
+from ..errors import listed
 from ..metrics.definitions import DEFINITIONS
 
 Role = Annotated[str, Meta(pattern=r"^(?:[qkvo]|[A-Za-z_][A-Za-z0-9_]+)$")]
@@ -240,9 +241,25 @@ def require_whole(document: Analysis) -> None:
         raise ValueError("$.settings.device: expected a name, found nothing")
     if document.ranks and not document.ranks.rule:
         raise ValueError("$.ranks.rule: expected a sentence, found nothing")
+    if fault := _wrong_targets(document):
+        raise ValueError(f"$.targets: {fault}")
     for at, row in enumerate(document.matrices):
         for fault in _faults(row, document, rank):
             raise ValueError(f"$.matrices[{at}]: {fault}")
+
+
+def _wrong_targets(document: Analysis) -> str:
+    found, known = document.targets, {row.module for row in document.matrices}
+    if not found:
+        return ""
+    names = [one.module for one in found.modules]
+    if not names or sorted(names) != sorted(set(found.target_modules)):
+        return f"modules and target_modules name different ones, {quoted(names)} and {quoted(found.target_modules)}"
+    if strangers := [quoted(name) for name in names if name not in known]:
+        return f"{listed(strangers)} have no matrices"
+    if any(getattr(one, found.basis) is None for one in found.modules):
+        return f"a module has no {found.basis}"
+    return "the basis is change, and against is empty" if found.basis == "change" and not document.against else ""
 
 
 def _faults(row: Matrix, document: Analysis, rank: int) -> Iterator[str]:

@@ -9,6 +9,7 @@ from typing import Any
 from ..metrics.definitions import DEFINITIONS
 from . import change_figures, figures, maps
 from .body import Parts
+from .chosen import targets_section
 from .drawing import Figure, aligned
 from .finding import halves
 from .first import first_screen
@@ -38,6 +39,8 @@ def build(document: Document, rows: Sequence[Row]) -> Parts:
     _findings(parts, document)
     if document["against"]:
         _changes(parts, rows, document["against"])
+    if document.get("targets"):
+        targets_section(parts, rows, document)
     parts.section(
         "overview", "Layers at a glance",
         "One cell a matrix, in the order of the model. Colours run from the 2nd to the 98th percentile, so that one "

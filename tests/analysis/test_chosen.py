@@ -55,6 +55,10 @@ def test_a_fine_tune_chooses_what_it_changed_most(tmp_path: Path) -> None:
 
 def test_the_screen_has_the_list_for_peft_and_for_axolotl(model: Path, tmp_path: Path) -> None:
     done = CliRunner().invoke(main, ["analyze", str(model), "--suggest-targets", "1", "-o", str(tmp_path / "report")])
+    assert "1 of the 4 modules analysed: those of the smallest condition numbers" in done.stdout
+    assert "No measurement here says that they train better." in done.stdout
+    (row,) = [line for line in done.stdout.splitlines() if line.startswith("W^")][-1:]
+    assert row.split()[-1].startswith("model.layers.")
     lines = done.stdout.splitlines()[-3:]
     assert lines[0].startswith("# 1 of 4 modules, those of the smallest condition numbers")
     assert lines[1].startswith('target_modules=["model.layers.') and lines[1].endswith('"]  # PEFT')

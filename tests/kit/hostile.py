@@ -250,7 +250,8 @@ def _manifest(root: Path, model: Path, start: Path, fresh: Callable[[], Path]) -
 
 def _analysis(root: Path, model: Path, against: Path | None) -> Document:
     folder = root / ("against" if against else "alone")
-    analyze(model, rank=2, output=folder, suggest_ranks=2, heads=True, against=[against] if against else [])
+    given = [against] if against else []
+    analyze(model, rank=2, output=folder, suggest_ranks=2, suggest_targets=2, heads=True, against=given)
     path = folder / "changed.json"
     return Document(
         json.loads((folder / "analysis.json").read_text()),

@@ -34,7 +34,8 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     root = tmp_path_factory.mktemp("analysis")
     model = write_checkpoint(root / "model", llama_tensors(hidden=16, kv=8), num_attention_heads=2, head_dim=8)
     start = initialize(model, 2, output=root / "start").adapter
-    found = analyze(model, rank=2, output=root / "report", heads=True, suggest_ranks=2, against=[start]).document
+    asked = {"suggest_ranks": 2, "suggest_targets": 2, "heads": True}
+    found = analyze(model, rank=2, output=root / "report", against=[start], **asked).document
     return dict(json.loads(json.dumps(found)))
 
 
@@ -71,10 +72,34 @@ def test_schema_and_types_agree_on_every_change(good: dict[str, Any]) -> None:
         (lambda d: d["matrices"][0]["elements"].pop("quantile_levels"), "quantile_levels are"),
         (lambda d: d["matrices"][0]["changes"].pop(), "0 changes, and against has 1"),
         (lambda d: d["ranks"]["rank_pattern"].clear(), "rank_pattern does not name"),
+        (
+            lambda d: d["targets"]["target_modules"].pop(),
+            r"\$\.targets: modules and target_modules name different ones",
+        ),
+        (lambda d: d["targets"]["modules"].clear(), r"\$\.targets: modules and target_modules"),
+        (lambda d: [row.update(module="x") for row in d["matrices"]], r"\$\.targets: .* have no matrices"),
+        (lambda d: d["targets"].update(basis="condition"), r"\$\.targets: a module has no condition"),
+        (lambda d: (d["against"].clear(), [row["changes"].clear() for row in d["matrices"]]), "and against is empty"),
         (lambda d: d["matrices"][0].update(layer="x"), r"\$\.matrices\[0\]\.layer: Expected int, got str, found 'x'"),
         (lambda d: d["matrices"][0]["spectrum"].update(singular_values=[1e308] * 16), "cannot be drawn"),
     ],
-    ids=["rank", "cuts", "order", "spectrum", "edge", "levels", "changes", "pattern", "type", "overflow"],
+    ids=[
+        "rank",
+        "cuts",
+        "order",
+        "spectrum",
+        "edge",
+        "levels",
+        "changes",
+        "pattern",
+        "lists",
+        "none chosen",
+        "strangers",
+        "basis",
+        "against",
+        "type",
+        "overflow",
+    ],
 )
 def test_what_does_not_belong_together_is_named(good: dict[str, Any], change: Any, words: str, tmp_path: Path) -> None:
     document = copy.deepcopy(good)

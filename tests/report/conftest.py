@@ -62,14 +62,17 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     pair = rxnfp(root / "rxnfp")
     hostile = {f"{HOSTILE}.{layer}.{role}_proj.weight": torch.randn(8, 8) for layer in range(4) for role in "qv"}
     sources: dict[str, tuple[Path, dict[str, Any]]] = {
-        "minilm": (minilm(root / "minilm"), {}),
+        "minilm": (minilm(root / "minilm"), {"suggest_targets": 3}),
         "smollm2": (smollm2(root / "smollm2"), {"heads": True}),
-        "rxnfp": (pair / "base", {"against": [pair / "ft", pair / "ft_10k"], "heads": True, "suggest_ranks": 8}),
+        "rxnfp": (
+            pair / "base",
+            {"against": [pair / "ft", pair / "ft_10k"], "heads": True, "suggest_ranks": 8, "suggest_targets": 4},
+        ),
         "identical": (pair / "base", {"against": [pair / "base"]}),
         "hostile": (write_checkpoint(root / "<b>", hostile, model_type="odd"), {"rank": 2}),
-        "whisper": (_whisper(root / "whisper"), {"heads": True, "rank": 4}),
+        "whisper": (_whisper(root / "whisper"), {"heads": True, "rank": 4, "suggest_targets": 0.3}),
         "unet": (_unet(root / "unet"), {"rank": 4}),
-        "deep": (_deep(root / "deep"), {}),
+        "deep": (_deep(root / "deep"), {"suggest_targets": 0.4}),
         "damaged": (_damaged(root / "damaged"), {"rank": 2, "layers": "0-2"}),
         "one layer": (root / "minilm", {"layers": "2"}),
     }

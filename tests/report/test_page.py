@@ -149,3 +149,26 @@ def test_80_layers_are_drawn_as_they_come_into_view(browser: Any, reports: dict[
     page.draw_all()
     assert all(page.evaluate(drawn)) and page.evaluate("document.querySelectorAll('*').length") < 20_000
     assert page.faults == []
+
+
+def test_suggested_modules_are_drawn_where_they_were_asked_for(browser: Any, reports: dict[str, Path]) -> None:
+    for name in ("rxnfp", "minilm"):
+        page = Page(browser, reports[name], "phone")
+        targets = json.loads((reports[name].parent / "analysis.json").read_text())["targets"]
+        chosen = targets["target_modules"]
+        live = "document.querySelector('[data-figure=\"targets\"] .live')"
+        page.evaluate("page.draw(document.querySelector('[data-figure=\"targets\"]'))")
+        page.wait_for_function(f"() => {live}.data")
+        marks = page.evaluate(f"{live}.data.filter(one => one.mode === 'markers').flatMap(one => one.x).length")
+        level = page.evaluate(f"{live}.layout.shapes[0].y0")
+        scores = [row[targets["basis"]] for row in targets["modules"]]
+        assert marks == len(chosen), name
+        assert (max(scores) < level) if targets["basis"] == "condition" else (min(scores) > level)
+        told = [row.text_content() for row in page.query_selector_all(".chosen-modules tbody td:last-child")]
+        assert told == [row["module"] for row in targets["modules"]] and sorted(told) == chosen
+        copied = page.get_attribute('#targets button[data-copy^="target_modules="]', "data-copy")
+        assert json.loads(copied.partition("=")[2]) == chosen
+        assert page.evaluate("document.documentElement.scrollWidth") <= page.width and page.faults == []
+    assert "said to overwrite least" in page.text_content("#targets .lead"), "the reason, and what it does not say"
+    assert "No measurement here" in page.text_content("#targets .lead")
+    assert Page(browser, reports["damaged"]).query_selector("#targets") is None

@@ -333,7 +333,8 @@ def test_csv_is_no_formula(tmp_path: Path) -> None:
 
 
 def test_plotly_accepts_every_figure(model: Path, tuned: Path, tmp_path: Path) -> None:
-    result = analyze(model, against=[tuned, model], output=tmp_path / "out", heads=True, suggest_ranks=4, roles="qkvo")
+    asked = {"suggest_ranks": 4, "suggest_targets": 3}
+    result = analyze(model, against=[tuned, model], output=tmp_path / "out", heads=True, roles="qkvo", **asked)
     data = unpacked(result.report.read_text(encoding="utf-8"))
     assert len(data["figures"]) > 30
     for name, figure in data["figures"].items():
