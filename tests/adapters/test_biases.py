@@ -10,13 +10,13 @@ import pytest
 import torch
 from click.testing import CliRunner
 from kit.checkpoints import tree
+from kit.qalora import by_groups
 from mlx.utils import tree_map
 from mlx_lm.tuner.utils import load_adapters
 from mlx_lm.utils import load_model, quantize_model, save_config, save_model
 from peft import LoraConfig, get_peft_model
-from peft.tuners.lora.gptq import GPTQLoraLinear
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ailora_tools import initialize, merge, verify
@@ -76,8 +76,7 @@ def trained(few: Path, folder: Path, group: int = GROUP) -> Tensor:
     config = LoraConfig(
         r=4, lora_alpha=6, target_modules=["q_proj", "v_proj"], use_qalora=True, qalora_group_size=group
     )
-    config._register_custom_module({nn.Linear: GPTQLoraLinear})
-    held = get_peft_model(model, config)
+    held = get_peft_model(model, by_groups(config))
     for name, parameter in held.named_parameters():
         if "lora_" in name:
             parameter.data = torch.randn(parameter.shape) * (1 if "lora_A" in name else 0.002 * group)
@@ -137,7 +136,7 @@ def test_a_plain_lora_and_smaller_groups_are_refused(base: Path, tmp_path: Path)
     trained(base, tmp_path / "small", GROUP // 2)
     with pytest.raises(TargetError, match="32 inputs share a zero point, and groups of 16 are no multiple"):
         merge(base, tmp_path / "small", tmp_path / "merged", zeros="float")
-    plain = initialize(base, 2, method="pissa", no_base=True, output=tmp_path / "plain")
+    plain = initialize(base, 2, method="lora", output=tmp_path / "plain")
     with pytest.raises(TargetError, match="is a plain LoRA"):
         merge(base, plain.adapter, tmp_path / "merged", zeros="float")
     assert not (tmp_path / "merged").exists()

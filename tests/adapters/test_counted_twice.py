@@ -42,8 +42,8 @@ def test_on_the_original_it_is_refused_until_it_is_converted(source: tuple[str, 
     name, original = source
     start = initialize(original, 3, no_base=True, output=tmp_path / "start")
     adapter = trained(start.adapter, tmp_path / "trained")
-    for refused in (start.adapter, adapter):
-        with pytest.raises(TargetError, match=TWICE):
+    for refused, words in ((start.adapter, "is a start on the untouched original"), (adapter, TWICE)):
+        with pytest.raises(TargetError, match=words):
             merge(original, refused, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     plain = convert(adapter, tmp_path / "start", tmp_path / "plain").folder

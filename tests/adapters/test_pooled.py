@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from kit.families import FAMILIES, build, output
+from kit.qalora import by_groups
 from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.lora.gptq import GPTQLoraLinear
 from safetensors.torch import load_file
 from torch import nn
 
@@ -19,13 +17,7 @@ from ailora_tools import analyze, merge
 from ailora_tools.errors import CheckpointError, TargetError
 
 INPUTS = FAMILIES["llama"].inputs()
-
-
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 def pooled(folder: Path, group: int = 4, *, gptq: bool = True, **options: object) -> nn.Module:
@@ -35,7 +27,7 @@ def pooled(folder: Path, group: int = 4, *, gptq: bool = True, **options: object
         r=2, lora_alpha=3, target_modules=["q_proj", "v_proj"], use_qalora=True, qalora_group_size=group, **options
     )
     if gptq:
-        config._register_custom_module({nn.Linear: GPTQLoraLinear})
+        config = by_groups(config)
     torch.manual_seed(0)
     model = get_peft_model(build("llama"), config)
     for name, parameter in model.named_parameters():
@@ -97,7 +89,6 @@ def test_a_group_that_is_no_number_of_inputs_is_refused(group: object, tmp_path:
 def test_peft_loads_the_pooled_adapter_as_it_was(tmp_path: Path) -> None:
     """The registered layer, which the other tests build on, is the one that loads a folder of a trainer, too."""
     model = pooled(tmp_path)
-    config = LoraConfig.from_pretrained(tmp_path / "adapter")
-    config._register_custom_module({nn.Linear: GPTQLoraLinear})
+    config = by_groups(LoraConfig.from_pretrained(tmp_path / "adapter"))
     loaded = PeftModel.from_pretrained(build("llama"), tmp_path / "adapter", config=config)
     assert torch.equal(output(loaded, INPUTS), output(model, INPUTS))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,32 +14,19 @@ from compressed_tensors.compressors import IntQuantizationCompressor
 from compressed_tensors.quantization import QuantizationArgs, QuantizationConfig, QuantizationScheme
 from kit.checkpoints import tree, write_checkpoint
 from kit.few_bits import write_quantised
+from kit.qalora import by_groups, logits, tiny_llama
 from peft import LoraConfig, get_peft_model
-from peft.tuners.lora.gptq import GPTQLoraLinear
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import CompressedTensorsConfig, LlamaConfig, LlamaForCausalLM
+from transformers import CompressedTensorsConfig, LlamaForCausalLM
 
 from ailora_tools import initialize, merge, verify
 from ailora_tools.adapters.peft import ADAPTER_WEIGHTS
 from ailora_tools.cli import main
 from ailora_tools.errors import OptionError, TargetError
 
-WORDS = torch.arange(24).view(2, 12)
 GROUP = 32
-
-
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-def logits(model: nn.Module) -> Tensor:
-    with torch.no_grad():
-        found: Tensor = model.eval()(WORDS).logits
-    return found
+pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 def compressed(W: Tensor, symmetric: bool, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -63,10 +48,7 @@ def weights(symmetric: bool) -> dict[str, Any]:
 def write_base(folder: Path, symmetric: bool = False, dtype: torch.dtype = torch.float32) -> Path:
     """A tiny Llama, all linear layers of the stack in compressed-tensors' int-quantized, in two shards."""
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=64, hidden_size=128, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, initializer_range=0.1,
-    )  # fmt: skip
+    config = tiny_llama(initializer_range=0.1)
     tensors: dict[str, Tensor] = {}
     for name, W in LlamaForCausalLM(config).state_dict().items():
         stem = name.removesuffix(".weight")
@@ -98,7 +80,7 @@ def write_adapter(
         r=4, lora_alpha=6, target_modules=["q_proj", "v_proj"], use_qalora=pooled, qalora_group_size=group,
     )  # fmt: skip
     if pooled:
-        config._register_custom_module({nn.Linear: GPTQLoraLinear})
+        config = by_groups(config)
     torch.manual_seed(1)
     model: nn.Module = get_peft_model(base, config)
     for name, parameter in model.named_parameters():

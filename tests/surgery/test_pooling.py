@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,39 +12,22 @@ import pytest
 import torch
 from kit.checkpoints import write_checkpoint
 from kit.few_bits import FORMATS, write_quantised
+from kit.qalora import by_groups, logits, tiny_llama
 from peft import LoraConfig, PeftModel
-from peft.tuners.lora.gptq import GPTQLoraLinear
 from safetensors.torch import load_file
-from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from ailora_tools import analyze, check_start, convert, initialize, merge, verify
 from ailora_tools.adapters.peft import ADAPTER_WEIGHTS
 from ailora_tools.errors import OptionError
 
-WORDS = torch.arange(24).view(2, 12)
-
-
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-def logits(model: nn.Module) -> Tensor:
-    with torch.no_grad():
-        found: Tensor = model.eval()(WORDS).logits
-    return found
+pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 def write_gptq(folder: Path) -> Path:
     """A tiny Llama, attention in GPTQ with groups of 32, the rest in float32."""
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=64, hidden_size=128, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2,
-    )  # fmt: skip
+    config = tiny_llama()
     tensors, settings = {}, {}
     for name, W in LlamaForCausalLM(config).state_dict().items():
         stored = FORMATS["GPTQ 4"](W) if "self_attn" in name else None
@@ -71,9 +52,8 @@ def at(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
 
 def pooled(at: SimpleNamespace, adapter: Path) -> PeftModel:
     """The adapter by PEFT's layer for GPTQ, on linear layers with the numbers of the base."""
-    config = LoraConfig.from_pretrained(adapter)
+    config = by_groups(LoraConfig.from_pretrained(adapter))
     assert config.use_qalora
-    config._register_custom_module({nn.Linear: GPTQLoraLinear})
     model = LlamaForCausalLM.from_pretrained(at.plain)
     return PeftModel.from_pretrained(model, adapter, config=config, is_trainable=True)
 

@@ -11,6 +11,7 @@ import torch
 from bitsandbytes.nn import Linear4bit
 from kit.adapters import load_with_offset
 from kit.families import build
+from kit.qalora import by_groups
 from peft import LoraConfig, PeftModel
 from peft.tuners.lora.gptq import GPTQLoraLinear
 from torch import nn
@@ -41,8 +42,7 @@ def on_gptq_layers(source: Path, start: Path, dtype: torch.dtype) -> nn.Module:
     model = LlamaForCausalLM.from_pretrained(source, dtype=dtype)
     for name in ("default", "offset"):
         folder = start / ("ailora_init" if name == "default" else "ailora_offset")
-        config = LoraConfig.from_pretrained(folder)
-        config._register_custom_module({nn.Linear: GPTQLoraLinear})
+        config = by_groups(LoraConfig.from_pretrained(folder))
         if name == "default":
             model = PeftModel.from_pretrained(model, folder, config=config)
         else:

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from huggingface_hub import snapshot_download
 from kit.checkpoints import tree
 from kit.hub_server import HubServer, Repo
-from kit.shared import BASE, PLAIN, SOURCE, WORDS, Made, elsewhere, make
+from kit.shared import BASE, PLAIN, SOURCE, WORDS, Made, elsewhere
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
@@ -22,18 +22,7 @@ from ailora_tools.cli.group import main
 from ailora_tools.errors import CheckpointError, OutputError, TargetError, VerificationError
 from ailora_tools.verbs.push import GatedSourceError, Push
 
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, hub_server: HubServer) -> Made:
-    return make(tmp_path_factory.mktemp("made"), hub_server)
-
-
-@pytest.fixture
-def hub(hub: HubServer, made: Made, monkeypatch: pytest.MonkeyPatch) -> HubServer:
-    """With the source in it, and a login."""
-    hub.repos[SOURCE] = Repo(tree(made.model))
-    monkeypatch.setenv("HF_TOKEN", hub.token)
-    return hub
+pytestmark = pytest.mark.usefixtures("source_on_hub")
 
 
 def how(done: Push) -> dict[str, str]:

@@ -15,7 +15,7 @@ from huggingface_hub import constants
 from huggingface_hub.utils import _http
 from kit.checkpoints import tree
 from kit.hub_server import Asked, Fault, HubServer, Repo, always, once
-from kit.shared import BASE, PLAIN, SOURCE, Made, make
+from kit.shared import BASE, PLAIN, SOURCE, Made
 
 from ailora_tools import push
 from ailora_tools.checkpoint import upload
@@ -23,20 +23,14 @@ from ailora_tools.checkpoint.transfer import Backoff
 from ailora_tools.cli.group import main
 from ailora_tools.errors import AiloraError
 
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, hub_server: HubServer) -> Made:
-    return make(tmp_path_factory.mktemp("made"), hub_server)
+pytestmark = pytest.mark.usefixtures("source_on_hub")
 
 
-@pytest.fixture
-def hub(hub: HubServer, made: Made, monkeypatch: pytest.MonkeyPatch) -> HubServer:
-    """With the source in it, a login, and no waiting between attempts, the client's neither."""
-    hub.repos[SOURCE] = Repo(tree(made.model))
-    monkeypatch.setenv("HF_TOKEN", hub.token)
+@pytest.fixture(autouse=True)
+def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No waiting between attempts, the client's neither."""
     monkeypatch.setattr(upload, "Backoff", lambda: Backoff(tries=3, first=0.0, longest=0.0))
     monkeypatch.setattr(_http.time, "sleep", lambda seconds: None)
-    return hub
 
 
 def run(folder: Path, *options: str) -> Result:
