@@ -48,7 +48,7 @@ def spectrum(W: Tensor) -> Spectrum:
     with turn(W.device):
         G = gram(W)
         squares = torch.linalg.eigvalsh(G)
-    return resolved(W, squares, lambda count: minor(W, count, torch.Generator().manual_seed(0), G))
+    return resolved(W, squares, lambda count: minor(W, count, torch.Generator().manual_seed(0), G, unresolved=True))
 
 
 def resolved(W: Tensor, squares: Tensor, last: Callable[[int], Components]) -> Spectrum:
