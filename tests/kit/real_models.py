@@ -6,6 +6,7 @@ import atexit
 import hashlib
 import importlib.util
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -71,7 +72,7 @@ def rxnfp(folder: Path, *options: str) -> Path:
 
 
 def first_layers(model: Path, folder: Path, count: int, dtype: torch.dtype = torch.float32) -> Path:
-    """The first `count` layers of a decoder of `model` in `folder`, with its tokenizer.
+    """The first `count` layers of `model` in `folder`, with its tokenizer.
 
     Cut off so, a model predicts badly, but its matrices are real: what is compared is one run with another.
     """
@@ -89,5 +90,5 @@ def first_layers(model: Path, folder: Path, count: int, dtype: torch.dtype = tor
 
 def _layer(name: str) -> int:
     """Of a tensor; -1 for what lies outside the layers."""
-    _, found, after = name.partition(".layers.")
-    return int(after.split(".")[0]) if found else -1
+    found = re.search(r"\.layers?\.(\d+)\.", name)
+    return int(found[1]) if found else -1
