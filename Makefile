@@ -42,9 +42,12 @@ faults: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m faults -n 2 --dist worksteal; status=$$?; \
 		$(BIN)/python tests/faults/table.py && exit $$status
 
-# Every linear layer of every family, from init to merge: the ordinary run takes a sample.
+# Every linear layer of every family from init to merge, and real models with all their layers: the ordinary run takes
+# a sample.
 families: $(VENV)/.test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'families or not families' -n 2 --dist worksteal tests/models/test_all_linear.py tests/proof/test_merged_families.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'families or not families' -n 2 --dist worksteal \
+		tests/models/test_all_linear.py tests/models/test_real_models.py tests/proof/test_merged_families.py \
+		tests/examples/test_trainers.py
 
 # Trainers and servers of others, each in an environment of its own with pinned versions: told in reports/trainers.
 TRAINERS := $(patsubst tests/trainers/environments/%.txt,.venv-trainers/%/.done,$(wildcard tests/trainers/environments/*.txt))

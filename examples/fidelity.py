@@ -10,6 +10,7 @@ the stored base.
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 import tempfile
@@ -69,7 +70,8 @@ def noise(folder: Path) -> Path:
     }
     drawn["model.layers.0.self_attn.q_proj.weight"] = drawn["model.layers.0.self_attn.v_proj.weight"].clone()
     save_file(drawn, folder / "model.safetensors", {"format": "pt"})
-    (folder / "config.json").write_text('{"model_type": "llama", "architectures": ["LlamaForCausalLM"]}')
+    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "num_hidden_layers": 1}
+    (folder / "config.json").write_text(json.dumps(config))
     return folder
 
 

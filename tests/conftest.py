@@ -28,6 +28,11 @@ for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_CACHE"):
 
 
 import transformers  # noqa: E402, F401 - loaded once, before tests count threads and memory
+from kit.asked_here import Here  # noqa: E402
+
+from ailora_tools.targets import module_tree  # noqa: E402
+
+_APART = module_tree._ask
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
@@ -46,6 +51,22 @@ def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
         case tuple() | list() if val and all(isinstance(word, str) for word in val):
             return " ".join(val)
     return None
+
+
+@pytest.fixture(autouse=True, scope="session")
+def asked_here() -> Iterator[None]:
+    """Classes are asked in this process: the one of its own takes seconds to import transformers."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module_tree, "_ask", Here)
+        yield
+
+
+@pytest.fixture(scope="module")
+def asked_apart() -> Iterator[None]:
+    """For the tests of a module: classes are asked as for a user, in a process of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module_tree, "_ask", _APART)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner, Result
 from kit.checkpoints import llama_tensors, tree, write_checkpoint
 from kit.hub_server import Asked, Fault, HubServer, Repo, always, anything, in_storage
 from kit.interruption import Interrupting, join_workers, press_ctrl_c, start
@@ -21,6 +22,7 @@ from safetensors.torch import save_file
 from ailora_tools import AiloraError, analyze, initialize, inspect_checkpoint, verify
 from ailora_tools.checkpoint import remote
 from ailora_tools.checkpoint.source import open_files, parse_hub_name
+from ailora_tools.cli.group import main as command_line
 from ailora_tools.errors import CheckpointError, OptionError
 from ailora_tools.output import base as base_room
 
@@ -49,6 +51,11 @@ def llama(folder: Path, **options: Any) -> Path:
 def cli(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "ailora_tools", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
+
+
+def run(*arguments: object) -> Result:
+    """In this process."""
+    return CliRunner().invoke(command_line, [*map(str, arguments)], catch_exceptions=False)
 
 
 def weights(folder: Path) -> dict[str, bytes]:
@@ -433,7 +440,7 @@ def test_ctrl_c_does_not_wait_for_the_network(hub: HubServer, tmp_path: Path) ->
     gate.open()
     assert child.returncode == 130 and "--resume" in errors and "Traceback" not in errors
     hub.fault_of = None
-    assert cli("init", NAME, "--rank", 4, "-o", tmp_path / "out", "--resume").returncode == 0
+    assert run("init", NAME, "--rank", 4, "-o", tmp_path / "out", "--resume").exit_code == 0
     assert verify(tmp_path / "out", source=NAME).holds
 
 
@@ -442,14 +449,14 @@ def test_ctrl_c_does_not_wait_for_the_network(hub: HubServer, tmp_path: Path) ->
 
 def test_the_terminal_says_what_is_read(hub: HubServer, tmp_path: Path) -> None:
     commit = upload(hub, minilm(tmp_path / "model")).commit
-    done = cli("inspect", NAME)
+    done = run("inspect", NAME)
     assert f"{NAME} at {commit}" in done.stdout and "To read: 7.08 MB of 90.9 MB (7.8%)" in done.stdout
     assert "about 0.57 s at 100 Mbit/s" in done.stdout
     assert "in 5 requests." in done.stderr
-    done = cli("analyze", NAME, "-o", tmp_path / "out")
+    done = run("analyze", NAME, "-o", tmp_path / "out")
     assert "note: reading 7.08 MB of 90.9 MB over the network" in done.stderr
     assert "Read 7.15 MB in 11 requests." in done.stderr
-    done = cli("inspect", NAME, "--json")
+    done = run("inspect", NAME, "--json")
     document = json.loads(done.stdout)
     assert document["traffic"]["requests"] == 5 and document["revision"] == commit
 

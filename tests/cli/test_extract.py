@@ -8,17 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from kit.asked_here import Here
 from kit.checkpoints import llama_tensors, tree, write_checkpoint
 
 from ailora_tools.cli.group import main
 
 Q0, NORM = "model.layers.0.self_attn.q_proj.weight", "model.norm.weight"
-
-
-@pytest.fixture(autouse=True)
-def asked_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ailora_tools.targets.module_tree._ask", Here)
 
 
 @pytest.fixture

@@ -85,19 +85,24 @@ def test_errors_notices_and_json(tmp_path: Path) -> None:
     assert done.exit_code == 2 and r"more\x1b[2J" in done.stderr and "\x1b" not in done.stderr
 
 
-@pytest.mark.parametrize("encoding", ["latin-1", "ascii", "cp1252"])
-def test_a_terminal_that_is_not_utf_8(tmp_path: Path, encoding: str) -> None:
+@pytest.mark.parametrize(
+    ("encoding", "command"),
+    [("latin-1", "inspect"), ("ascii", "json"), ("cp1252", "help"), ("latin-1", "analyze"), ("ascii", "no model")],
+)
+def test_a_terminal_that_is_not_utf_8(tmp_path: Path, encoding: str, command: str) -> None:
+    """In turn, in processes of their own; every command in every encoding is in test_encodings."""
     folder = write_checkpoint(tmp_path / "modèle", llama_tensors())
-    for arguments in (
-        ["inspect", str(folder)], ["inspect", str(folder), "--json"], ["--help"],
-        ["analyze", str(folder), "-r", "2", "-o", str(tmp_path / "report")], ["inspect", "模型/none"],
-    ):  # fmt: skip
-        environment = {**os.environ, "PYTHONIOENCODING": encoding}
-        command = [sys.executable, "-m", "ailora_tools", *arguments]
-        done = subprocess.run(command, capture_output=True, env=environment, timeout=120)
-        assert done.returncode == (arguments[-1] == "模型/none") and b"Traceback" not in done.stderr
-        if "--json" in arguments:
-            assert json.loads(done.stdout.decode(encoding))["model"] == str(folder)
+    arguments = {
+        "inspect": ["inspect", str(folder)], "json": ["inspect", str(folder), "--json"], "help": ["--help"],
+        "analyze": ["analyze", str(folder), "-r", "2", "-o", str(tmp_path / "report")],
+        "no model": ["inspect", "模型/none"],
+    }[command]  # fmt: skip
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    words = [sys.executable, "-m", "ailora_tools", *arguments]
+    done = subprocess.run(words, capture_output=True, env=environment, timeout=120)
+    assert done.returncode == (command == "no model") and b"Traceback" not in done.stderr
+    if command == "json":
+        assert json.loads(done.stdout.decode(encoding))["model"] == str(folder)
 
 
 def test_the_error_of_a_system_is_one_message(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from click.testing import CliRunner
 from kit.checkpoints import llama_tensors, tree, write_checkpoint
 from kit.families import build
 from kit.few_bits import write_quantised
@@ -29,6 +30,7 @@ from kit.hub_server import HubServer, Repo
 from kit.real_models import ROOT, minilm_files
 
 from ailora_tools import analyze, bitfit, convert, export, extract, initialize, merge, relink
+from ailora_tools.cli.group import main
 from ailora_tools.matrices import layouts
 from ailora_tools.methods import METHODS, RULES
 from ailora_tools.metrics.definitions import DEFINITIONS
@@ -39,6 +41,7 @@ GUIDE = ROOT / "examples" / "guide"
 PAGES = [ROOT / "README.md", *sorted(GUIDE.glob("*.md"))]
 EVERY_PAGE = [ROOT / "README.md", *(page for top in ("examples", "reports") for page in (ROOT / top).rglob("*.md"))]
 CUT = "..."
+PROGRAM = {"README.md", "command_line.md"}  # pages whose commands run as processes of their own
 SHOWN_ONLY = {"text", "bibtex"}  # languages of blocks that nothing can run or parse
 
 
@@ -63,6 +66,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "demo"
 
 
+@pytest.mark.usefixtures("asked_apart")
 @pytest.mark.parametrize("page", PAGES, ids=named)
 def test_the_blocks_run_in_order(
     page: Path, demo: Path, hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -75,7 +79,7 @@ def test_the_blocks_run_in_order(
     for language, text in blocks(page):
         if language == "console":
             for command, shown in sessions(text):
-                printed = run(command).replace(f"{tmp_path}/", "").replace(f"{demo.parent}/", "")
+                printed = run(command, page).replace(f"{tmp_path}/", "").replace(f"{demo.parent}/", "")
                 assert matches(lines(shown), lines(printed)), f"$ {command}\n{shown}\nis shown, printed is\n{printed}"
         elif language == "python":
             exec(compile(text, named(page), "exec"), scope)
@@ -104,10 +108,14 @@ def sessions(text: str) -> list[tuple[str, str]]:
     return list(zip(parts[1::2], parts[2::2], strict=True))
 
 
-def run(command: str) -> str:
-    """What a command prints, in the order in which it does."""
+def run(command: str, page: Path) -> str:
+    """What a command prints, in the order in which it does: as a program on the pages that begin with it."""
     program, *arguments = command.split()
     assert program == "ailora-tools"
+    if page.name not in PROGRAM:
+        told = CliRunner().invoke(main, arguments, catch_exceptions=False)
+        assert told.exit_code == 0, f"$ {command}\n{told.output}"
+        return told.output
     done = subprocess.run(
         [sys.executable, "-u", "-m", "ailora_tools", *arguments],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,

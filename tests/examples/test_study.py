@@ -13,7 +13,7 @@ from statistics import median
 
 import plotly.graph_objects as go
 import pytest
-from kit.real_models import ROOT, minilm
+from kit.real_models import ROOT, first_layers, minilm
 
 sys.path.insert(0, str(ROOT / "examples" / "study"))
 
@@ -21,9 +21,9 @@ from arms import ARMS, LADDER
 from conclusion import ASKED, TITLES, conclusion
 from outcome import contest, outcomes
 from report import COLOURS, markdown, page
-from run import dev_loss, next_runs
+from run import Study, dev_loss, next_runs
 from tasks import TASKS, Text, batches
-from train import FORMS, Form
+from train import FORMS, Form, Place
 
 from ailora_tools.report.packed import unpacked
 
@@ -169,14 +169,14 @@ def test_what_is_told_elsewhere_is_of_the_lines_that_are_kept() -> None:
 @pytest.mark.slow
 def test_a_study_runs_and_goes_on(tmp_path: Path) -> None:
     lines = tmp_path / "lines.jsonl"
-    model = minilm(tmp_path / "model")
+    model = first_layers(minilm(tmp_path / "whole"), tmp_path / "model", 2)
     command = [
         sys.executable, "-m", "examples.study", "minilm", model, tmp_path / "work", "--steps", "2", "--out", lines,
     ]  # fmt: skip
 
-    def study(arms: str) -> list[dict[str, object]]:
+    def study(arms: str, workers: int) -> list[dict[str, object]]:
         subprocess.run(
-            [*command, "--arms", arms],
+            [*command, "--arms", arms, "--workers", str(workers)],
             check=True,
             cwd=ROOT,
             capture_output=True,
@@ -184,11 +184,11 @@ def test_a_study_runs_and_goes_on(tmp_path: Path) -> None:
         )
         return [json.loads(text) for text in lines.read_text().splitlines()]
 
-    first = study("bitfit")
-    other = subprocess.run([*command, "--arms", "bitfit", "--steps", "4"], cwd=ROOT, capture_output=True, text=True)
-    assert other.returncode == 1 and "another form" in other.stderr
+    first = study("bitfit", 2)
+    with pytest.raises(SystemExit, match="another form"):
+        Study(Place("minilm", model, tmp_path / "work"), Form(**FORM), lines).complete(["bitfit"], 1)
     assert len(first) >= 4 and {entry["arm"] for entry in first} == {"bitfit"}
-    both = study("bitfit,ailora-balanced")
+    both = study("bitfit,ailora-balanced", 1)
     assert both[: len(first)] == first and len(both) >= len(first) + 4
     for entry in both:
         assert entry["looks"][0]["loss"] == pytest.approx(first[0]["looks"][0]["loss"], abs=1e-5), "equal at step 0"

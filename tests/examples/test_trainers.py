@@ -12,7 +12,17 @@ from pathlib import Path
 from statistics import mean
 
 import pytest
+import torch
 from kit.real_models import ROOT, first_layers, minilm, smollm2
+
+# The first layers of 30, cut off so that they are quick to train, and all of them; steps of training.
+LAYERS = [pytest.param(4, 16, id="4 layers"), pytest.param(30, 24, id="30 layers", marks=pytest.mark.families)]
+
+
+def language_model(folder: Path, layers: int) -> Path:
+    """SmolLM2-135M in the bfloat16 of its shards."""
+    whole = smollm2(folder / "smollm2")
+    return whole if layers == 30 else first_layers(whole, folder / "cut", layers, torch.bfloat16)
 
 
 def word_problems(file: Path, count: int) -> Path:
@@ -26,18 +36,20 @@ def word_problems(file: Path, count: int) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("layers", "steps"), LAYERS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_init_train_resume_convert_merge(dtype: str, tmp_path: Path) -> None:
-    model, texts = smollm2(tmp_path / "smollm2"), word_problems(tmp_path / "texts.txt", 300)
+def test_init_train_resume_convert_merge(dtype: str, layers: int, steps: int, tmp_path: Path) -> None:
+    model, texts = language_model(tmp_path, layers), word_problems(tmp_path / "texts.txt", 300)
     command = [sys.executable, ROOT / "examples/trainers/trl_sft.py", model, texts, tmp_path / "out"]
     done = subprocess.run(
-        [*command, "--steps", "24", "--dtype", dtype], capture_output=True, text=True,
+        [*command, "--steps", str(steps), "--dtype", dtype], capture_output=True, text=True,
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     told = json.loads(done.stdout[done.stdout.rindex('{\n  "losses"') :])
-    assert len(told["losses"]) == 24, "the resumed run goes on where the first one stopped"
-    assert mean(told["losses"][-6:]) < mean(told["losses"][:6]) - 0.1
+    assert len(told["losses"]) == steps, "the resumed run goes on where the first one stopped"
+    quarter = steps // 4
+    assert mean(told["losses"][-quarter:]) < mean(told["losses"][:quarter]) - 0.1
     theirs = told["errors"].pop("PEFT's own conversion on the original")
     assert told["training changed"] > 0.1
     if dtype == "float32":
@@ -66,9 +78,10 @@ def test_a_classifier_with_a_new_head(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_plain_loop_trains_and_converts(tmp_path: Path) -> None:
+@pytest.mark.parametrize("layers", [4, pytest.param(30, marks=pytest.mark.families)])
+def test_a_plain_loop_trains_and_converts(layers: int, tmp_path: Path) -> None:
     texts = word_problems(tmp_path / "texts.txt", 24)
-    command = [sys.executable, ROOT / "examples/trainers/plain_loop.py", smollm2(tmp_path / "smollm2"), texts]
+    command = [sys.executable, ROOT / "examples/trainers/plain_loop.py", language_model(tmp_path, layers), texts]
     done = subprocess.run(
         [*command, tmp_path / "out", "--steps", "6"], capture_output=True, text=True,
         env={**os.environ, "HF_HUB_OFFLINE": "1"},

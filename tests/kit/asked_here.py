@@ -10,8 +10,8 @@ from ailora_tools.targets.built_class import look
 
 
 class Here:
-    """In the place of `module_tree._ask`: the tests of the isolated process are in test_isolation, and the guide's
-    commands ask it. A start of its own for each question would cost a minute."""
+    """In the place of `module_tree._ask`, unless a test uses `asked_apart`: the tests of the isolated process are in
+    tests/targets, and the guide's commands ask it."""
 
     def __init__(self, question: dict[str, Any], model: Path | None) -> None:
         self.question = json.loads(json.dumps(question))

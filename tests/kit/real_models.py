@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import importlib.util
 import json
+import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from functools import cache
 from pathlib import Path
 
@@ -47,8 +50,17 @@ def minilm(folder: Path, dtype: torch.dtype = torch.float32) -> Path:
 
 def smollm2(folder: Path) -> Path:
     """SmolLM2-135M-Instruct (Llama, 30 layers, hidden 576, 3 of 9 KV heads, bfloat16, 3 shards) in `folder`."""
-    subprocess.run([sys.executable, ROOT / "examples/models/smollm2.py", folder], check=True, capture_output=True)
-    return folder
+    return Path(shutil.copytree(_smollm2(), folder))
+
+
+@cache
+def _smollm2() -> Path:
+    """Converted once for all tests of a process, which take copies."""
+    folder = Path(tempfile.mkdtemp(prefix="smollm2-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    program = ROOT / "examples/models/smollm2.py"
+    subprocess.run([sys.executable, program, folder / "model"], check=True, capture_output=True)
+    return folder / "model"
 
 
 def rxnfp(folder: Path, *options: str) -> Path:
@@ -59,17 +71,17 @@ def rxnfp(folder: Path, *options: str) -> Path:
     return folder
 
 
-def first_layers(model: Path, folder: Path, count: int) -> Path:
-    """The first `count` layers of a decoder of `model` in `folder`, in float32, with its tokenizer.
+def first_layers(model: Path, folder: Path, count: int, dtype: torch.dtype = torch.float32) -> Path:
+    """The first `count` layers of `model` in `folder`, with its tokenizer.
 
     Cut off so, a model predicts badly, but its matrices are real: what is compared is one run with another.
     """
     shutil.copytree(model, folder, ignore=shutil.ignore_patterns("*.safetensors*"))
     tensors = {}
     for file in sorted(model.glob("*.safetensors")):
-        tensors |= {name: value.float() for name, value in load_file(file).items() if _layer(name) < count}
+        tensors |= {name: value.to(dtype) for name, value in load_file(file).items() if _layer(name) < count}
     config = json.loads((model / "config.json").read_text())
-    config |= {"num_hidden_layers": count, "dtype": "float32"}
+    config |= {"num_hidden_layers": count, "dtype": str(dtype).removeprefix("torch.")}
     config.pop("torch_dtype", None)
     (folder / "config.json").write_text(json.dumps(config, indent=2))
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
@@ -78,5 +90,5 @@ def first_layers(model: Path, folder: Path, count: int) -> Path:
 
 def _layer(name: str) -> int:
     """Of a tensor; -1 for what lies outside the layers."""
-    _, found, after = name.partition(".layers.")
-    return int(after.split(".")[0]) if found else -1
+    found = re.search(r"\.layers?\.(\d+)\.", name)
+    return int(found[1]) if found else -1

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from kit.adapters import ALL, near
-from kit.asked_here import Here
 from kit.families import build, output
 from peft import PeftModel
 
 from ailora_tools import convert, initialize, merge, verify
-from ailora_tools.targets import module_tree
 
 # One of each kind: fused and single, gated and not, rows and columns, towers, mixtures, layers of other kinds.
 SAMPLE = {
@@ -23,13 +20,6 @@ SAMPLE = {
     "mobilebert", "gemma3n text, shared keys and values", "lfm2, one layer of two is attention", "switch transformers",
 }  # fmt: skip
 EVERY = [name if name in SAMPLE else pytest.param(name, marks=pytest.mark.families) for name in ALL]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _here() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module_tree, "_ask", Here)
-        yield
 
 
 @pytest.mark.parametrize("name", EVERY)

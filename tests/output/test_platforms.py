@@ -161,6 +161,7 @@ def test_a_file_that_may_not_be_opened_is_an_error_still(tmp_path: Path, monkeyp
     sync_file(tmp_path)
 
 
+@pytest.mark.usefixtures("asked_apart")
 def test_the_module_check_asks_without_nice(monkeypatch: pytest.MonkeyPatch) -> None:
     """The process that builds the class is given a lower priority only where there is one."""
     from ailora_tools.targets import module_tree

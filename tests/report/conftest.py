@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ import pytest
 import torch
 from kit.checkpoints import write_checkpoint
 from kit.families import build
-from kit.real_models import minilm, rxnfp, smollm2
+from kit.real_models import first_layers, minilm, rxnfp, smollm2
 
 from ailora_tools import analyze
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+Source = Callable[[], tuple[Path, dict[str, Any]]]  # makes a model; what to analyse of it
 HOSTILE = '</script><img src=x onerror="document.title=1">'
 
 
@@ -55,28 +57,47 @@ def _damaged(root: Path) -> Path:
     return write_checkpoint(root, tensors)
 
 
+def _hostile(root: Path) -> Path:
+    drawn = {f"{HOSTILE}.{layer}.{role}_proj.weight": torch.randn(8, 8) for layer in range(4) for role in "qv"}
+    return write_checkpoint(root, drawn, model_type="odd")
+
+
+def _grouped(root: Path) -> Path:
+    """Three heads for keys and values, nine for queries."""
+    return first_layers(smollm2(root / "whole"), root / "smollm2", 10, torch.bfloat16)
+
+
+class Reports(dict[str, Path]):
+    """Name -> report.html, with analysis.json beside it; made when it is first asked for."""
+
+    def __init__(self, folder: Path, sources: dict[str, Source]) -> None:
+        super().__init__()
+        self._folder, self._sources = folder, sources
+
+    def __missing__(self, name: str) -> Path:
+        model, more = self._sources[name]()
+        self[name] = analyze(model, output=self._folder / name, **more).report
+        return self[name]
+
+
 @pytest.fixture(scope="session")
-def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Name -> report.html, with analysis.json beside it."""
+def reports(tmp_path_factory: pytest.TempPathFactory) -> Reports:
     root = tmp_path_factory.mktemp("reports")
-    pair = rxnfp(root / "rxnfp")
-    hostile = {f"{HOSTILE}.{layer}.{role}_proj.weight": torch.randn(8, 8) for layer in range(4) for role in "qv"}
-    sources: dict[str, tuple[Path, dict[str, Any]]] = {
-        "minilm": (minilm(root / "minilm"), {"suggest_targets": 3}),
-        "smollm2": (smollm2(root / "smollm2"), {"heads": True}),
-        "rxnfp": (
-            pair / "base",
-            {"against": [pair / "ft", pair / "ft_10k"], "heads": True, "suggest_ranks": 8, "suggest_targets": 4},
-        ),
-        "identical": (pair / "base", {"against": [pair / "base"]}),
-        "hostile": (write_checkpoint(root / "<b>", hostile, model_type="odd"), {"rank": 2}),
-        "whisper": (_whisper(root / "whisper"), {"heads": True, "rank": 4, "suggest_targets": 0.3}),
-        "unet": (_unet(root / "unet"), {"rank": 4}),
-        "deep": (_deep(root / "deep"), {"suggest_targets": 0.4}),
-        "damaged": (_damaged(root / "damaged"), {"rank": 2, "layers": "0-2"}),
-        "one layer": (root / "minilm", {"layers": "2"}),
+    small, pair = cache(lambda: minilm(root / "minilm")), cache(lambda: rxnfp(root / "rxnfp"))
+    tuned = {"heads": True, "suggest_ranks": 8, "suggest_targets": 4}
+    sources: dict[str, Source] = {
+        "minilm": lambda: (small(), {"suggest_targets": 3}),
+        "one layer": lambda: (small(), {"layers": "2"}),
+        "smollm2": lambda: (_grouped(root / "grouped"), {"heads": True}),
+        "rxnfp": lambda: (pair() / "base", {"against": [pair() / "ft", pair() / "ft_10k"], **tuned}),
+        "identical": lambda: (pair() / "base", {"against": [pair() / "base"]}),
+        "hostile": lambda: (_hostile(root / "<b>"), {"rank": 2}),
+        "whisper": lambda: (_whisper(root / "whisper"), {"heads": True, "rank": 4, "suggest_targets": 0.3}),
+        "unet": lambda: (_unet(root / "unet"), {"rank": 4}),
+        "deep": lambda: (_deep(root / "deep"), {"suggest_targets": 0.4}),
+        "damaged": lambda: (_damaged(root / "damaged"), {"rank": 2, "layers": "0-2"}),
     }
-    return {name: analyze(model, output=root / "out" / name, **more).report for name, (model, more) in sources.items()}
+    return Reports(root / "out", sources)
 
 
 @pytest.fixture(scope="session")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -16,11 +14,13 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 import torch
+from click.testing import CliRunner, Result
 from kit.checkpoints import llama_tensors, tree, write_checkpoint
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ailora_tools import AiloraError, analyze, initialize, render_report
+from ailora_tools.cli.group import main
 from ailora_tools.metrics.definitions import DEFINITIONS
 from ailora_tools.metrics.motion import motions
 from ailora_tools.output.analysis import read_analysis, schema
@@ -43,9 +43,8 @@ def tuned(tmp_path: Path) -> Path:
     return write_checkpoint(tmp_path / "tuned", tensors)
 
 
-def cli(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "ailora_tools", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True)
+def cli(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [*map(str, arguments)], catch_exceptions=False)
 
 
 def without_times(document: dict[str, Any]) -> dict[str, Any]:
@@ -188,7 +187,7 @@ def test_bad_options_cost_a_message_and_nothing_else(
     if words == "rank 1 everywhere takes":
         arguments = ["--suggest-ranks", "0.1k"]
     done = cli("analyze", model, "-o", tmp_path / "out", *arguments)
-    assert done.returncode == 1 and words in done.stderr and "Traceback" not in done.stderr
+    assert done.exit_code == 1 and words in done.stderr and "Traceback" not in done.stderr
     assert not list(tmp_path.glob("out*")) and done.stdout == ""
 
 
@@ -197,19 +196,19 @@ def test_nan_is_named_the_rest_is_reported_and_the_exit_code_is_1(tmp_path: Path
     tensors["model.layers.1.self_attn.v_proj.weight"][3, 4] = float("inf")
     model = write_checkpoint(tmp_path / "m", tensors)
     done = cli("analyze", model, "-o", tmp_path / "out", "--json")
-    assert done.returncode == 1 and "1 of 1,152 values are NaN or infinite, the first at [3, 4]" in done.stderr
+    assert done.exit_code == 1 and "1 of 1,152 values are NaN or infinite, the first at [3, 4]" in done.stderr
     document = json.loads(done.stdout)
     assert [row["label"] for row in document["skipped"]] == ["v 1"] and len(document["matrices"]) == 3
     jsonschema.validate(read_analysis(tmp_path / "out"), schema())
     for name in tensors:
         tensors[name] = torch.full_like(tensors[name], float("nan"))
     done = cli("analyze", write_checkpoint(tmp_path / "n", tensors), "-o", tmp_path / "none")
-    assert done.returncode == 1 and "None of the 4 matrices" in done.stderr and not list(tmp_path.glob("none*"))
+    assert done.exit_code == 1 and "None of the 4 matrices" in done.stderr and not list(tmp_path.glob("none*"))
 
 
 def test_the_terminal_and_json(model: Path, tmp_path: Path) -> None:
     done = cli("analyze", model, "-o", tmp_path / "a")
-    assert done.returncode == 0 and "effective rank / k" in done.stdout and "█" in done.stdout
+    assert done.exit_code == 0 and "effective rank / k" in done.stdout and "█" in done.stdout
     assert done.stdout.rstrip().endswith("report.html")
     done = cli("analyze", model, "-o", tmp_path / "b", "--json")
     document = json.loads(done.stdout)
@@ -367,12 +366,12 @@ def test_the_report_again(model: Path, tmp_path: Path) -> None:
     page = result.report.read_text(encoding="utf-8")
     result.report.unlink()
     done = cli("report", tmp_path / "out" / "analysis.json")
-    assert done.returncode == 0 and result.report.read_text(encoding="utf-8") == page == render(result.document)
+    assert done.exit_code == 0 and result.report.read_text(encoding="utf-8") == page == render(result.document)
     assert render_report(tmp_path / "out", tmp_path / "elsewhere.html").read_text(encoding="utf-8") == page
     shutil.copy(model / "config.json", tmp_path / "config.json")
     for bad, words in ((tmp_path / "config.json", "format and version"), (tmp_path / "none.json", "No such file")):
         done = cli("report", bad)
-        assert done.returncode == 1 and words in done.stderr and "Traceback" not in done.stderr
+        assert done.exit_code == 1 and words in done.stderr and "Traceback" not in done.stderr
 
 
 def test_words() -> None:

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from kit.adapters import ALL, near
-from kit.asked_here import Here
 from kit.checkpoints import llama_tensors, tree, write_checkpoint
 from kit.families import build, output
 from kit.few_bits import FORMATS
@@ -55,11 +54,6 @@ def tuned_by(base: Path, folder: Path, changes: dict[str, Tensor], dtype: torch.
     kept = {name: value.to(dtype or value.dtype) for name, value in tensors.items()}
     config = json.loads((base / "config.json").read_text())
     return write_checkpoint(folder, kept, **config)
-
-
-@pytest.fixture(autouse=True)
-def asked_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ailora_tools.targets.module_tree._ask", Here)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ import pytest
 import torch
 import transformers as hf
 from kit.adapters import near
-from kit.asked_here import Here
 from kit.cards import run_card
 from kit.checkpoints import tree
 from kit.interruption import Interrupting, join_workers
@@ -26,7 +25,6 @@ from ailora_tools.adapters.peft import PREFIX
 from ailora_tools.checkpoint.stream import matrix_bytes
 from ailora_tools.errors import AiloraError, TargetError
 from ailora_tools.output.spans import sha256
-from ailora_tools.targets import module_tree
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what PEFT and transformers warn of, the checks find
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "vocab_size": 60}
@@ -101,13 +99,6 @@ CASES = {
     "tokens and a head": language({"trainable_tokens": "5", "modules_to_save": ["lm_head"]}, HEAD, TOKENS),
     "no base": language({**BOTH, "no_base": True}, HEAD, EMBEDDED),
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _here() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module_tree, "_ask", Here)
-        yield
 
 
 def write(case: Case, folder: Path) -> Path:

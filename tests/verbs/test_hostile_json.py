@@ -21,6 +21,7 @@ from ailora_tools import AiloraError, inspect_checkpoint, render_report, verify
 from ailora_tools.checkpoint import hub
 from ailora_tools.output.ranks import read_ranks
 
+pytestmark = pytest.mark.usefixtures("asked_apart")  # a number may make a class take all memory, but for its bounds
 REPORT = "FAULTS_REPORT"  # the file that takes a line for every count
 
 
