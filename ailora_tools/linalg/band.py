@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from . import portions
+
 WIDTH = 96  # of a block: a multiple of the 48 that MKL's kernels like, a fifth to a half faster than powers of two
 _STRIP = 512  # of what is left only the lower half is kept up, by strips of so many columns
 
@@ -122,7 +124,8 @@ def _reflect(G: Tensor, Y: Tensor, Z: Tensor) -> None:
     """
     X = torch.zeros_like(Y)
     # Counted from the end, so that strips stay where they are while G shrinks: their diagonal blocks are kept up whole.
-    cuts = list(itertools.pairwise([0, *range(len(G) % _STRIP or _STRIP, len(G), _STRIP), len(G)]))
+    strip = portions.side(G.device, _STRIP)
+    cuts = list(itertools.pairwise([0, *range(len(G) % strip or strip, len(G), strip), len(G)]))
     for low, high in cuts:
         X[low:].addmm_(G[low:, low:high], Z[low:high])
         X[low:high].addmm_(G[high:, low:high].T, Z[high:])

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import OptionError
+from . import portions
 
 
 @dataclass(frozen=True)
@@ -104,12 +105,12 @@ def product(W: Tensor, X: Tensor) -> Tensor:
     """
     m, n = W.shape
     if W.stride(0) < W.stride(1):
-        step = max(1, _BLOCK_ELEMENTS // m)
+        step = max(1, portions.elements(W.device, _BLOCK_ELEMENTS) // m)
         total = X.new_zeros(m, X.shape[1])
         for low in range(0, n, step):
             total += thin(W[:, low : low + step].double(), X[low : low + step])
         return total
-    step = max(1, _ROWS_ELEMENTS // n)
+    step = max(1, portions.elements(W.device, _ROWS_ELEMENTS) // n)
     return torch.cat([thin(W[low : low + step].double(), X) for low in range(0, m, step)])
 
 
@@ -126,8 +127,9 @@ def gram(W: Tensor) -> Tensor:
     """
     m, n = W.shape
     G = torch.zeros(m, m, dtype=torch.float64, device=W.device)
-    cuts = [0, *range(_GRAM_BLOCK, m, _GRAM_BLOCK), m]
-    step = max(2 * _GRAM_BLOCK, _BLOCK_ELEMENTS // m)
+    block = portions.side(W.device, _GRAM_BLOCK)
+    cuts = [0, *range(block, m, block), m]
+    step = max(2 * block, portions.elements(W.device, _BLOCK_ELEMENTS) // m)
     for low in range(0, n, step):
         part = W[:, low : low + step].double()  # (m, step)
         for top, bottom in itertools.pairwise(cuts):

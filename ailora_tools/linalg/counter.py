@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from . import portions
+
 _ROUNDS = 10
 _FACTORS = (0xD2511F53, 0xCD9E8D57)
 _STEPS = (0x9E3779B9, 0xBB67AE85)  # of the two halves of the key, from round to round
@@ -32,8 +34,9 @@ def random_bits(key: int, first: int, count: int, device: torch.device) -> Tenso
     """16 random bits for each of the elements `first` to `first + count` of anything, as int32 (count,)."""
     low, high = first // _TILE, -(-(first + count) // _TILE)
     bits = torch.empty(high - low, 8, _LANE, dtype=torch.int32, device=device)
-    for tile in range(low, high, _TILES_AT_ONCE):
-        part = bits[tile - low : tile - low + _TILES_AT_ONCE]
+    at_once = portions.elements(device, _TILES_AT_ONCE * _TILE) // _TILE
+    for tile in range(low, high, at_once):
+        part = bits[tile - low : tile - low + at_once]
         counter = torch.arange(tile * _LANE, (tile + len(part)) * _LANE, device=device).view(len(part), _LANE)
         zero = torch.zeros_like(counter)
         for at, word in enumerate(philox((counter & _WORD, counter >> 32, zero, zero), key)):

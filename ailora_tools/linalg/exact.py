@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from .components import TALL, Components, assemble, believable, gram, relative_gap, transposed, triplets
+from .eigen import eigh, turn
 
 # A Gram matrix resolves squares: a singular value is known to eps * (s_1 / s)^2, relative. Below this ratio
 # to s_1 that leaves less than five digits.
 RESOLVED = 1e-6
-_DEVICE_SIDE = 1024
 TINY = torch.finfo(torch.float64).tiny
 
 
@@ -40,7 +40,9 @@ def gram_eigh(W: Tensor, part: slice, G: Tensor | None = None) -> Components | N
     if W.shape[1] > W.shape[0]:
         found = gram_eigh(W.T, part, G)
         return None if found is None else transposed(found)
-    return of_gram(W, part, *eigh(gram(W.T) if G is None else G))
+    with turn(W.device):
+        pairs = eigh(gram(W.T) if G is None else G)
+    return of_gram(W, part, *pairs)
 
 
 def of_gram(W: Tensor, part: slice, values: Tensor, vectors: Tensor) -> Components | None:
@@ -57,14 +59,6 @@ def of_gram(W: Tensor, part: slice, values: Tensor, vectors: Tensor) -> Componen
     gap = relative_gap(above, below)
     found = assemble(W, U=U, S=S, Vh=Vh, gap=gap, sigma_max=float(S_all[0]), route="gram-eigh")
     return found if believable(found, above, below) else None
-
-
-def eigh(G: Tensor) -> tuple[Tensor, Tensor]:
-    """Ascending eigenvalues and the vectors of symmetric G, on its device; small ones by the CPU, which is faster."""
-    if len(G) > _DEVICE_SIDE:
-        return torch.linalg.eigh(G)  # type: ignore[no-any-return]
-    values, vectors = torch.linalg.eigh(G.cpu())
-    return values.to(G.device), vectors.to(G.device)
 
 
 def cut(S: Tensor, part: slice) -> tuple[float, float]:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from . import portions
+
 BLOCK = 64  # entries that share a factor, the default of bitsandbytes and of everything that builds on it
 _STEP = 1 << 21  # entries at a time, whole blocks
 GRIDS = {
@@ -33,11 +35,12 @@ def on_grid(W: Tensor, kind: str) -> Tensor:
     entries, found = W.reshape(-1), torch.empty(W.numel(), dtype=W.dtype, device=W.device)
     code = torch.tensor(GRIDS[kind], dtype=torch.float32, device=W.device)
     middles = (code[1:] + code[:-1]) / 2
-    for start in range(0, len(entries), _STEP):
-        part = entries[start : start + _STEP].float()
+    step = portions.elements(W.device, _STEP)
+    for start in range(0, len(entries), step):
+        part = entries[start : start + step].float()
         blocks = torch.nn.functional.pad(part, (0, -len(part) % BLOCK)).view(-1, BLOCK)
         factors = blocks.abs().amax(1, keepdim=True)
         scaled = blocks / factors.where(factors > 0, 1.0)
         values = code[torch.bucketize(scaled, middles)] * factors
-        found[start : start + _STEP] = values.reshape(-1)[: len(part)].to(W.dtype)
+        found[start : start + step] = values.reshape(-1)[: len(part)].to(W.dtype)
     return found.view(W.shape)

@@ -40,7 +40,9 @@ _LANCZOS_GAIN = 1e-6  # of a step, in the square: the value itself is then good 
 _QR_RESOLVED = 1e-11  # a QR knows singular values to n * eps of the largest: this leaves a digit or two
 
 
-def minor(W: Tensor, rank: int, generator: torch.Generator, G: Tensor | None = None) -> Components:
+def minor(
+    W: Tensor, rank: int, generator: torch.Generator, G: Tensor | None = None, *, unresolved: bool = False
+) -> Components:
     """Last `rank` of the min(m, n) triplets of W (m, n), any float dtype and device, finite; float64 results.
 
     Never null-space vectors of the longer side. A Gram matrix in float32 would lose these values altogether; in float64
@@ -49,26 +51,30 @@ def minor(W: Tensor, rank: int, generator: torch.Generator, G: Tensor | None = N
     bottom, or not square: inverse block Krylov with a shift next to it, on the Gram matrix brought to a band. Square
     and not resolved by the Gram matrix: on the R of a QR. Small and ill-conditioned, or rank-deficient: the full SVD.
 
-    G: the float64 Gram matrix of the smaller side, where it is at hand; it may be overwritten.
+    G: the float64 Gram matrix of the smaller side, where it is at hand; it may be overwritten. unresolved: it is known
+    not to resolve the last of them, and a square W is spared the band.
     Raises OptionError if rank is not within 1 and min(m, n).
     """
     require_rank(W, rank)
     if W.shape[1] > W.shape[0]:
-        return transposed(minor(W.T, rank, generator, G))
+        return transposed(minor(W.T, rank, generator, G, unresolved=unresolved))
     part = slice(W.shape[1] - rank, W.shape[1])
     if W.shape[1] <= max(_DIRECT_SIDE, STEPS * (rank + _OVERSAMPLING)):
         found = exact.gram_eigh(W, part, G)
     else:
-        found = _iterated(W, rank, generator, G)
+        found = _iterated(W, rank, generator, G, unresolved)
     return found or exact.svd(W, part)
 
 
-def _iterated(W: Tensor, rank: int, generator: torch.Generator, G: Tensor | None) -> Components | None:
+def _iterated(
+    W: Tensor, rank: int, generator: torch.Generator, G: Tensor | None, unresolved: bool
+) -> Components | None:
     """By inverse iteration; None where neither the Gram matrix nor a QR resolves the wanted values."""
     start = torch.randn(W.shape[1], rank + _OVERSAMPLING, generator=generator, dtype=torch.float64)
     m, n = W.shape
-    found = _by_lu(W, start, rank) if m == n > _LARGE_SIDE else None
-    found = found or _by_band(W, gram(W.T) if G is None else G, start, rank)
+    found = _by_lu(W, start, rank) if m == n and (unresolved or n > _LARGE_SIDE) else None
+    if not (unresolved and m == n):
+        found = found or _by_band(W, gram(W.T) if G is None else G, start, rank)
     del G
     return found or (_by_qr(W, start, rank) if m <= _SQUARE * n else None)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from . import portions
 from .scale import norm
 
 NEAR = 0.25  # rounding moves `share` by far less than this from -1, 0 and 1
@@ -56,4 +57,5 @@ def recombination_error(base: Tensor, A: Tensor, B: Tensor, scaling: float, sour
 
 
 def _row_blocks(W: Tensor) -> list[slice]:
-    return [slice(top, top + _CHUNK_ROWS) for top in range(0, len(W), _CHUNK_ROWS)]
+    step = portions.side(W.device, _CHUNK_ROWS)
+    return [slice(top, top + step) for top in range(0, len(W), step)]

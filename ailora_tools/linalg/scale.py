@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from . import portions
+
 _ORDINARY = 40  # powers of two: within 2^-40 and 2^40 float32 holds squares and sums of squares
 _WELL_INSIDE = 1e140  # float64 holds the squares of norms up to this, and down to its inverse
 _BLOCK_ELEMENTS = 1 << 20
@@ -29,7 +31,8 @@ def norm(X: Tensor) -> float:
 def _plain_norm(X: Tensor, unit: float = 1.0) -> float:
     """Of X / unit, by rows: a float64 copy of a large matrix would be four times its size."""
     found = 0.0
-    for part in torch.split(X, max(1, _BLOCK_ELEMENTS // max(1, X[:1].numel()))) if X.ndim else (X,):
+    at_once = portions.elements(X.device, _BLOCK_ELEMENTS)
+    for part in torch.split(X, max(1, at_once // max(1, X[:1].numel()))) if X.ndim else (X,):
         wide = part.double()
         found = math.hypot(found, float(torch.linalg.vector_norm(wide if unit == 1 else wide / unit)))
     return found
@@ -37,7 +40,7 @@ def _plain_norm(X: Tensor, unit: float = 1.0) -> float:
 
 def row_norms(X: Tensor) -> Tensor:
     """(m,) of X (m, n) in float64, by blocks of rows."""
-    blocks = torch.split(X, max(1, _BLOCK_ELEMENTS // X.shape[1]))
+    blocks = torch.split(X, max(1, portions.elements(X.device, _BLOCK_ELEMENTS) // X.shape[1]))
     return torch.cat([torch.linalg.vector_norm(rows.double(), dim=1) for rows in blocks])
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .components import TALL, Components, gram
+from .eigen import turn
 from .minor import minor
 
 _WANTED = 1e-6  # relative accuracy of every value at or above the floor
@@ -44,9 +45,10 @@ def spectrum(W: Tensor) -> Spectrum:
     """
     if W.shape[0] > W.shape[1]:
         W = W.T
-    G = gram(W)
-    squares = torch.linalg.eigvalsh(G)
-    return resolved(W, squares, lambda count: minor(W, count, torch.Generator().manual_seed(0), G))
+    with turn(W.device):
+        G = gram(W)
+        squares = torch.linalg.eigvalsh(G)
+    return resolved(W, squares, lambda count: minor(W, count, torch.Generator().manual_seed(0), G, unresolved=True))
 
 
 def resolved(W: Tensor, squares: Tensor, last: Callable[[int], Components]) -> Spectrum:

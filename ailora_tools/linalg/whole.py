@@ -9,6 +9,7 @@ from torch import Tensor
 
 from . import exact
 from .components import Components, believable, gram, product, transposed
+from .eigen import eigh, turn
 from .minor import minor
 from .principal import principal
 from .scale import near_one
@@ -38,7 +39,8 @@ def whole(W: Tensor) -> Whole:
     if W.shape[0] < W.shape[1]:
         found = whole(W.T)
         return Whole(found.V, found.U, found.spectrum)
-    squares, vectors = exact.eigh(gram(W.T))
+    with turn(W.device):
+        squares, vectors = eigh(gram(W.T))
     V, S = vectors.flip(1), squares.flip(0).clamp_min(0).sqrt()  # (n, n), descending
     large = int((S > _LARGE_PART * S[0]).sum())
     narrow = V.float()
@@ -66,18 +68,19 @@ def ends(W: Tensor, top: int, bottom: int) -> Ends:
     if W.shape[0] < W.shape[1]:
         found = ends(W.T, top, bottom)
         return Ends(found.spectrum, transposed(found.top), transposed(found.bottom))
-    G = gram(W.T)
-    if len(G) <= _VECTORS_SIDE:
-        pairs = exact.eigh(G)
+    if W.shape[1] <= _VECTORS_SIDE:
+        pairs = eigh(gram(W.T))
         part = slice(0, top)
         first = exact.of_gram(W, part, *pairs) or exact.svd(W, part)
         values = resolved(W.T, pairs[0], lambda count: _last(W, count, pairs))
         return Ends(values, first, _last(W, bottom, pairs))
     generator = torch.Generator().manual_seed(0)
-    squares = torch.linalg.eigvalsh(G)
+    with turn(W.device):
+        G = gram(W.T)
+        squares = torch.linalg.eigvalsh(G)
     last = minor(W, max(bottom, unresolved(squares)), generator, G)
     values = resolved(W.T, squares, lambda _: last)
-    if not believable(last, *exact.cut(values.S, slice(len(G) - bottom, len(G)))):
+    if not believable(last, *exact.cut(values.S, slice(len(squares) - bottom, len(squares)))):
         last = minor(W, bottom, generator)  # found for another cut, they need not be good enough at this one
     return Ends(values, principal(W.float(), top, generator), last)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..linalg import portions
 from ..linalg.scale import near_one
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
@@ -22,8 +23,9 @@ _SAMPLE = 1 << 18
 def chunks(*matrices: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Equal parts of the elements of matrices of one shape, few enough for a float64 copy of each."""
     flat = [W.reshape(-1) for W in matrices]
-    for start in range(0, flat[0].numel(), _CHUNK):
-        yield tuple(part[start : start + _CHUNK] for part in flat)
+    step = portions.elements(flat[0].device, _CHUNK)
+    for start in range(0, flat[0].numel(), step):
+        yield tuple(part[start : start + step] for part in flat)
 
 
 def element_statistics(W: Tensor) -> dict[str, float | list[float] | None]:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..adapters.pooled import unpooled
 from ..errors import NumericalError, listed
+from ..linalg import portions
 from ..linalg.components import product
 from ..linalg.finite import require_finite, stored
 from ..linalg.recombine import recombination_error
@@ -279,7 +280,7 @@ def _differences(W: Tensor, A: Tensor, B: Tensor, scaling: float) -> Iterator[tu
 
 
 def _row_blocks(W: Tensor) -> Iterator[slice]:
-    step = max(1, _CHUNK_ELEMENTS // W.shape[1])
+    step = max(1, portions.elements(W.device, _CHUNK_ELEMENTS) // W.shape[1])
     return (slice(top, top + step) for top in range(0, W.shape[0], step))
 
 

@@ -228,6 +228,7 @@ def device_time(session: Session, work: Callable[[], Any]) -> tuple[float, float
 
 def speed(session: Session) -> Iterator[Row]:
     """The surgery on the device, on two kinds of spectra, beside PEFT's own initialisation."""
+    torch.set_num_threads(1)  # as in a worker of the pipeline: small projected SVDs get slower with every thread
     for at, (name, (m, n, rule)) in enumerate(SHAPES.items()):
         for kind in ("decaying", "noise"):
             if session.left() < 45:

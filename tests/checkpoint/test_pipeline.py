@@ -22,6 +22,7 @@ from ailora_tools.checkpoint.header import StoredTensor
 from ailora_tools.checkpoint.steps import Steps
 from ailora_tools.checkpoint.tensors import matrix_bytes
 from ailora_tools.errors import NumericalError
+from ailora_tools.linalg import portions
 
 CUDA = torch.device("cuda")
 SHAPES = [(3, 5), (8, 8), (2, 2), (6, 9), (1, 7), (16, 3)]
@@ -70,6 +71,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> DeviceDouble:
     double = DeviceDouble()
     monkeypatch.setattr(stream, "Cuda", lambda device: double)
     monkeypatch.setattr(pipeline, "_SMALL_SIDE", 0)
+    monkeypatch.setattr(portions, "accelerated", lambda device: True)
     return double
 
 

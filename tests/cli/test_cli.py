@@ -69,6 +69,24 @@ def test_something_is_on_the_screen_before_torch_is_loaded(arguments: str) -> No
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 10
 
 
+def test_the_program_does_not_look_through_what_torch_has_made_and_the_library_leaves_that_to_its_user() -> None:
+    code = (
+        "import atexit, gc\nfrom ailora_tools.cli import main\n"
+        "whole = lambda: gc.get_stats()[-1]['collections']\n"
+        "atexit.register(lambda: print(gc.get_freeze_count() > 100_000))\n"
+        "usual = gc.get_threshold()\n"
+        "main(['--version'], standalone_mode=False) if {program} else None\n"
+        "before = whole()\nimport torch\nprint(gc.get_threshold() == usual, whole() - before)"
+    )
+    told = {}
+    for program in (True, False):
+        command = [sys.executable, "-c", code.format(program=program)]
+        told[program] = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-3:]
+    assert told[True][0] == "False" and told[True][2] == "True"
+    assert told[False][0] == "True" and told[False][2] == "False"
+    assert int(told[True][1]) < int(told[False][1])
+
+
 def test_help_lists_every_method() -> None:
     text = re.sub(r"\s+", " ", run("init", "--help").stdout)
     assert all(f" {row.name} {row.summary}" in text for row in (*METHODS.values(), *RULES.values()))

@@ -19,9 +19,14 @@ from ailora_tools.checkpoint.device import Event
 class Moment:
     """Done when it is waited for: first what it is behind, then `act`; `of` is the buffer that it is about."""
 
-    def __init__(self, of: int, act: Callable[[], object] | None = None, *after: Event | None) -> None:
+    def __init__(self, of: int, act: Callable[[], object] | None = None, *after: Moment | None) -> None:
         self.of, self._act, self._after = of, act, after
         self._lock = threading.RLock()
+
+    @property
+    def done(self) -> bool:
+        with self._lock:
+            return self._act is None and all(before is None or before.done for before in self._after)
 
     def wait(self) -> None:
         with self._lock:
@@ -42,8 +47,8 @@ class DeviceDouble:
         self.made: dict[str, list[int]] = {"pinned": [], "memory": []}
         self.log: Counter[str] = Counter()
         self._working, self._lock, self._mine = 0, threading.Lock(), threading.local()
-        self._queues: dict[str, Event] = {}
-        self._last: dict[int, Event] = {}  # by the address of a buffer: what was queued on it last
+        self._queues: dict[str, Moment] = {}
+        self._last: dict[int, Moment] = {}  # by the address of a buffer: what was queued on it last
 
     def pinned(self, nbytes: int) -> Tensor:
         return self._buffer("pinned", nbytes)
@@ -55,7 +60,10 @@ class DeviceDouble:
 
     def _buffer(self, kind: str, nbytes: int) -> Tensor:
         self.made[kind].append(nbytes)
-        return torch.full((nbytes,), 0xEE, dtype=torch.uint8)
+        made = torch.full((nbytes,), 0xEE, dtype=torch.uint8)
+        last = self._last.pop(made.data_ptr(), None)  # of one that was here before
+        assert last is None or last.done, "memory was given back while it was in use"
+        return made
 
     def copy_in(self, host: Tensor, there: Tensor, after: Event | None) -> Event:
         at = there.data_ptr()
@@ -82,6 +90,7 @@ class DeviceDouble:
 
     def _queued(self, what: str, of: int, act: Callable[[], object] | None = None, after: Event | None = None) -> Event:
         """In the order of the queue, which for work is that of the threads themselves."""
+        assert after is None or isinstance(after, Moment)
         with self._lock:
             self.log[what] += 1
             moment = Moment(of, act, after, self._queues.get(what) if act is not None else None)

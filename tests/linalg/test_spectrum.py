@@ -7,6 +7,7 @@ import torch
 from kit.spectra import SPECTRA, matrix, power, worst_cosine
 
 from ailora_tools.linalg import whole as whole_room
+from ailora_tools.linalg.band import Band
 from ailora_tools.linalg.spectrum import low_rank_spectrum, spectrum
 from ailora_tools.linalg.whole import ends, whole
 
@@ -41,6 +42,17 @@ def test_small_values_are_recomputed_on_the_matrix(condition: float, route: str)
         few = 20 if route == "gram+minor" else 200
         S[-few:] = torch.logspace(-5, -float(torch.tensor(condition).log10()), few, dtype=torch.float64)
     assert check(matrix((k, k), S)) == route
+
+
+@pytest.mark.parametrize("smallest", [5e-6, 2e-6])
+def test_where_the_gram_matrix_is_known_not_to_resolve_them_a_square_is_spared_the_band(
+    smallest: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in square layers at their start, whose smallest value lies far below all others."""
+    S = torch.linspace(1, 3e-4, 640, dtype=torch.float64)
+    S[-1] = smallest
+    monkeypatch.delattr(Band, "of")
+    assert check(matrix((640, 640), S)) == "gram+minor"
 
 
 def test_a_float32_gram_matrix_would_lose_them() -> None:
