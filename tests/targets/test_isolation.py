@@ -29,7 +29,8 @@ CONFIG = {
 CONSOLE = [sys.executable, "-P", "-c", "from ailora_tools.cli import main; main()"]
 UNPROVEN = [
     sys.executable, "-P", "-c",
-    "import ailora_tools.targets.module_tree as t; t.PROVEN_WITH = '0.0.'; from ailora_tools.cli import main; main()",
+    "import ailora_tools.targets.module_tree as tree; tree.proven_with = lambda *_: False; "
+    "from ailora_tools.cli import main; main()",
 ]  # fmt: skip
 
 
