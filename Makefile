@@ -10,7 +10,7 @@ DEMO := demo
 export PIP_CONSTRAINT := constraints.txt
 export PIP_BUILD_CONSTRAINT := constraints.txt
 
-.PHONY: demo test lint bench faults families trainers clean
+.PHONY: demo test lint bench faults families trainers versions clean
 
 demo: $(VENV)/.demo
 	@BIN=$(BIN) DEMO=$(DEMO) sh examples/demo.sh
@@ -62,8 +62,12 @@ trainers: $(VENV)/.test $(TRAINERS)
 .venv-trainers/%/.done: tests/trainers/environments/%.txt tests/trainers/environment.py
 	$(BIN)/python tests/trainers/environment.py $*
 
+# Which names of modules hold with which versions of transformers: what ailora_tools/targets/proven.py states, asked anew.
+versions: $(VENV)/.test
+	$(BIN)/python tests/versions/table.py
+
 clean:
-	rm -rf $(VENV) .venv-trainers $(DEMO)
+	rm -rf $(VENV) .venv-trainers .venv-versions $(DEMO)
 
 # The constraints pin torch, so that no install on the way picks another build of it.
 $(VENV)/.package: pyproject.toml constraints.txt

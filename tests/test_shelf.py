@@ -11,7 +11,7 @@ import pytest
 import ailora_tools
 
 TESTS, PACKAGE = Path(__file__).parent, Path(ailora_tools.__file__).parent
-BESIDE_THE_WINGS = {"kit", "models", "documents", "examples", "faults", "trainers"}
+BESIDE_THE_WINGS = {"kit", "models", "documents", "examples", "faults", "trainers", "versions"}
 FILES = sorted(TESTS.rglob("*.py"))
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from ..checkpoint.index import Checkpoint, read_checkpoint
 from ..errors import AiloraError, CheckpointError, listed
 from ..surgery.operation import Operation
-from ..targets.module_tree import UnbuiltError, check_modules
+from ..targets.module_names import installed_transformers
+from ..targets.module_tree import UnbuiltError, check_modules, known_beforehand
 from ..targets.notices import by_reason
 from .folder import Check
 from .plan import derive
@@ -32,7 +33,7 @@ def check_built(subject: Subject, ask: bool) -> Check:
         told = "; ".join(f"because they {why}: {listed(tensors)}" for why, tensors in by_reason(surplus).items())
         return Check(_NAME, False, f"{len(surplus)} are not built by the class, {told}: {_AGAIN}")
     count = len(subject.modules)
-    if operation.plan.counted:
+    if known_beforehand(operation.plan) or (operation.plan.counted and not installed_transformers()):
         return Check(_NAME, True, f"the class builds all {count}, by what config.json counts")
     return _asked(operation, count) if ask else Check(_NAME, True, "the class is not asked: the folder does not hold")
 

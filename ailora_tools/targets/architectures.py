@@ -252,8 +252,6 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     *FUSED_ROWS,
 )  # fmt: skip
 
-PROVEN_WITH = "5.24."  # the transformers whose classes tests/targets/ and tests/matrices/ hold the rows against
-
 BY_MODEL_TYPE: Mapping[str, Architecture] = {name: row for row in ARCHITECTURES for name in row.model_types}
 
 # For a model_type that no row knows: (q, v) leaf names that leave no doubt under a numbered layer.

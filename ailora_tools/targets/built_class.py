@@ -52,7 +52,10 @@ def _built(stated: Any, before: Callable[[], None]) -> tuple[Any, str]:
         import transformers
     except ImportError as error:
         return None, f"transformers cannot be imported ({error})"
-    kind = getattr(transformers, name, None)
+    try:
+        kind = getattr(transformers, name, None)  # imports the module of the class
+    except Exception as error:  # whatever a library that it wants raises
+        return None, f"{name} cannot be imported ({type(error).__name__})"
     if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
         return None, f"transformers {transformers.__version__} has no class {name}"
     try:
@@ -176,7 +179,15 @@ def harmless(config: Any) -> Any:
         return [harmless(value) for value in config]
     if not isinstance(config, dict):
         return config
+    if config.keys() == {"__float__"}:  # transformers 5 writes infinity so, and reads it back before the class sees it
+        return _number(config["__float__"])
     return {key: harmless(value) for key, value in config.items() if not any(word in key for word in _DROPPED)}
+
+
+def _number(text: Any) -> float | None:
+    with suppress(TypeError, ValueError):
+        return float(text)
+    return None
 
 
 def _excessive(config: Any) -> str:

@@ -37,11 +37,13 @@ _NO_ATTENTION = ("linear_attention", "mamba", "conv")
 @dataclass(frozen=True)
 class Sorted:
     """built: what has a module, or may have one. unbuilt: tensor -> why it has none, as the end of "because they ...".
-    decided: whether config.json tells all of that, so that the class need not be asked."""
+    decided: whether config.json tells all of that, so that the class need not be asked. types: the model type and those
+    of the parts by whose config the layers are built."""
 
     built: tuple[Match, ...]
     unbuilt: Mapping[str, str]
     decided: bool
+    types: frozenset[str] = frozenset()
 
 
 def sort_out(
@@ -54,7 +56,8 @@ def sort_out(
         decided = decided and None not in verdicts
         if why := next(filter(None, verdicts), None):
             unbuilt[match.tensor] = why
-    return Sorted(tuple(match for match in matches if match.tensor not in unbuilt), unbuilt, decided)
+    types = frozenset(filter(None, [kind, *(_tower(match, kind, config)[0] for match in matches)]))
+    return Sorted(tuple(match for match in matches if match.tensor not in unbuilt), unbuilt, decided, types)
 
 
 def stated(count: Count | None, config: Mapping[str, Any]) -> int | None:

@@ -20,10 +20,10 @@ from typing import Any
 
 from ..checkpoint.index import Checkpoint
 from ..errors import AiloraError, listed
-from .architectures import PROVEN_WITH
 from .module_names import installed_transformers, installed_transformers_major, parameter_paths
 from .plan import target_modules
 from .projections import Plan
+from .proven import proven_with
 from .selection import Selection
 from .verdict import Answer, Verdict, judge
 
@@ -111,15 +111,21 @@ class ModuleCheck:
 def check_modules(
     checkpoint: Checkpoint, plan: Plan, selection: Selection, transformers_major: int | None = None
 ) -> ModuleCheck:
-    """The question to the real class. Not asked if the user wants another transformers, nor where the tests of this
-    release have asked it of the very class in the installed transformers, and config.json counts what it builds."""
+    """The question to the real class. Not asked if the user wants another transformers, nor where it is known
+    beforehand."""
     if transformers_major not in (None, installed_transformers_major()):
         return ModuleCheck.skipped(plan, f"they are for transformers {transformers_major}, not the installed one")
-    if plan.counted and installed_transformers().startswith(PROVEN_WITH):
+    if known_beforehand(plan):
         return ModuleCheck.proven(plan)
     return ModuleCheck(
         checkpoint, plan, target_modules(plan, checkpoint), _folder(checkpoint), bool(selection.templates)
     )
+
+
+def known_beforehand(plan: Plan) -> bool:
+    """Whether the tests of this release have asked the very class in a transformers of the installed version, and
+    config.json counts what it builds."""
+    return plan.counted and proven_with(installed_transformers(), plan.types)
 
 
 def parts_of_class(checkpoint: Checkpoint, ends: Sequence[str], held: Sequence[str], published: str | None) -> Answer:

@@ -21,7 +21,8 @@ _PREFIXES = ("language_model.", "language_model.model.", "model.language_model."
 
 def _text_tower(major: int) -> tuple[str, str, int]:
     """All the old names of the text tower are one module, since this major version of transformers."""
-    return r"^(language_model\.|language_model\.model\.|model\.)layers\.", "model.language_model.layers.", major
+    old = r"^(language_model\.|(model\.)?language_model\.model\.|model\.)layers\."
+    return old, "model.language_model.layers.", major
 
 
 MULTIMODAL_ROWS: tuple[Architecture, ...] = (

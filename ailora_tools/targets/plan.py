@@ -87,6 +87,7 @@ def make_plan(
     return Plan(
         kind, family, tuple(targets), (*checkpoint.notices, *notices), unbuilt,
         counted=row is not None and row.proves(str(kind)) and sorting.decided and not selection.templates,
+        types=sorting.types,
     )  # fmt: skip
 
 

@@ -94,7 +94,8 @@ class Plan:
     """The targets in reading order (file, offset), and what the user should know about their choice.
 
     unbuilt: tensors like them for which the class has no module, and why, as the end of "because they ...". counted:
-    whether config.json alone tells which those are, proven by tests for this type.
+    whether config.json alone tells which those are, proven by tests for this type. types: the model type and those of
+    the parts by whose config the layers are built.
     """
 
     model_type: str | None
@@ -103,6 +104,7 @@ class Plan:
     notices: tuple[str, ...]
     unbuilt: Mapping[str, str] = field(default_factory=dict, repr=False)
     counted: bool = False
+    types: frozenset[str] = frozenset()
 
     @cached_property
     def carriers(self) -> tuple[Carrier, ...]:

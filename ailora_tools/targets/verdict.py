@@ -9,6 +9,7 @@ from typing import Any
 
 from ..errors import TargetError, listed
 from .projections import Plan
+from .proven import proven_versions, proven_with
 
 Answer = Mapping[str, Any]
 
@@ -41,8 +42,7 @@ def judge(answer: Answer, plan: Plan, location: str, by_hand: bool = False) -> V
         raise TargetError(
             f"{location}: {answer['class']} has no {listed(strange)}.",
             f"In transformers {answer['version']} they are not there, or have other names than in the file, and no "
-            "adapter would reach them. The table needs a row for such models (examples/guide/models.md, Adding an "
-            "architecture).",
+            f"adapter would reach them. {_advice(plan, answer['version'])}",
         )
     return Verdict(exact=not answer["extra"], unbuilt=tuple(missing))
 
@@ -62,6 +62,13 @@ def misnamed(plan: Plan, missing: Collection[str], unclaimed: Mapping[str, Any])
     alike = [list(size) for size in unclaimed.values()]
     other = {module for module in missing if _numberless(module) not in siblings and sizes[module] in alike}
     return sorted(wholly | other)
+
+
+def _advice(plan: Plan, version: str) -> str:
+    proven = proven_versions(plan.types)
+    if plan.counted and proven and not proven_with(version, plan.types):
+        return f"The table has the names of other versions, such as transformers {proven[-1]}: install one of those."
+    return "The table needs a row for such models (examples/guide/models.md, Adding an architecture)."
 
 
 def _askew(answer: Answer, plan: Plan) -> list[str]:

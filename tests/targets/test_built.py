@@ -6,6 +6,7 @@ Every class is built tiny and saved; then tensors that no class loads are put in
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,20 @@ def test_the_text_tower_counts_by_its_own_config(model_type: str, tmp_path: Path
     del described["text_config"]["num_kv_shared_layers"]  # type: ignore[attr-defined]
     (tmp_path / "config.json").write_text(json.dumps(described))
     assert not planned(tmp_path).counted, "the default of the class is the class's affair"
+
+
+@pytest.mark.parametrize("model_type", ["llava", "gemma3", "fuyu", "got_ocr2", "mllama", "paligemma"])
+def test_the_text_tower_as_transformers_5_4_saves_it(model_type: str, tmp_path: Path) -> None:
+    """Between old names and new ones; the class reads them all."""
+    model = saved(model_type, tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    named = {re.sub(r"^(?=language_model\.model\.)", "model.", name): value for name, value in tensors.items()}
+    assert named.keys() != tensors.keys()
+    save_file(named, tmp_path / "model.safetensors", {"format": "pt"})
+    _, loading = type(model).from_pretrained(tmp_path, output_loading_info=True)  # type: ignore[attr-defined]
+    assert not [name for name in loading["missing_keys"] if "language_model" in name]
+    plan = planned(tmp_path, roles=ROLES)
+    assert plan.counted and modules(plan) <= linear(model)
 
 
 HYBRID = ("granitemoehybrid", "lfm2", "lfm2_moe", "olmo_hybrid", "qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import transformers
 from kit.checkpoints import llama_tensors, write_checkpoint
 
 from ailora_tools.checkpoint.index import open_checkpoint
@@ -27,7 +29,8 @@ CONFIG = {
 CONSOLE = [sys.executable, "-P", "-c", "from ailora_tools.cli import main; main()"]
 UNPROVEN = [
     sys.executable, "-P", "-c",
-    "import ailora_tools.targets.module_tree as t; t.PROVEN_WITH = '0.0.'; from ailora_tools.cli import main; main()",
+    "import ailora_tools.targets.module_tree as tree; tree.proven_with = lambda *_: False; "
+    "from ailora_tools.cli import main; main()",
 ]  # fmt: skip
 
 
@@ -96,6 +99,23 @@ def test_names_of_code_and_files_are_dropped_at_any_depth() -> None:
     }
     kept = {"hidden_size": 4, "conv_kernel": [3]}
     assert harmless(config) == {**kept, "text_config": kept, "parts": [kept]}
+
+
+def test_infinity_is_the_number_that_transformers_writes_for_it() -> None:
+    """As it stands in files of Bamba, whose class takes nothing but numbers."""
+    read = harmless({"time_step_limit": [0.0, {"__float__": "Infinity"}], "other": {"__float__": [1]}})
+    assert read == {"time_step_limit": [0.0, math.inf], "other": None}
+
+
+def test_a_class_whose_library_is_lacking_is_a_reason_and_no_crash(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Gemma 3n in some versions, where timm is there and torchvision is not."""
+
+    def lacking(name: str) -> None:
+        raise ModuleNotFoundError(name)
+
+    monkeypatch.setattr(type(transformers), "__getattr__", lambda _, name: lacking(name))
+    found = look({"config": {"architectures": ["NotYetImportedModel"]}, "modules": {}, "targets": []})
+    assert found == {"unknown": "NotYetImportedModel cannot be imported (ModuleNotFoundError)"}
 
 
 @pytest.mark.parametrize("name", ["Trainer", "pipeline", "AutoModelForCausalLM", "__path__", "PretrainedConfig"])

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import transformers
 from kit.checkpoints import llama_tensors, write_checkpoint
 
 from ailora_tools import initialize
@@ -17,12 +16,12 @@ from ailora_tools.checkpoint.index import open_checkpoint
 from ailora_tools.errors import TargetError
 from ailora_tools.progress import Silent
 from ailora_tools.targets import module_tree
-from ailora_tools.targets.architectures import PROVEN_WITH
 from ailora_tools.targets.built_class import look
 from ailora_tools.targets.module_tree import ModuleCheck, UnbuiltError, check_modules
 from ailora_tools.targets.plan import make_plan
+from ailora_tools.targets.proven import VERSIONS
 from ailora_tools.targets.selection import Selection
-from ailora_tools.targets.verdict import Verdict
+from ailora_tools.targets.verdict import Verdict, judge
 
 CONFIG = {
     "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 48, "num_hidden_layers": 2,
@@ -103,14 +102,22 @@ def test_init_refuses_modules_that_the_class_lacks(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["model"], "and leaves nothing behind"
 
 
-def test_the_proven_version_is_the_one_that_the_tests_run_with() -> None:
-    """The rows are held against the installed classes here, so that `init` need not ask again."""
-    assert transformers.__version__.startswith(PROVEN_WITH)
+def test_a_type_of_the_table_under_other_names_wants_another_version(tmp_path: Path) -> None:
+    """As ViT before the release that renamed its modules: no row is lacking."""
+    plan = make_plan(open_checkpoint(write_checkpoint(tmp_path, llama_tensors(), **CONFIG)))
+    gone = [carrier.module for carrier in plan.carriers]
+    answer = {"class": "LlamaForCausalLM", "version": "4.20.1", "missing": gone, "extra": [], "unclaimed": {}}
+    with pytest.raises(TargetError) as caught:
+        judge(answer, plan, "here")
+    assert f"such as transformers {VERSIONS[-1]}: install one of those" in caught.value.hint
+    with pytest.raises(TargetError) as caught:
+        judge({**answer, "version": f"{VERSIONS[-1]}.0"}, plan, "here")
+    assert "needs a row" in caught.value.hint
 
 
 def test_full_paths_where_short_names_would_hit_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The class has a third layer, which the file lacks; asked of a transformers that the tests do not know."""
-    monkeypatch.setattr(module_tree, "PROVEN_WITH", "0.0.")
+    monkeypatch.setattr(module_tree, "proven_with", lambda *_: False)
     folder = write_checkpoint(tmp_path / "model", llama_tensors(), **{**CONFIG, "num_hidden_layers": 3})
     config = json.loads((initialize(folder, 4, output=tmp_path / "out").adapter / "adapter_config.json").read_text())
     expected = [f"model.layers.{layer}.self_attn.{leaf}_proj" for layer in (0, 1) for leaf in "qv"]

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from kit.adapters import near
+from kit.asked_here import Here
 from kit.checkpoints import llama_tensors, tree, write_checkpoint
 from kit.families import build, output
 from kit.interruption import Interrupting
@@ -21,6 +22,7 @@ from ailora_tools.checkpoint.index import open_checkpoint
 from ailora_tools.errors import OptionError, TargetError
 from ailora_tools.progress import Silent
 from ailora_tools.proof import built
+from ailora_tools.targets import module_tree
 from ailora_tools.targets import plan as planning
 from ailora_tools.targets.counted import Sorted
 from ailora_tools.targets.plan import make_plan
@@ -88,7 +90,7 @@ def test_an_older_folder_is_told_what_its_class_does_not_build(
     """As `init` wrote it before it counted, with and without the source."""
     source = write_checkpoint(tmp_path / "source", llama_tensors(layers=3), num_hidden_layers=2)
     with monkeypatch.context() as before:
-        before.setattr(planning, "sort_out", lambda matches, *_: Sorted(tuple(matches), {}, True))
+        before.setattr(planning, "sort_out", lambda matches, *_: Sorted(tuple(matches), {}, True, {"llama"}))
         folder = initialize(source, 4, output=tmp_path / "out").folder
     if gone:
         source.rename(tmp_path / "gone")
@@ -130,6 +132,21 @@ def test_verify_asks_again(asked: tuple[Path, Path, list[str]]) -> None:
     found = verify(asked[1])
     assert found.holds
     assert found.checks[-1].detail == "the class builds all 4"
+
+
+def test_verify_asks_where_the_version_is_not_proven(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same folder under a transformers whose class has the modules, and under one whose class has other names."""
+    source = write_checkpoint(tmp_path / "source", llama_tensors(), **{**CONFIG, "model_type": "llama"})
+    folder = initialize(source, 4, output=tmp_path / "out").folder
+    assert verify(folder).checks[-1].detail == "the class builds all 4, by what config.json counts"
+    monkeypatch.setattr(module_tree, "proven_with", lambda *_: False)
+    monkeypatch.setattr(module_tree, "_ask", Here)
+    assert verify(folder).checks[-1].detail == "the class builds all 4"
+    gone = [f"model.layers.{layer}.self_attn.{leaf}_proj" for layer in (0, 1) for leaf in "qv"]
+    other = {"class": "LlamaForCausalLM", "version": "4.20.1", "missing": gone, "extra": [], "unclaimed": {}}
+    monkeypatch.setattr(module_tree, "_answer", lambda _: other)
+    found = verify(folder)
+    assert not found.holds and "LlamaForCausalLM has no model.layers.0.self_attn.q_proj" in found.checks[-1].detail
 
 
 def test_every_verb_sees_the_same_modules(asked: tuple[Path, Path, list[str]], tmp_path: Path) -> None:
