@@ -6,6 +6,7 @@ and what it makes the class do is bounded here; not even transformers' own means
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -221,6 +222,7 @@ def _stay(event: str, _: object) -> None:
 
 def _answer() -> None:
     """The script: where libraries lie is its only argument, the question comes on stdin, the answer goes to stdout."""
+    gc.disable()  # what the libraries make while they load stays to the end, and the end is near
     sys.path[:] = json.loads(sys.argv[1])
     if hasattr(os, "nice"):
         os.nice(10)
