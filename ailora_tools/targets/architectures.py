@@ -308,4 +308,6 @@ NAMED_LIKE_EXPERTS = types(
 )
 
 # Classes without the base prefix, though their names do not end in "Model".
-BODIES = frozenset(["BertGenerationEncoder", "WhisperForAudioClassification"])
+BODIES = frozenset(
+    ["BertGenerationEncoder", "WhisperForAudioClassification", "Dinov2Backbone", "Dinov2WithRegistersBackbone"]
+)

@@ -86,7 +86,10 @@ def _parts(count: Count, config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _partial(matches: Sequence[Match], architectures: Sequence[str]) -> bool:
-    """Whether the class may leave out a whole stack of those found."""
+    """Whether the class may leave out a whole stack of those found, or has a prefix in some versions alone, as the
+    backbones of some types do."""
+    if any(name.endswith("Backbone") for name in architectures):
+        return True
     stacks = {match.tower.split(" ")[0] for match in matches}
     return len(stacks) > 1 and any(word in name for name in architectures for word in _PARTIAL)
 

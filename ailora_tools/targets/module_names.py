@@ -82,7 +82,7 @@ _TOWERS = tuple(
     (re.compile(expression), replacement)
     for expression, replacement in (
         (r"^(?:model\.)?language_model\.lm_head(?=$|\.)", "lm_head"),
-        (r"^(?:model\.)?language_model\.model\.", "model.language_model."),
+        (r"^(?:model\.)?language_model\.model\.(?:model\.)?", "model.language_model."),
         (r"^model\.(?=embed_tokens|norm$|layers\.)", "model.language_model."),
         (r"^language_model\.(?!model\.)", "model.language_model."),
         (r"^(?=visual\.|vision_tower\.|multi_modal_projector\.|audio_tower\.)", "model."),

@@ -21,7 +21,7 @@ _PREFIXES = ("language_model.", "language_model.model.", "model.language_model."
 
 def _text_tower(major: int) -> tuple[str, str, int]:
     """All the old names of the text tower are one module, since this major version of transformers."""
-    old = r"^(language_model\.|(model\.)?language_model\.model\.|model\.)layers\."
+    old = r"^(language_model\.|(model\.)?language_model\.model\.(model\.)?|model\.)layers\."
     return old, "model.language_model.layers.", major
 
 
@@ -85,7 +85,7 @@ MULTIMODAL_ROWS: tuple[Architecture, ...] = (
         ),
         TEXT,
         QKV_PROJ,
-        _PREFIXES,
+        (*_PREFIXES, "language_model.model.model."),  # the last as transformers 5.17 saves it
         (_text_tower(5),),
     ),
     Architecture(

@@ -145,6 +145,40 @@ def test_the_text_tower_as_transformers_5_4_saves_it(model_type: str, tmp_path: 
     assert plan.counted and modules(plan) <= linear(model)
 
 
+@pytest.mark.parametrize("model_type", ["audioflamingo3", "glmasr", "granite_speech", "qwen2_audio", "voxtral"])
+def test_the_text_tower_beside_audio_as_transformers_5_17_saves_it(model_type: str, tmp_path: Path) -> None:
+    model = saved(model_type, tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    named = {
+        re.sub(r"^(model\.)?language_model\.(model\.)*", "language_model.model.model.", name): value
+        for name, value in tensors.items()
+        if "lm_head" not in name
+    }
+    assert named.keys() & tensors.keys() and named.keys() - tensors.keys()
+    save_file(named, tmp_path / "model.safetensors", {"format": "pt"})
+    loaded, _ = type(model).from_pretrained(tmp_path, output_loading_info=True)  # type: ignore[attr-defined]
+    plan = planned(tmp_path, roles=ROLES)
+    assert plan.counted and modules(plan) <= linear(model)
+    for target in plan.targets:
+        assert torch.equal(loaded.get_submodule(target.module).weight, named[target.tensor])
+
+
+@pytest.mark.parametrize(
+    ("model_type", "name"),
+    [
+        ("dinov2", "Dinov2Backbone"),
+        ("dinov2_with_registers", "Dinov2WithRegistersBackbone"),
+        ("beit", "BeitBackbone"),
+    ],
+)
+def test_a_backbone_is_asked_whether_it_has_a_prefix(model_type: str, name: str, tmp_path: Path) -> None:
+    """Its file has none; transformers 5 puts the modules of BEiT's under that of its heads all the same."""
+    model = getattr(transformers, name)(config_of(model_type))
+    model.save_pretrained(tmp_path)
+    plan = planned(tmp_path, roles=ROLES)
+    assert not plan.counted and modules(plan) and modules(plan) <= linear(model)
+
+
 HYBRID = ("granitemoehybrid", "lfm2", "lfm2_moe", "olmo_hybrid", "qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")
 
 
