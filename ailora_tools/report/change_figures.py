@@ -52,19 +52,20 @@ def q_against_v(rows: Sequence[Row], at: int) -> Figure:
         "line": {"dash": "dash", "width": 1, "color": "#888"}, "name": "as much",
     }]  # fmt: skip
     symbols = ("circle", "square", "diamond", "triangle-up", "x")
-    for number, stack in enumerate(stacks(rows)):
+    shown = [stack for stack in stacks(rows) if any(own == stack for own, _ in both)]
+    for number, stack in enumerate(shown):
         of = {layer: pair for (own, layer), pair in both.items() if own == stack}
         data.append({
             "type": "scatter", "mode": "markers+text" if len(both) <= _NAMED else "markers", "name": typeset(stack),
             "x": [short(v) for _, v in of.values()], "y": [short(q) for q, _ in of.values()],
-            "text": [str(layer) for layer in of], "textposition": "top center", "showlegend": len(stacks(rows)) > 1,
+            "text": [str(layer) for layer in of], "textposition": "top center", "showlegend": len(shown) > 1,
             "marker": {"size": 9, "color": list(of), "colorscale": depth_scale(), "symbol": symbols[number % 5],
                        "cmin": layers[0], "cmax": max(layers[-1], layers[0] + 1), "line": {"width": 1, "color": "#888"},
                        **({"colorbar": depth_bar(layers, rows[0].unit)} if number == 0 and len(layers) > 1 else {})},
             "hovertemplate": f"{rows[0].unit} %{{text}} {typeset(stack)}<br>V %{{x:.4g}}<br>Q %{{y:.4g}}"
                              "<extra></extra>",
         })  # fmt: skip
-    layout = layout_for("‖ΔW^V‖ / ‖W^V‖", "‖ΔW^Q‖ / ‖W^Q‖", legend=len(stacks(rows)) > 1)
+    layout = layout_for("‖ΔW^V‖ / ‖W^V‖", "‖ΔW^Q‖ / ‖W^Q‖", legend=len(shown) > 1)
     layout["xaxis"] |= {"range": ends}
     layout["yaxis"] |= {"range": ends}
     return {"data": data, "layout": layout}

@@ -228,7 +228,7 @@ def _legend(traces: Sequence[Trace], layout: Mapping[str, Any]) -> str:
     found = ""
     for trace in traces:
         if trace.get("name") and trace.get("showlegend", True):
-            fill = trace.get("fillcolor") or trace.get("marker", {}).get("color") or trace["line"]["color"]
+            fill = trace.get("fillcolor") or _one_colour(trace.get("marker", {})) or trace["line"]["color"]
             colour = trace["line"]["color"] if "lines" in str(trace.get("mode")) and "fill" not in trace else fill
             dash = _DASHES.get(trace.get("line", {}).get("dash", ""), "")
             width = 8 if "fill" in trace or trace["type"] == "bar" else 2.5
@@ -237,6 +237,12 @@ def _legend(traces: Sequence[Trace], layout: Mapping[str, Any]) -> str:
                 f'stroke-dasharray="{dash}"/></svg>{trace["name"]}</span>'
             )
     return f'<div class="legend{" below" if _is_below(layout) else ""}">{found}</div>'
+
+
+def _one_colour(marker: Mapping[str, Any]) -> str | None:
+    """That of all its marks, or of what surrounds each where they are coloured by layer."""
+    colour = marker.get("color")
+    return colour if colour is None or isinstance(colour, str) else str(marker["line"]["color"])
 
 
 def _colours(trace: Trace) -> str:

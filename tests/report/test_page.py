@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from kit.browser import SIZES, Page
 
+from ailora_tools import render_report
+
 EVERY = ["minilm", "smollm2", "rxnfp", "identical", "hostile", "whisper", "unet", "deep", "damaged", "one layer"]
 
 
@@ -172,3 +174,16 @@ def test_suggested_modules_are_drawn_where_they_were_asked_for(browser: Any, rep
     assert "said to overwrite least" in page.text_content("#targets .lead"), "the reason, and what it does not say"
     assert "No measurement here" in page.text_content("#targets .lead")
     assert Page(browser, reports["damaged"]).query_selector("#targets") is None
+
+
+@pytest.mark.parametrize("roles", ["qv", "q"])
+def test_a_page_of_several_stacks_has_colours_that_are_colours(
+    reports: dict[str, Path], tmp_path: Path, roles: str
+) -> None:
+    """Also where a stack has no W^V to set against its W^Q."""
+    document = json.loads(reports["rxnfp"].with_name("analysis.json").read_text())
+    for row in document["matrices"]:
+        row["stack"] = "decoder" if row["layer"] == 0 and row["role"] in roles else row["stack"]
+    (tmp_path / "analysis.json").write_text(json.dumps(document))
+    page = render_report(tmp_path / "analysis.json", tmp_path / "page.html").read_text()
+    assert 'stroke="[' not in page and 'stroke="None' not in page
