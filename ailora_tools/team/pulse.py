@@ -84,8 +84,9 @@ class Pulse:
         self._board.post(f"beat/{self._rank}", self._said)
 
     def _listen(self) -> None:
+        over = self._board.read("over")  # said last, so that whoever sees it sees also what came before
         self.abort = self._board.read("abort")
-        self.over = self._board.read("over")
+        self.over = over
         for rank in self._heard:
             said = self._board.read(f"beat/{rank}")
             if said is not None and (rank not in self.signs or self.signs[rank].said != said):

@@ -185,8 +185,9 @@ class Job:
 
     def ended(self) -> bool:
         """Whether the first process has called for the last time; raises what `check` does."""
+        over = self.pulse.over is not None
         self.check()
-        return self.pulse.over is not None
+        return over
 
     def _called(self, key: str) -> bool:
         return self.ended() or self.board.read(key) is not None

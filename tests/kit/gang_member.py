@@ -4,7 +4,8 @@ strikes: [{"rank", "attempt", "event", "action", "within"}]: at the `event`-th c
 audits, of those with a path that has `within` in it, the process is killed or stopped, or kills or ends the agent, or
 the disk is full.
 hung: seconds without a sign of life that count as hung. patient: the first process takes no matrix before one of the
-others was struck.
+others was struck. together: none ends before all have written down how their calls ended, since torchrun ends the
+others as soon as one has failed.
 """
 
 from __future__ import annotations
@@ -83,7 +84,12 @@ def main() -> None:
             codes.append(0)
         except SystemExit as ended:
             codes.append(int(ended.code or 0))
-    (FOLDER / f"codes-{RANK}.json").write_text(json.dumps(codes))
+    written = FOLDER / f"codes-{RANK}.json"
+    written.with_suffix(".part").write_text(json.dumps(codes))
+    written.with_suffix(".part").rename(written)
+    if PLAN.get("together"):
+        size = int(os.environ["WORLD_SIZE"])
+        pulse.awaited(lambda: len(list(FOLDER.glob("codes-*.json"))) == size)
     sys.exit(codes[-1] if codes else 0)
 
 

@@ -36,11 +36,11 @@ def ended(folder: Path) -> Gang:
     }
     with claimed(folder / "locked", "init"):
         words = [[*words, "-o", str(folder / name)] for name, words in calls.items()]
-        return run(folder / "gang", 2, words, 1, strikes=[FULL], patient=True)
+        return run(folder / "gang", 2, words, 1, strikes=[FULL], patient=True, together=True)
 
 
 def test_every_failure_is_told_once_and_is_the_exit_code(ended: Gang) -> None:
-    assert ended.code == 1 and ended.codes[0] == [1, 1, 1, 1, 1] and ended.codes[1][:4] == [1, 1, 1, 1]
+    assert ended.code == 1 and ended.codes == {0: [1, 1, 1, 1, 1], 1: [1, 1, 1, 1, 1]}
     told = [line for line in ended.err.splitlines() if line.startswith("error: ")]
     assert len(told) == 5 and "Traceback" not in ended.err.partition("failed (exitcode")[0]
 
