@@ -27,7 +27,8 @@ Calls = Sequence[Sequence[str]]
 
 @dataclass(frozen=True)
 class Gang:
-    """How a gang ended: torchrun's exit code, what all processes printed, and the exit codes of each call by rank."""
+    """How a gang ended: torchrun's exit code, what all processes printed, and the exit codes of each call by rank,
+    of the last attempt in which it made them all."""
 
     code: int
     out: str
@@ -52,7 +53,8 @@ def end(folder: Path, process: subprocess.Popen[str]) -> Gang:
     """Wait for the agent and, should it have been killed, for the processes that it leaves."""
     out, err = process.communicate(timeout=SAFETY)
     until(lambda: not any(map(_runs, _pids(folder))))
-    codes = {int(path.stem.split("-")[1]): json.loads(path.read_text()) for path in folder.glob("codes-*.json")}
+    written = sorted(folder.glob("codes-*.json"), key=lambda path: int(path.stem.split("-")[1]))
+    codes = {int(path.stem.split("-")[2]): json.loads(path.read_text()) for path in written}
     return Gang(process.returncode, out, err, codes)
 
 

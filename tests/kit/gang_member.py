@@ -84,12 +84,12 @@ def main() -> None:
             codes.append(0)
         except SystemExit as ended:
             codes.append(int(ended.code or 0))
-    written = FOLDER / f"codes-{RANK}.json"
+    written = FOLDER / f"codes-{ATTEMPT}-{RANK}.json"
     written.with_suffix(".part").write_text(json.dumps(codes))
     written.with_suffix(".part").rename(written)
     if PLAN.get("together"):
         size = int(os.environ["WORLD_SIZE"])
-        pulse.awaited(lambda: len(list(FOLDER.glob("codes-*.json"))) == size)
+        pulse.awaited(lambda: len(list(FOLDER.glob(f"codes-{ATTEMPT}-*.json"))) == size)
     sys.exit(codes[-1] if codes else 0)
 
 
