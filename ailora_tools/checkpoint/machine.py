@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import OptionError
+from ..team.place import read_place
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]I?)?B?", re.IGNORECASE)
@@ -48,9 +49,8 @@ def share(memory: int | None = None) -> Share:
     machine divide the memory between them."""
     import torch
 
-    beside = max(1, int(os.environ.get("LOCAL_WORLD_SIZE") or 1))
     free = int(_SHARE * free_memory()) if memory is None else memory
-    return Share(max(1, min(torch.get_num_threads(), _quota())), free // beside)
+    return Share(max(1, min(torch.get_num_threads(), _quota())), free // max(1, read_place().beside))
 
 
 def free_memory(root: Path = _CGROUP, meminfo: Path = Path("/proc/meminfo")) -> int:

@@ -61,7 +61,8 @@ class TransientError(Exception):
 
 @dataclass(frozen=True)
 class Backoff:
-    """Exponential waiting with full jitter (https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter).
+    """Exponential waiting with equal jitter
+    (https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter).
 
     Attempt n waits between half and all of min(longest, first * 2**n) seconds, so that many clients do not come back
     at once; a server's own demand is followed up to `patience`.

@@ -253,8 +253,6 @@ def init(model: str, as_json: bool, quiet: bool, **options: Any) -> None:
         result = initialize(model, progress=bar, **options)
     if not read_place().leads:
         return
-    if not read_place().leads:
-        return
     print_json(result.to_json()) if as_json else _show(result)
     show_traffic(result.operation.checkpoint.files.traffic, quiet)
 

@@ -66,6 +66,8 @@ def test_matrices_at_once_fit_cores_and_memory_and_are_never_none(memory: int, c
 
 
 def test_processes_on_one_machine_divide_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    for name, value in {"RANK": "1", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4", "MASTER_ADDR": "x"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_PORT", "1")
     assert share(8 << 30).memory == 2 << 30
     assert share().cores <= torch.get_num_threads()
