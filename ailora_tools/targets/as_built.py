@@ -18,18 +18,15 @@ def plan_as_built(checkpoint: Checkpoint, selection: Selection) -> tuple[Plan, S
     does not tell. Names of modules that do not fit do no harm there. Raises what `make_plan` does."""
     roles = spelled_out(checkpoint, selection.roles)
     selection = replace(selection, roles=roles.roles)
-    plan = make_plan(checkpoint, selection, quantised=True)
-    plan = replace(plan, notices=(*plan.notices, *roles.notices))
+    plan, told = make_plan(checkpoint, selection, quantised=True), tuple(roles.notices)
     check = check_modules(checkpoint, plan, selection)
     try:
-        verdict = check.finish()
+        told += check.finish().notices
     except UnbuiltError as error:
         selection = replace(selection, unbuilt=error.modules)
-        return make_plan(checkpoint, selection, quantised=True), selection
+        plan = make_plan(checkpoint, selection, quantised=True)
     except TargetError as error:
-        return replace(
-            plan, notices=(*plan.notices, f"modules are called otherwise in memory: {error.problem}")
-        ), selection
+        told += (f"modules are called otherwise in memory: {error.problem}",)
     finally:
         check.cancel()
-    return replace(plan, notices=(*plan.notices, *verdict.notices)), selection
+    return replace(plan, notices=(*plan.notices, *told)), selection

@@ -29,6 +29,7 @@ from .verdict import Answer, Verdict, judge
 
 _SCRIPT = str(Path(__file__).with_name("built_class.py"))
 _PATIENCE = 300.0  # seconds that a finished run waits for a process of low priority, which may compute for 120
+_NOT_INSTALLED = "transformers is not installed"
 _CLOSED = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "USE_HUB_KERNELS": "NO"}
 
 
@@ -41,50 +42,40 @@ class UnbuiltError(AiloraError):
 
 
 class ModuleCheck:
-    """Asks whether the class has the planned modules, in a process of its own where the answer takes time.
+    """Whether the class has the planned modules: the `answer`, or the `process` that looks for it.
 
-    `targets` are PEFT's target_modules for them; nothing in the folder `model` is seen by that process. `by_hand`: the
-    user named tensors, whose modules may be called otherwise.
+    `location`: the model as messages name it. `by_hand`: the user named tensors, whose modules may be called otherwise.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, plan: Plan, targets: Sequence[str], model: Path | None = None,
-        by_hand: bool = False,
+        self, plan: Plan, location: str = "", *, answer: Answer | None = None,
+        process: subprocess.Popen[str] | None = None, by_hand: bool = False,
     ) -> None:  # fmt: skip
-        self._plan, self._location, self._by_hand = plan, checkpoint.location, by_hand
-        self._answer: Answer | None = None
-        self._process: subprocess.Popen[str] | None = None
-        if find_spec("transformers") is None:
-            self._answer = {"unknown": "transformers is not installed"}
-            return
+        self._plan, self._location, self._by_hand = plan, location, by_hand
+        self._answer, self._process = answer, process
+
+    @classmethod
+    def asked(cls, checkpoint: Checkpoint, plan: Plan, *, by_hand: bool) -> ModuleCheck:
+        """A check by the class itself, in a process of its own; nothing in the folder of the model is seen by that."""
         modules = {carrier.module: carrier.sides for carrier in plan.carriers}
         held = {path.removesuffix(".weight") for path in parameter_paths(checkpoint).values()}
-        self._process = _ask(
-            {
-                "config": dict(checkpoint.config),
-                "modules": modules,
-                "targets": list(targets),
-                "held": sorted(held - modules.keys()),
-            },
-            model,
-        )
+        question = {
+            "config": dict(checkpoint.config),
+            "modules": modules,
+            "targets": target_modules(plan, checkpoint),
+            "held": sorted(held - modules.keys()),
+        }
+        return cls(plan, checkpoint.location, process=_ask(question, _folder(checkpoint)), by_hand=by_hand)
 
     @classmethod
     def skipped(cls, plan: Plan, reason: str) -> ModuleCheck:
         """A check that is left out, for a reason that the user is told."""
-        return cls._answered(plan, {"unknown": reason})
+        return cls(plan, answer={"unknown": reason})
 
     @classmethod
     def proven(cls, plan: Plan) -> ModuleCheck:
         """A check that is not needed: the tests have shown that the modules are there."""
-        return cls._answered(plan, {"missing": [], "extra": [], "unclaimed": {}})
-
-    @classmethod
-    def _answered(cls, plan: Plan, answer: Answer) -> ModuleCheck:
-        check = cls.__new__(cls)
-        check._plan, check._location, check._by_hand = plan, "", False
-        check._process, check._answer = None, answer
-        return check
+        return cls(plan, answer={"missing": [], "extra": [], "unclaimed": {}})
 
     def look(self) -> None:
         """`finish` if the answer is there already, without waiting."""
@@ -117,9 +108,9 @@ def check_modules(
         return ModuleCheck.skipped(plan, f"they are for transformers {transformers_major}, not the installed one")
     if known_beforehand(plan):
         return ModuleCheck.proven(plan)
-    return ModuleCheck(
-        checkpoint, plan, target_modules(plan, checkpoint), _folder(checkpoint), bool(selection.templates)
-    )
+    if find_spec("transformers") is None:
+        return ModuleCheck.skipped(plan, _NOT_INSTALLED)
+    return ModuleCheck.asked(checkpoint, plan, by_hand=bool(selection.templates))
 
 
 def known_beforehand(plan: Plan) -> bool:
@@ -132,7 +123,7 @@ def parts_of_class(checkpoint: Checkpoint, ends: Sequence[str], held: Sequence[s
     """What the class has under the names `ends`, its input embedding, and which of its parameters are not among those
     `held` (`built_class._parts`); waits for it. published: the class that the checkpoint was saved from."""
     if find_spec("transformers") is None:
-        return {"unknown": "transformers is not installed"}
+        return {"unknown": _NOT_INSTALLED}
     question = {"config": dict(checkpoint.config), "ends": list(ends), "held": list(held), "published": published}
     process = _ask(question, _folder(checkpoint))
     try:
@@ -144,7 +135,7 @@ def parts_of_class(checkpoint: Checkpoint, ends: Sequence[str], held: Sequence[s
 def linear_of_class(checkpoint: Checkpoint) -> Answer:
     """Every linear layer that the class builds, but for the output embedding (`built_class._linear`); waits for it."""
     if find_spec("transformers") is None:
-        return {"unknown": "transformers is not installed"}
+        return {"unknown": _NOT_INSTALLED}
     process = _ask({"config": dict(checkpoint.config), "linear": True}, _folder(checkpoint))
     try:
         return _answer(process)
@@ -191,6 +182,8 @@ def _end(process: subprocess.Popen[str]) -> None:
     if process.poll() is None:
         process.kill()
         process.wait()
+    if process.stdout is not None:
+        process.stdout.close()
 
 
 def library_folders(model: Path | None) -> list[str]:

@@ -13,6 +13,8 @@ class Here:
     """In the place of `module_tree._ask`, unless a test uses `asked_apart`: the tests of the isolated process are in
     tests/targets, and the guide's commands ask it."""
 
+    stdout = None
+
     def __init__(self, question: dict[str, Any], model: Path | None) -> None:
         self.question = json.loads(json.dumps(question))
 

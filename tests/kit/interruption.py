@@ -63,5 +63,5 @@ class Interrupting(Silent):
 def join_workers() -> None:
     """Wait for the threads of an interrupted run, which may still be at their last matrix or read."""
     for thread in threading.enumerate():
-        if thread.name.startswith(("read", "stage", "work", "copy", "hash")):
+        if thread.name.startswith(("headers", "read", "work", "copy", "hash", "device", "shards")):
             thread.join()

@@ -12,7 +12,7 @@ from kit.adapters import near
 from kit.asked_here import Here
 from kit.checkpoints import llama_tensors, tree, write_checkpoint
 from kit.families import build, output
-from kit.interruption import Interrupting
+from kit.interruption import Interrupting, join_workers
 from kit.surplus import add, further_layers, prediction_layers
 from peft import PeftModel
 from safetensors.torch import load_file
@@ -22,9 +22,10 @@ from ailora_tools.checkpoint.index import open_checkpoint
 from ailora_tools.errors import OptionError, TargetError
 from ailora_tools.progress import Silent
 from ailora_tools.proof import built
-from ailora_tools.targets import module_tree
+from ailora_tools.targets import as_built, module_tree
 from ailora_tools.targets import plan as planning
 from ailora_tools.targets.counted import Sorted
+from ailora_tools.targets.linear import Roles
 from ailora_tools.targets.plan import make_plan
 from ailora_tools.targets.projections import Plan
 from ailora_tools.verbs import initialize as verb
@@ -185,8 +186,8 @@ class Answered:
     def __call__(self, checkpoint: object, plan: Plan, *_: object) -> verb.ModuleCheck:
         self.asked += 1
         missing = [target.module for target in plan.targets if target.module in self.missing]
-        return verb.ModuleCheck._answered(plan, {"class": "C", "version": "5", "missing": missing, "extra": [],
-                                                 "unclaimed": {}})  # fmt: skip
+        answer = {"class": "C", "version": "5", "missing": missing, "extra": [], "unclaimed": {}}
+        return verb.ModuleCheck(plan, answer=answer)
 
 
 def test_a_layer_asked_for_that_the_class_lacks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,6 +195,16 @@ def test_a_layer_asked_for_that_the_class_lacks_is_named(tmp_path: Path, monkeyp
     with pytest.raises(OptionError, match=r"no layer 2 that the class builds: model\.layers\.2.* have no module"):
         initialize(unknown_type(tmp_path / "model"), 4, output=tmp_path / "out", layers="1-2")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_what_all_linear_leaves_alone_is_told_where_the_class_lacks_layers_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(as_built, "check_modules", Answered(*SURPLUS))
+    monkeypatch.setattr(as_built, "spelled_out", lambda *_: Roles(("q", "v"), {"lm_head": "lie outside the layers"}))
+    found = inspect_checkpoint(unknown_type(tmp_path / "model"), roles=["all-linear"]).plan
+    assert {target.layer for target in found.targets} == {0, 1}
+    assert "all-linear leaves alone, because they lie outside the layers: lm_head" in found.notices
 
 
 @pytest.mark.parametrize("after", [1, 5, 8])
@@ -208,6 +219,7 @@ def test_an_interrupted_run_goes_on_with_what_it_was_told(
     monkeypatch.setattr(verb.ModuleCheck, "look", lambda self: None)  # the answer comes last
     with pytest.raises(KeyboardInterrupt):
         initialize(source, 4, output=tmp_path / "out", progress=Interrupting(after))
+    join_workers()
     resumed = initialize(source, 4, output=tmp_path / "out", resume=True).folder
     first, second = tree(whole), tree(resumed)
     assert first.keys() == second.keys()
