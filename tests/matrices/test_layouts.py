@@ -14,7 +14,7 @@ import pytest
 import torch
 from kit.checkpoints import llama_tensors, tree, write_checkpoint
 from kit.families import FUSED, build, output
-from kit.interruption import Interrupting
+from kit.interruption import Interrupting, join_workers
 from kit.real_models import ROOT
 from peft import PeftModel
 from safetensors.torch import load_file
@@ -214,6 +214,7 @@ def test_an_interrupted_run_goes_on(tmp_path: Path) -> None:
     whole = tree(initialize(tmp_path / "source", RANK, output=tmp_path / "out").folder)
     with pytest.raises(KeyboardInterrupt):
         initialize(tmp_path / "source", RANK, output=tmp_path / "out", overwrite=True, progress=Interrupting(1))
+    join_workers()
     initialize(tmp_path / "source", RANK, output=tmp_path / "out", overwrite=True, resume=True)
     assert tree(tmp_path / "out") == whole
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from kit.checkpoints import llama_tensors, write_checkpoint
-from kit.interruption import Interrupting
+from kit.interruption import Interrupting, join_workers
 from kit.real_models import minilm
 from peft import PeftModel
 from transformers import AutoModel, LlamaConfig, LlamaForCausalLM
@@ -118,6 +118,7 @@ def test_another_file_does_not_resume(tmp_path: Path) -> None:
     one, two = (ranks_file(tmp_path / f"{r}.json", rank=4, rank_pattern={Q0: r}) for r in (5, 6))
     with pytest.raises(KeyboardInterrupt):
         initialize(model, ranks=one, output=tmp_path / "out", progress=Interrupting(5))
+    join_workers()
     with pytest.raises(AiloraError, match="differs in rank_pattern"):
         initialize(model, ranks=two, output=tmp_path / "out", resume=True)
     initialize(model, ranks=one, output=tmp_path / "out", resume=True)

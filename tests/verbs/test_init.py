@@ -94,6 +94,7 @@ def test_lost_bytes_of_a_journaled_module_are_made_again(tmp_path: Path) -> None
     whole = tree(initialize(src, 4, output=out).folder)
     with pytest.raises(KeyboardInterrupt):
         initialize(src, 4, output=out, overwrite=True, progress=Interrupting(3))
+    join_workers()
     for file in ("model.safetensors", "ailora_init/adapter_model.safetensors"):
         path = tmp_path / "out.partial" / "tree" / file
         data = bytearray(path.read_bytes())
