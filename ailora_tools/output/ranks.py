@@ -38,7 +38,9 @@ def read_ranks(path: Path) -> Ranks:
     rank = body.get("rank")
     wrong = [] if rank is None or _positive(rank) else [f"rank is {quoted(rank)}"]
     patterns = [_pattern(body.get(key, {}), key, wrong) for key in ("rank_pattern", "alpha_pattern")]
-    wrong += [f"alpha_pattern names {module}, rank_pattern does not" for module in patterns[1].keys() - patterns[0]]
+    wrong += [
+        f"alpha_pattern names {module}, rank_pattern does not" for module in patterns[1] if module not in patterns[0]
+    ]
     if wrong:
         raise OptionError(f"{path}: {listed(wrong)}; whole numbers from 1 are expected.", _HINT)
     return Ranks(rank, patterns[0], patterns[1])

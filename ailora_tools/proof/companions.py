@@ -91,10 +91,10 @@ def _header_faults(subject: Subject, shard: str, header: Header) -> Iterator[str
         dtypes = stored_dtypes(subject.operation) if subject.operation is not None else {}
         expected = {name: (dtypes.get(name, one.dtype), one.shape) for name, one in there.tensors.items()}
         found = {name: (one.dtype, one.shape) for name, one in header.tensors.items()}
-        yield from (f"{name} is not in {shard}" for name in expected.keys() - found.keys())
-        yield from (f"{name} in {shard} is not in the source" for name in found.keys() - expected.keys())
-        for name in expected.keys() & found.keys():
-            if found[name] != expected[name]:
+        yield from (f"{name} is not in {shard}" for name in expected if name not in found)
+        yield from (f"{name} in {shard} is not in the source" for name in found if name not in expected)
+        for name in expected:
+            if name in found and found[name] != expected[name]:
                 yield f"{name} is {_told(found[name])}, expected {_told(expected[name])}"
         if header.metadata != there.metadata:
             yield f"{shard} has other metadata than the source's"

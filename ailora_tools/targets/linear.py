@@ -70,13 +70,14 @@ def spelled_out(checkpoint: Checkpoint, roles: Sequence[str], rank: int = 1, maj
     left = {path: why for path in linear if (why := _outside(path, path in held, matches))}
     unreached = unreached_by_peft(checkpoint.model_type, linear, major) if major else []
     unfit: dict[str, str] = {}  # role -> why: it is of one kind, and none of its matrices is taken where one cannot be
-    for path in linear.keys() - left.keys():
+    taken = [path for path in linear if path not in left]
+    for path in taken:
         if why := _UNREACHED if path in unreached else _unfit(linear[path], matches[path], rank):
             unfit |= {match.role: why for match in matches[path]}
-    for path in linear.keys() - left.keys():
+    for path in taken:
         if whys := [unfit[match.role] for match in matches[path] if match.role in unfit]:
             left[path] = whys[0]
-    found = {match.role for path in linear.keys() - left.keys() for match in matches[path]}
+    found = {match.role for path in taken if path not in left for match in matches[path]}
     if not found:
         raise TargetError(
             f"{checkpoint.location}: the file has none of the linear layers of {answer['class']} that can be adapted.",

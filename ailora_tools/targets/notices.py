@@ -47,8 +47,8 @@ def about_type(kind: str | None, row: Architecture | None) -> list[str]:
 
 
 def about_layouts(matches: Sequence[Match]) -> list[str]:
-    """What the user should know about fused tensors."""
-    layouts = {match.layout for match in matches if match.layout is not None}
+    """What the user should know about fused tensors, in the order in which they come."""
+    layouts = dict.fromkeys(match.layout for match in matches if match.layout is not None)
     notices = [
         f"the layout {layout.text} of this model's fused projections is read from its published code and is not proven "
         "by a test: compare the model with base and adapter against the original before training"

@@ -242,8 +242,9 @@ class _Pushing:
             self.progress.advance(name, nbytes)
 
         made = self.remote.commit(change, self.head, self.branch, as_request=self.as_request, sent=sent)
-        for name in change.contents.keys() - weights:
-            self.progress.advance(name, change.contents[name].size)
+        for name, content in change.contents.items():
+            if name not in weights:
+                self.progress.advance(name, content.size)
         self.head, self.branch, self.as_request = made.commit, made.branch, False
         self.request = made.request or self.request
 

@@ -25,7 +25,10 @@ from ailora_tools.checkpoint.index import Checkpoint, open_checkpoint
 from ailora_tools.checkpoint.stream import load_matrix
 from ailora_tools.errors import OptionError, TargetError
 from ailora_tools.matrices.gather import gather
+from ailora_tools.matrices.layouts import CHATGLM, GATE_AND_UP_UNPROVEN
 from ailora_tools.targets.architectures import ARCHITECTURES, BY_MODEL_TYPE, UNREACHABLE
+from ailora_tools.targets.matching import Match
+from ailora_tools.targets.notices import about_layouts
 from ailora_tools.targets.plan import make_plan, target_modules
 from ailora_tools.targets.projections import Plan, Target
 from ailora_tools.targets.selection import Selection, parse_layers
@@ -224,6 +227,17 @@ def test_fused_projections_of_unknown_layout_are_refused_by_name_and_shape(leaf:
     with pytest.raises(TargetError, match=r"model type brand_new") as caught:
         make_plan(open_checkpoint(tmp_path))
     assert "holds W^Q, W^K and W^V" in caught.value.problem and "72" in caught.value.problem
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_notices_on_layouts_come_in_the_order_of_the_tensors(first: int) -> None:
+    """They are in ailora.json, whose bytes are the same in every process."""
+    matches = [Match("q", 0, "", "a", layout=CHATGLM), Match("gate", 0, "", "b", layout=GATE_AND_UP_UNPROVEN)]
+    one, other = (matches[first], matches[1 - first])
+    found = about_layouts([one, other, one])
+    assert len(found) == 2 and all(
+        match.layout and match.layout.text in text for match, text in zip((one, other), found, strict=True)
+    )
 
 
 @pytest.mark.parametrize("model_type", UNREACHABLE)
