@@ -6,6 +6,12 @@ from pathlib import Path
 from typing import Any
 
 SIZES = {"desktop": (1440, 900), "phone": (390, 844)}
+_STILL = """async () => {
+  for (let at = null; at !== scrollY; ) {
+    at = scrollY;
+    for (let frames = 0; frames < 3; frames++) await new Promise(requestAnimationFrame);
+  }
+}"""
 
 
 class Page:
@@ -45,14 +51,16 @@ class Page:
         return float(self.page.evaluate("(css) => document.querySelector(css).getBoundingClientRect().top", selector))
 
     def swipe(self, x: float, y: float, up: int) -> None:
-        """A finger that moves up by `up` pixels."""
+        """A finger that moves up by `up` pixels, until the page has followed it and stands still."""
         session = self.page.context.new_cdp_session(self.page)
 
         def touch(kind: str, *points: dict[str, float]) -> None:
             session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": list(points)})
 
+        before = self.page.evaluate("scrollY")
         touch("touchStart", {"x": x, "y": y})
         for step in range(1, 11):
             touch("touchMove", {"x": x, "y": y - up * step / 10})
         touch("touchEnd")
-        self.page.wait_for_timeout(300)
+        self.page.wait_for_function("(least) => scrollY > least", arg=before + up / 2)
+        self.page.evaluate(_STILL)

@@ -6,7 +6,6 @@ import math
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -135,9 +134,8 @@ def test_only_a_class_of_models_is_built(name: str) -> None:
     ],
 )
 def test_a_config_decides_neither_time_nor_memory(config: dict[str, object], reason: str, tmp_path: Path) -> None:
-    started = time.monotonic()
     (notice,) = asked(tmp_path, **config).finish().notices
-    assert reason in notice and time.monotonic() - started < 300
+    assert reason in notice, "and not that it took too long"
 
 
 def test_a_class_that_takes_too_long_is_a_notice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
