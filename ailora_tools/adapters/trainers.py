@@ -74,7 +74,7 @@ _TORCHTUNE = re.compile(r"(?:model\.)?layers\.(\d+)\.(self_attn\.[qkvo]_proj|mlp
 _TORCHTUNE_NAMES = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "output_proj"}
 _OF_TORCHTUNE = re.compile(r"layers\.(\d+)\.(attn|mlp)\.(\w+)\.lora_([ab])\.weight")
 _PEFT_NAMES = {
-    "attn": {f"{name}": f"self_attn.{role}_proj" for role, name in _TORCHTUNE_NAMES.items()},
+    "attn": {name: f"self_attn.{role}_proj" for role, name in _TORCHTUNE_NAMES.items()},
     "mlp": {"w1": "mlp.gate_proj", "w2": "mlp.down_proj", "w3": "mlp.up_proj"},
 }
 _TO_TORCHTUNE = {path: (part, name) for part, names in _PEFT_NAMES.items() for name, path in names.items()}

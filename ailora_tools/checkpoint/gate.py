@@ -63,19 +63,17 @@ def read_json(files: Files, name: str, limit: int = CONFIG_BYTES, *, constants: 
     return value
 
 
-def read_document(
-    path: Path, kind: type[T], hint: str, *, limit: int = DOCUMENT_BYTES, error: type[AiloraError] = CheckpointError
-) -> T:
-    """A file of this tool as `kind`; what is no such document is an `error` that ends with `hint`."""
-    return decode(read_path(path, hint, limit=limit, error=error), str(path), kind, hint, error=error)
+def read_document(path: Path, kind: type[T], hint: str) -> T:
+    """A file of this tool as `kind`; what is no such document is a CheckpointError that ends with `hint`."""
+    return decode(read_path(path, hint, limit=DOCUMENT_BYTES), str(path), kind, hint)
 
 
-def read_path(path: Path, hint: str, *, limit: int, error: type[AiloraError] = CheckpointError) -> bytes:
+def read_path(path: Path, hint: str, *, limit: int) -> bytes:
     """The bytes of a regular file of at most `limit` bytes; a pipe or a device is refused, not waited for."""
     try:
         return read_bytes(LocalFiles(path), path.name, limit)
     except CheckpointError as fault:
-        raise error(fault.problem, hint) from None
+        raise CheckpointError(fault.problem, hint) from None
 
 
 def read_bytes(files: Files, name: str, limit: int) -> bytes:
@@ -98,16 +96,16 @@ def parse(raw: bytes, where: str, *, constants: bool = False) -> Any:
     return value
 
 
-def decode(raw: bytes, where: str, kind: type[T], hint: str, *, error: type[AiloraError] = CheckpointError) -> T:
-    """JSON text as `kind`; an `error` that names the place where it is not."""
+def decode(raw: bytes, where: str, kind: type[T], hint: str) -> T:
+    """JSON text as `kind`; a CheckpointError that names the place where it is not."""
     if rb"\udc" in raw:  # a byte of a file name, which msgspec takes for half a pair
-        return typed(parse(raw, where), where, kind, hint, error=error)
+        return typed(parse(raw, where), where, kind, hint)
     try:
         return msgspec.json.decode(raw, type=kind)
     except msgspec.ValidationError as fault:
-        raise error(f"{where}: {_told(fault, lambda: json.loads(raw))}.", hint) from None
+        raise CheckpointError(f"{where}: {_told(fault, lambda: json.loads(raw))}.", hint) from None
     except (ValueError, RecursionError) as fault:
-        raise error(f"{where}: not valid JSON ({fault}).", hint) from None
+        raise CheckpointError(f"{where}: not valid JSON ({fault}).", hint) from None
 
 
 def typed(value: Any, where: str, kind: type[T], hint: str, *, error: type[AiloraError] = CheckpointError) -> T:

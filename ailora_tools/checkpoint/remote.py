@@ -25,21 +25,14 @@ _CHANGED = "The repository was changed, or its servers disagree: run the command
 
 
 def open_hub(
-    name: str,
-    revision: str | None = None,
-    subfolder: str = "",
-    *,
-    connections: int = 8,
-    download: bool = False,
-    backoff: Backoff | None = None,
+    name: str, revision: str | None = None, subfolder: str = "", *, connections: int = 8, download: bool = False
 ) -> Files:
     """The files of the repository `org/name` at one commit; from the cache alone when offline.
 
     Raises CheckpointError if repository, revision or subfolder are not there or not accessible, or if the Hub cannot
     be reached and the cache does not hold the model.
     """
-    backoff = backoff or Backoff()
-    repository = Repository(name, revision)
+    backoff, repository = Backoff(), Repository(name, revision)
     snapshot = repository.snapshot()
     if is_offline():
         return _cached(repository, subfolder, snapshot, "offline mode is on (HF_HUB_OFFLINE)")

@@ -48,10 +48,10 @@ class Remote:
     Weights are sent one file after the other, so that each that arrived is kept, whatever becomes of the rest.
     """
 
-    def __init__(self, name: str, backoff: Backoff | None = None) -> None:
+    def __init__(self, name: str) -> None:
         self.name = name
         self._api = hub.HfApi(library_name=LIBRARY)
-        self._backoff = backoff or Backoff()
+        self._backoff = Backoff()
 
     @property
     def page(self) -> str:

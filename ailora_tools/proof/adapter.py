@@ -41,7 +41,7 @@ def bindings(adapter: Adapter, base: Checkpoint) -> list[Bound]:
     """Every module, every embedding with new rows and every whole parameter."""
     directory = base_directory(base, tied_parameters(base))
     names = {path for known in possible_names(base).values() for path in known}
-    keys = {**{module: f"{module}.weight" for module in (*adapter.modules, *adapter.tokens)}}
+    keys = {module: f"{module}.weight" for module in (*adapter.modules, *adapter.tokens)}
     keys |= {path: path for path in adapter.others}
     found = []
     for key, path in keys.items():

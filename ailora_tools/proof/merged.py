@@ -11,7 +11,6 @@ from ..checkpoint.files import Files
 from ..checkpoint.header import FLOATS, quoted
 from ..checkpoint.index import Checkpoint
 from ..errors import listed
-from ..matrices.restore import Restored
 from ..output.names import CARD, RESULT
 from .companions import same_bytes
 from .folder import Check, loadable
@@ -107,7 +106,7 @@ def check_listed(files: Files, told: Mapping[str, Any]) -> Check:
     return Check("files", not faults, "; ".join(faults) or f"all {len(named)} that were written")
 
 
-def check_matrices(found: Sequence[Found], restored: Restored) -> Check:
+def check_matrices(found: Sequence[Found]) -> Check:
     """Every tensor that the adapter is for is W + s B A, rounded."""
     looked = [one for one in found if one.touched]
     wrong = _by_fault(looked)

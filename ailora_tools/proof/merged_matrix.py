@@ -89,7 +89,7 @@ class Looking:
             same = bool((M == W.to(M.dtype)).all())
             return Found(pair.name, False, "" if same else "is not the base's, rounded", same=same)
         change = change_of(self.adapter, pair.source.place)
-        units = _units(M.dtype, self.adapter, pair.source.place.change)
+        units = _units(M.dtype, pair.source.place.change)
         looked = agreement(W, M, change, list(units))
         product = looked.agrees(list(units), change.magnitude is not None)
         fault = "" if product is not None else cause(W, M, change, looked, self._suspect(pair))
@@ -128,7 +128,7 @@ _FLOATS = ("F64", "F32", "F16", "BF16")
 _NAMES = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
 
-def _units(dtype: torch.dtype, adapter: Adapter, change: Change) -> dict[float, str]:
+def _units(dtype: torch.dtype, change: Change) -> dict[float, str]:
     """Unit roundoffs that the product may have had -> the name of the dtype, "" for float32."""
     stored = [part.dtype for part in _parts(change)]
     kinds = {dtype, *(DTYPES[kind] for kind in stored)}

@@ -29,7 +29,7 @@ _ANSWERS = ("premise:relative_change", "difference:effective_rank_share", "kind:
 def first_screen(parts: Parts, document: Document, rows: Sequence[Row]) -> str:
     """As HTML; its figure goes into `parts`."""
     changed = bool(document["against"])
-    numbers = "".join(_changed_numbers(rows, document) if changed else _numbers(rows, document))
+    numbers = "".join(_changed_numbers(rows) if changed else _numbers(rows, document))
     return (
         f'<section id="first" aria-label="At a glance"><p class="answer">{_answer(document["findings"])}'
         f"{_besides(document['findings'])}</p>"
@@ -147,7 +147,7 @@ def _speed(rows: Sequence[Row], rank: int) -> Iterator[str]:
         )  # fmt: skip
 
 
-def _changed_numbers(rows: Sequence[Row], document: Document) -> Iterator[str]:
+def _changed_numbers(rows: Sequence[Row]) -> Iterator[str]:
     def metric(key: str) -> Callable[[Row], float | None]:
         return change_metric(0, key)
 

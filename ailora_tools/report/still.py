@@ -49,8 +49,8 @@ def still(figure: Mapping[str, Any]) -> str:
     sizes = f"inset:{margin['t']}px {right}px {margin['b'] + below}px {margin['l']}px"
     return (
         f'<div class="still" aria-hidden="true">{_legend(traces, layout)}<div class="plot" style="{sizes}">'
-        f'<svg viewBox="0 0 {_SIDE} {_SIDE}" preserveAspectRatio="none">{_grid(x, y, layout)}{marks}{shapes}</svg>'
-        f"{_ticks(x, y, layout)}{_texts(traces, layout, x, y)}{_titles(layout)}{colours}</div></div>"
+        f'<svg viewBox="0 0 {_SIDE} {_SIDE}" preserveAspectRatio="none">{_grid(x, y)}{marks}{shapes}</svg>'
+        f"{_ticks(x, y)}{_texts(traces, layout, x, y)}{_titles(layout)}{colours}</div></div>"
     )
 
 
@@ -187,13 +187,13 @@ def _shape(shape: Mapping[str, Any], x: Scale, y: Scale) -> str:
     return f'<path d="{path}" stroke="{line["color"]}" stroke-width="{line["width"]}"{dash}/>'
 
 
-def _grid(x: Scale, y: Scale, layout: Mapping[str, Any]) -> str:
+def _grid(x: Scale, y: Scale) -> str:
     flat = "" if y.kind == "category" else "".join(f"M0 {_place(0, at)[1]}h{_SIDE}" for at, _ in y.ticks(6))
     upright = "" if x.kind == "category" else "".join(f"M{_place(at, 0)[0]} 0v{_SIDE}" for at, _ in x.ticks(8))
     return f'<path class="grid-lines" d="{flat}{upright}"/>'
 
 
-def _ticks(x: Scale, y: Scale, layout: Mapping[str, Any]) -> str:
+def _ticks(x: Scale, y: Scale) -> str:
     across = "".join(f'<span class="x" style="left:{100 * at:.3g}%">{text}</span>' for at, text in x.ticks(8))
     most = 6 if y.kind != "category" else 40
     up = "".join(f'<span class="y" style="top:{100 * (1 - at):.3g}%">{text}</span>' for at, text in y.ticks(most))

@@ -18,7 +18,6 @@ from ..linalg.recombine import recombination_error
 from ..linalg.scale import norm
 from ..linalg.starts import Start
 
-ROUNDS = 5  # after that a round gains less than 1 %
 _LEAST_GAIN = 0.005  # of the error: below it there is no other round
 _ROWS = 512
 

@@ -17,7 +17,7 @@ from ..targets.selection import Selection
 
 GRIDS = ("nf4", "fp4")  # of bitsandbytes, as `linalg.grid` knows them
 GRID_BLOCK = 64
-MOST_ROUNDS = 100
+ROUNDS, MOST_ROUNDS = 5, 100  # after five a round gains less than 1 %
 ROUNDINGS = ("auto", "nearest", "stochastic")
 BIASES = ("none", "all", "lora_only")
 

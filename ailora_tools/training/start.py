@@ -62,7 +62,7 @@ def check_start(model: nn.Module, adapter_dir: str | Path, *, trained: bool = Fa
     hint = LOAD if trained else f"{LOAD} Training changes A and B: after it, ask with trained=True."
     if not wrong:
         held = _held(layers, name, adapter)
-        offset = _offset(layers, held, name, adapter, manifest, folder)
+        offset = _offset(layers, held, name, manifest, folder)
         places = [(one.module, one.layer) for one in held]
         wrong, hint = base_faults(places, adapter, manifest, offset, folder)
     if wrong:
@@ -80,7 +80,7 @@ def require_taken_out(model: nn.Module, adapter_dir: str | Path) -> None:
     adapter, layers = open_adapter(folder), lora_layers(model)
     name, _ = nearest(layers, {name: structure(layers, name, manifest.modules) for name in names_of(layers)}, [])
     held = _held(layers, name, adapter)
-    if _offset(layers, held, name, adapter, manifest, folder) is False:
+    if _offset(layers, held, name, manifest, folder) is False:
         moved = [(one.module, one.layer) for one in held if one.module in moved_modules(manifest)]
         wrong, hint = base_faults(moved[:1], adapter, manifest, False, folder)
         if wrong:
@@ -180,7 +180,7 @@ def is_active(layer: LoraLayer, name: str) -> bool:
 
 
 def _offset(
-    layers: Sequence[LoraLayer], held: Sequence[_Held], name: str, adapter: Adapter, manifest: Manifest, folder: Path
+    layers: Sequence[LoraLayer], held: Sequence[_Held], name: str, manifest: Manifest, folder: Path
 ) -> bool | None:
     """Whether the part that is in the adapter is taken out of the original again: by `attach`, or by an active frozen
     adapter; None where it is taken out of the base itself."""

@@ -31,7 +31,7 @@ from ..output.work import WorkFolder, find
 from ..progress import Progress, heard
 from ..surgery.describe import adapter_name, cards, extra_record, manifest, peft_config, provenance, warnings
 from ..surgery.operation import Operation, plan_operation, spell_out
-from ..surgery.settings import Settings
+from ..surgery.settings import ROUNDS, Settings
 from ..targets.extras import Extra
 from ..targets.module_names import installed_transformers_major
 from ..targets.module_tree import ModuleCheck, UnbuiltError, check_modules
@@ -72,7 +72,7 @@ def initialize(
     base_dtype: str = "keep",
     rounding: str = "auto",
     grid: str | None = None,
-    rounds: int = 5,
+    rounds: int = ROUNDS,
     group_size: int | None = None,
     no_base: bool = False,
     modules_to_save: Sequence[str] = (),

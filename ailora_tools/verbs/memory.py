@@ -62,7 +62,7 @@ _MODELS: Mapping[str, _Model] = {
     "verify of --no-base": _Model(12 * _MB, block=16, stored=2, elements=10),
     "merge": _Model(12 * _MB, block=16, stored=3, elements=14),
     "convert": _Model(10 * _MB, lines=1800),
-    "extract": _Model(12 * _MB, block=32, stored=4, elements=8, square=0),
+    "extract": _Model(12 * _MB, block=32, stored=4, elements=8),
 }
 VERBS = tuple(_MODELS)
 

@@ -64,7 +64,7 @@ def verify(
     user_path(folder, "DIR")
     with find_team().job("verify") as job:
         if not job.leads:
-            _help(job, folder, given, options)
+            _help(job, folder, options)
             return Verification(Path(folder), None, ())
         library = Library(job)
         files = library.open(folder)
@@ -79,7 +79,7 @@ def verify(
         return verify_adapter(files, given, told, options, progress)
 
 
-def _help(job: Job, folder: str | Path, given: Given, options: SourceOptions) -> None:
+def _help(job: Job, folder: str | Path, options: SourceOptions) -> None:
     """The part of all processes but the first."""
     for told in job.calls():
         library = Library(job, told["opened"])

@@ -95,7 +95,7 @@ def help_merged(job: Job, library: Library, files: Files, told: Mapping[str, Any
     require_same(job, merged, told["shards"])
     require_same(job, stored, told["of_base"])
     case = _case(merged, stored, adapter_of(told["adapter"]))
-    serve(job, "tensors", case.paired.pairs, _looking(case, lambda nbytes: None))
+    serve(job, "tensors", case.paired.pairs, _looking(case))
 
 
 def _require_given(files: Files, given: Given, told: Mapping[str, Any]) -> tuple[str | Path, str | Path]:
@@ -132,13 +132,13 @@ def _looked(job: Job, case: _Case, progress: Progress) -> list[Any]:
     pairs = case.paired.pairs
     progress.start("Checking", len(pairs), sum(pair.nbytes for pair in pairs))
     found = {}
-    for pair, part in share(job, "tensors", pairs, _looking(case, lambda nbytes: None), None, progress):
+    for pair, part in share(job, "tensors", pairs, _looking(case), None, progress):
         found[pair.name] = Found(**part.meta)
         progress.advance(pair.name, pair.nbytes)
     return [found[pair.name] for pair in pairs]
 
 
-def _looking(case: _Case, heard: Tell) -> Work[Pair]:
+def _looking(case: _Case) -> Work[Pair]:
     """Pairs in, what was found of each out, as `Found.to_json` has it."""
     import torch
 
@@ -160,7 +160,7 @@ def _looking(case: _Case, heard: Tell) -> Work[Pair]:
 
     def work(wanted: Iterator[Pair]) -> Generator[tuple[Pair, Part]]:
         with ieee():
-            yield from pulled(wanted, one, workers, heard, torch.set_num_threads, (share_of_threads,))
+            yield from pulled(wanted, one, workers, lambda nbytes: None, torch.set_num_threads, (share_of_threads,))
 
     return work
 
@@ -174,7 +174,7 @@ def _checks(case: _Case, found: Sequence[Any], told: Mapping[str, Any]) -> Itera
     if told.get("verb") == "merge":
         copied = set(kept_companions(case.restored, companions(case.base))) - {CONFIG, case.base.index_name}
         yield check_copied(case.base.files, merged.files, copied)
-    yield check_matrices(found, case.restored)
+    yield check_matrices(found)
     yield check_rest(found, case.paired.pairs)
     yield check_differs(found)
 

@@ -331,7 +331,7 @@ CARDS = {
 
 @pytest.mark.parametrize("revision", ["e" * 40, None])
 @pytest.mark.parametrize("name", CARDS)
-def test_another_base_model_changes_nothing_else(name: str, revision: str | None, tmp_path: Path) -> None:
+def test_another_base_model_changes_nothing_else(name: str, revision: str | None) -> None:
     before, after = ModelCard(CARDS[name]), set_base_model(CARDS[name], "me/pushed", revision)
     expected = {**before.data.to_dict(), "base_model": "me/pushed", "base_model_revision": revision}
     assert ModelCard(after).data.to_dict() == {key: value for key, value in expected.items() if value is not None}

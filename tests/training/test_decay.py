@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -107,7 +106,7 @@ def test_the_start_stays_and_a_resumed_adapter_comes_back(at: SimpleNamespace) -
     assert all(torch.allclose(value, start[name], atol=1e-3) for name, value in values(model).items())
 
 
-def test_what_would_decay_twice_or_not_at_all_is_refused(at: SimpleNamespace, tmp_path: Path) -> None:
+def test_what_would_decay_twice_or_not_at_all_is_refused(at: SimpleNamespace) -> None:
     model, adapter = loaded(at, "plain"), at.root / "plain" / "ailora_init"
     both = torch.optim.AdamW(model.parameters(), weight_decay=0.1)
     with pytest.raises(OptionError, match="decays towards zero what is to decay to the start"):

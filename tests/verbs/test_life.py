@@ -157,7 +157,7 @@ def test_a_smaller_rank_is_the_best_one_and_its_error_is_told(tmp_path: Path) ->
     assert not (tmp_path / "large").exists()
 
 
-def test_16_bits_keep_a_change_that_plain_stacking_loses(tmp_path: Path) -> None:
+def test_16_bits_keep_a_change_that_plain_stacking_loses() -> None:
     """Two nearly equal products are large against their difference: in bf16 their sum is mostly rounding."""
     torch.manual_seed(0)
     A0, B0 = torch.randn(8, 256), torch.randn(256, 8)
