@@ -12,9 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors import NumericalError
+from ..methods import symbol
 from ..report.chosen import WHAT, in_order, why
 from ..report.rows import read_rows
-from ..report.words import matrix, size
+from ..report.words import size
 from ..team.place import read_place
 from .command import Command, option
 from .course import metric_lines
@@ -131,7 +132,7 @@ def _print_targets(document: Mapping[str, Any]) -> None:
     block = table("", WHAT[targets["basis"]], "module")
     chosen = list(in_order(read_rows(document), targets))
     for held, module, score in chosen[:_MODULES]:
-        names = ", ".join(" ".join(filter(None, (matrix(row.role), row.stack, str(row.layer)))) for row in held)
+        names = ", ".join(" ".join(filter(None, (symbol(row.role), row.stack, str(row.layer)))) for row in held)
         block.add_row(names, score, Text(module, overflow="fold"))
     print_block(block)
     if chosen[_MODULES:]:

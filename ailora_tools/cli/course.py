@@ -11,9 +11,10 @@ from typing import Any
 from rich.text import Text
 
 from ..display.text import BARS
+from ..methods import symbol
 from ..metrics.definitions import BY_KEY
 from ..report.rows import Row, change_metric, of_role, of_stack, once, read_rows, roles, stacks
-from ..report.words import matrix, number
+from ..report.words import number
 
 METRICS = ("effective_rank_share", "outlier_share", "alpha")
 CHANGE_METRICS = ("relative_change", "delta_above")
@@ -63,7 +64,7 @@ def _lines(rows: Sequence[Row], metric: Callable[[Row], float | None], at: int |
         if known:
             held = [[metric(row) for row in of_stack(of, stack)] for stack in stacks(of)]
             span = f"{number(min(known))} … {number(max(known))}"
-            yield _Line(role, matrix(role), number(median(known)), span, held)
+            yield _Line(role, symbol(role), number(median(known)), span, held)
 
 
 def _legend(names: Sequence[str], lines: Sequence[_Line], width: int, sizes: Sequence[int]) -> str:

@@ -12,10 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors import OptionError, listed
-from ..methods import BITFIT, METHODS, RULES, find_method, role_order
+from ..methods import BITFIT, METHODS, RULES, find_method, role_order, symbol
 from ..output.loading import load_lines
 from ..output.names import CARD
-from ..report.words import matrix, size
+from ..report.words import size
 from ..team.place import read_place
 from .command import Command, option
 from .options import (
@@ -323,7 +323,7 @@ def _numbers_of(
 
 def _numbers(groups: Mapping[str, Sequence[ModuleRecord]], verdicts: Mapping[str, tuple[str, str]]) -> Table:
     """One column a role, one row a number, with the verdict on it; ranges run over all layers."""
-    made = table("", *map(matrix, groups), "")
+    made = table("", *map(symbol, groups), "")
     on_grid = any(record.grid_error is not None for group in groups.values() for record in group)
     for name, tell in _NUMBERS.items():
         if name in _OF_GRID and not on_grid:

@@ -14,10 +14,10 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors import AiloraError
-from ..methods import role_order
+from ..methods import role_order, symbol
 from ..output.spans import json_text
 from ..report.stacks import in_blocks, in_order
-from ..report.words import matrix, ranges, size
+from ..report.words import ranges, size
 from .terminal import OBEYED, err, out
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def print_targets(targets: Iterable[Target]) -> None:
     order = in_order(stack for stack, *_ in groups)
     for kind in sorted(groups, key=lambda kind: (order.index(kind[0]), kind[1], min(groups[kind]))):
         first = next(iter(groups[kind].values()))
-        name = " ".join(part for part in (matrix(first.role), kind[0]) if part)
+        name = " ".join(part for part in (symbol(first.role), kind[0]) if part)
         whole = f", part of {_sides(first.stored.shape)}" if first.part else ""
         stored = f"{_sides(first.shape)} {first.stored_as}{whole}"
         block.add_row(name, ranges(groups[kind]), Text(kind[2], overflow="fold"), stored)

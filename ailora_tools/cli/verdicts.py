@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from ..methods import ERROR_TAKEN, SURVIVAL_WANTED
-from ..report.words import matrix, number
+from ..methods import ERROR_TAKEN, SURVIVAL_WANTED, symbol
+from ..report.words import number
 
 if TYPE_CHECKING:
     from ..output.manifest import ModuleRecord
@@ -54,7 +54,7 @@ def _motion(records: Records) -> tuple[str, str]:
         return "good", ""
     times = number(steps[fast] / steps[slow])
     return "apart", (
-        f"first step: at one learning rate {matrix(fast)} moves {times} times as far as {matrix(slow)}. "
+        f"first step: at one learning rate {symbol(fast)} moves {times} times as far as {symbol(slow)}. "
         "lr_groups(model, adapter, lr) of ailora_tools evens that out."
     )
 

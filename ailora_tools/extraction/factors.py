@@ -18,7 +18,7 @@ from ..linalg.scale import norm
 from ..linalg.truncated import Truncation, truncated
 from ..matrices.dequantise import dequantise
 from ..matrices.gather import gather
-from ..metrics.elements import rounding_rms, stored_dtype
+from ..metrics.elements import MANTISSA, rounding_rms, stored_dtype
 from ..metrics.noise import change_edge
 from ..surgery.blocks import spread
 from ..surgery.decompose import seeded
@@ -28,7 +28,6 @@ from .pairs import Pairs
 _WIDER = "Store A and B in a wider type: --dtype float32."
 _SAMPLE = 1 << 18  # entries by which the size of rounding is told
 _BLOCK = 1 << 20
-_WIDTH = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2, torch.float64: 3}
 
 
 @dataclass(frozen=True)
@@ -141,9 +140,9 @@ def alike(one: Tensor, other: Tensor) -> bool:
     if _equal(one, other):
         return True
     kinds = [stored_dtype(side) for side in (one, other)] if one.is_floating_point() else [one.dtype, other.dtype]
-    if kinds[0] == kinds[1] or not set(kinds) <= _WIDTH.keys():
+    if kinds[0] == kinds[1] or not set(kinds) <= MANTISSA.keys():
         return False
-    narrow = min(kinds, key=_WIDTH.__getitem__)
+    narrow = min(kinds, key=MANTISSA.__getitem__)
     return torch.equal(one.to(narrow), other.to(narrow))
 
 
@@ -169,7 +168,7 @@ def _size(parts: Sequence[Tensor]) -> float:
 def _rounding(parts: Sequence[Tensor]) -> tuple[torch.dtype, tuple[float, float]]:
     """The narrowest dtype of the numbers, and the root mean squares of rounding them to float32 (float64 where that
     is it), below which nothing is a change, and to that dtype."""
-    kind = max((stored_dtype(part) for part in parts), key=_WIDTH.__getitem__)
+    kind = max((stored_dtype(part) for part in parts), key=MANTISSA.__getitem__)
     entries = torch.cat([part.reshape(-1)[:: max(1, part.numel() // _SAMPLE)] for part in parts])
     exact = torch.float64 if kind == torch.float64 else torch.float32
     return kind, (rounding_rms(entries, exact), rounding_rms(entries, kind))

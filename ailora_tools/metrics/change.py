@@ -16,14 +16,13 @@ from torch import Tensor
 from ..linalg.scale import near_one, norm
 from ..linalg.spectrum import Spectrum, spectrum
 from ..linalg.whole import Ends, ends, whole
-from .elements import chunks, rounding_rms, stored_dtype
+from .elements import MANTISSA, chunks, rounding_rms, stored_dtype
 from .noise import change_edge
 from .spectral import rank_metrics
 
 DECILES = 10
 INTRUDERS = 10  # top vectors that are looked at, and the cosine below which one counts as new (arXiv 2410.21228)
 INTRUDER_COSINE = 0.5
-_WIDTH = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2, torch.float64: 3}
 
 
 @dataclass(frozen=True)
@@ -174,7 +173,7 @@ def _angles(base: Anatomy, after: Ends, rank: int) -> dict[str, Any]:
 def _rounding(base: Tensor, tuned: Tensor) -> float:
     """The rms error of storing the tuned matrix as it is stored, or as coarsely as the coarser of both sides."""
     kinds = [stored_dtype(tuned), stored_dtype(base)]
-    return rounding_rms(tuned, min(kinds, key=_WIDTH.__getitem__))
+    return rounding_rms(tuned, min(kinds, key=MANTISSA.__getitem__))
 
 
 def _rescaling(base: Tensor, delta: Tensor) -> tuple[float, float]:

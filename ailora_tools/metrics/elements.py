@@ -16,7 +16,7 @@ QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 _CHUNK = 1 << 20
 _BINS = 4096
 _REACH = 8  # standard deviations that the histogram covers on each side
-_MANTISSA = {torch.bfloat16: 7, torch.float16: 10, torch.float32: 23, torch.float64: 52}
+MANTISSA = {torch.bfloat16: 7, torch.float16: 10, torch.float32: 23, torch.float64: 52}  # bits, narrowest dtype first
 _SAMPLE = 1 << 18
 
 
@@ -73,7 +73,7 @@ def _quantiles(W: Tensor, mean: float, std: float, low: float, high: float) -> l
 def stored_dtype(W: Tensor) -> torch.dtype:
     """The narrowest type that holds every element of W: float32 files often hold bfloat16 numbers."""
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
-        if _MANTISSA[dtype] >= _MANTISSA[W.dtype]:
+        if MANTISSA[dtype] >= MANTISSA[W.dtype]:
             break
         # A sample decides most cases without a pass over everything.
         if all(bool((part.to(dtype).to(W.dtype) == part).all()) for part in (W.reshape(-1)[:1024], W)):
@@ -94,7 +94,7 @@ def rounding_rms(W: Tensor, dtype: torch.dtype) -> float:
 
 def _ulp(x: Tensor, dtype: torch.dtype) -> Tensor:
     """Distance of neighbouring numbers of `dtype` around x, 0 for zeros."""
-    return torch.where(x == 0, 0.0, torch.exp2(torch.frexp(x).exponent.double() - 1 - _MANTISSA[dtype]))
+    return torch.where(x == 0, 0.0, torch.exp2(torch.frexp(x).exponent.double() - 1 - MANTISSA[dtype]))
 
 
 @dataclass(frozen=True)

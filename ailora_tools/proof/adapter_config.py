@@ -15,7 +15,7 @@ from ..errors import AiloraError, listed
 from ..output.names import ADAPTER_FOLDER
 from ..output.spans import file_text
 from ..targets.extras import Wanted
-from ..targets.notices import leaf
+from ..targets.matching import last_word
 from ..targets.plan import target_modules
 from .folder import Check
 from .subject import Subject
@@ -69,7 +69,7 @@ def _possible_targets(subject: Subject) -> list[list[str]]:
     operation, paths = subject.operation, sorted(subject.modules)
     if operation is not None:
         return [paths, target_modules(operation.plan, operation.checkpoint)]
-    return [paths, sorted({leaf(path) for path in paths})]
+    return [paths, sorted({last_word(path) for path in paths})]
 
 
 def _base_faults(config: Mapping[str, Any], subject: Subject) -> Iterator[str]:

@@ -14,7 +14,6 @@ from ..errors import CheckpointError, listed
 from ..output.base import companions
 from ..output.layout import keeps_index, restated
 from ..output.spans import blocks, file_text
-from ..surgery.operation import Operation
 from .folder import Check, loadable, own_files
 from .subject import Subject
 
@@ -68,7 +67,7 @@ def _one_file(location: str) -> bool:
 def _same_companion(subject: Subject, source: Checkpoint, name: str) -> bool:
     try:
         if name == source.index_name and subject.operation is not None:
-            dtypes = stored_dtypes(subject.operation)
+            dtypes = subject.operation.base_dtypes
             if not keeps_index(source, dtypes):
                 index = restated(read_json(source.files, name, INDEX_BYTES), source, dtypes)
                 held = bytes(subject.files.read(name, 0, subject.files.size(name)))
@@ -79,16 +78,11 @@ def _same_companion(subject: Subject, source: Checkpoint, name: str) -> bool:
         return False
 
 
-def stored_dtypes(operation: Operation) -> dict[str, str]:
-    """Touched tensor -> its dtype in the base."""
-    return {carrier.stored.name: operation.base_dtype(carrier) for carrier in operation.plan.carriers}
-
-
 def _header_faults(subject: Subject, shard: str, header: Header) -> Iterator[str]:
     """Compared with the source's header where it is at hand, else with its recorded hash and the records."""
     if subject.source is not None and shard in subject.source.headers:
         there = subject.source.headers[shard]
-        dtypes = stored_dtypes(subject.operation) if subject.operation is not None else {}
+        dtypes = subject.operation.base_dtypes if subject.operation is not None else {}
         expected = {name: (dtypes.get(name, one.dtype), one.shape) for name, one in there.tensors.items()}
         found = {name: (one.dtype, one.shape) for name, one in header.tensors.items()}
         yield from (f"{name} is not in {shard}" for name in expected if name not in found)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..checkpoint.stream import matrix_bytes
 from ..linalg.bounds import Comparison, compare
+from ..linalg.scale import row_norms
 from ..matrices.gather import gather, scatter
 from ..output.manifest import ModuleRecord
 from ..output.spans import sha256
@@ -24,7 +25,6 @@ _ROUNDED, _LEAST = 1e-6, 1e-38  # of magnitudes, stored in float32
 # A Nystroem part may be larger than W: its errors are shown, and `init` warns of them.
 _UNBOUNDED = ("nystrom",)
 _MOST_MOVED, _ROUNDED_UP = 1.05, 4.0
-_CHUNK_ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -156,15 +156,9 @@ def _wrong_magnitudes(reading: Reading) -> str:
     if held is None or stored is None:
         return f"{record.module} cannot be read"
     part = record.part
-    norms = _norms(stored.T if part is not None and part.transposed else stored)
+    norms = row_norms(stored.T if part is not None and part.transposed else stored)
     alike = held.shape == norms.shape and torch.allclose(held.double(), norms, rtol=_ROUNDED, atol=_LEAST)
     return "" if alike else record.module
-
-
-def _norms(W: Tensor) -> Tensor:
-    """Norms (out,) of the rows of W, in float64, by blocks of rows."""
-    blocks = (W[top : top + _CHUNK_ROWS].double() for top in range(0, len(W), _CHUNK_ROWS))
-    return torch.cat([torch.linalg.vector_norm(block, dim=1) for block in blocks])
 
 
 def _changed_beside(reading: Reading) -> bool:

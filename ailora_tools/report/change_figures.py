@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
+from ..methods import symbol
 from .drawing import (
     Figure,
     colour,
@@ -22,7 +23,7 @@ from .drawing import (
     with_level,
 )
 from .rows import Row, change_metric, of_role, of_stack, pairs, roles, stacks
-from .words import matrix, typeset
+from .words import typeset
 
 _NAMED = 14  # points of a scatter: more names would lie on each other
 
@@ -36,7 +37,7 @@ def spectra(rows: Sequence[Row], role: str, at: int) -> Figure:
             values = [value / edge for value in row.changes[at].singular_values]
             shown = [value for value in values if value > 1e-6]
             lines.append(line(row, chosen, thin(shown), f"{typeset(row.label)}<br>index %{{x}}<br>%{{y:.3g}} edges"))
-    layout = layout_for("index (1 = largest)", f"singular value of Δ{matrix(role)} / its noise edge", log_y=True)
+    layout = layout_for("index (1 = largest)", f"singular value of Δ{symbol(role)} / its noise edge", log_y=True)
     return with_level(with_depth(lines, chosen, layout), 1.0, "noise edge")
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import mean, median
 
-from ..methods import ROLES
+from ..methods import ROLES, symbol
 from ..metrics.paired import Comparison, compare
 from .finding import Finding, Kind, told
 from .rows import Placement, Row, change_metric, copies, distinct_pairs, of_role, once, roles
 from .stacks import counted
-from .words import matrix, number, percent, ranges, spread
+from .words import number, percent, ranges, spread
 
 _ROUNDING = 1.2  # times the rms of rounding: a change no larger cannot be told from it
 _LEFT = 1.5
@@ -164,7 +164,7 @@ def _rank(rows: Sequence[Row], at: int, name: str, kinds: Mapping[str, str]) -> 
             above = median(m["delta_above"] for m in of)
             yield told(
                 f"rank:{role}", "result" if above else "none",
-                f"{name}: the change of {matrix(role)} has {spread([m['delta_above'] for m in of])} singular values "
+                f"{name}: the change of {symbol(role)} has {spread([m['delta_above'] for m in of])} singular values "
                 "above its noise edge",
                 f" and {spread([m['rounding_above'] for m in of])} above the rounding edge; 90 % of its energy needs "
                 f"rank {spread([m['delta_rank_90'] for m in of])}.",
@@ -182,7 +182,7 @@ def _placement(rows: Sequence[Row], at: int, name: str) -> Iterator[Finding]:
             return
         share, chance = (median(place.share(index) for place in known), median(place.chance(index) for place in known))
         numbers[f"{role}_{tenth}"] = share
-        parts.append(f"the {tenth} tenth of {matrix(role)} takes {percent(share)} of its change ({percent(chance)})")
+        parts.append(f"the {tenth} tenth of {symbol(role)} takes {percent(share)} of its change ({percent(chance)})")
     yield told(
         "placement", "result", f"{name}: {parts[0]}, {parts[1]}",
         f"; {parts[2]} (medians; in brackets what chance would put there).", numbers,

@@ -11,6 +11,7 @@ from html import escape
 from statistics import median
 from typing import Any
 
+from ..methods import symbol
 from ..metrics.definitions import BY_KEY, DEFINITIONS, Definition
 from ..metrics.noise import noise_effective_rank_share
 from ..output.analysis import metrics_csv
@@ -21,7 +22,7 @@ from .frame import Frame, framed
 from .maps import metric_map
 from .rows import Row, of_role, of_stack, once, read_rows, roles, stacks
 from .stacks import counted
-from .words import matrix, percent, spread, typeset
+from .words import percent, spread, typeset
 
 _COLOURS = ("#2f83c5", "#d9700d", "#009e73", "#b8609a", "#8c6d1f", "#5b6ee1", "#c2453d", "#3f8f8f")
 _DASHES = ("solid", "dash", "dot", "dashdot")
@@ -111,10 +112,10 @@ def _first(parts: Parts, models: Sequence[Model], there: Sequence[str]) -> str:
     middle = {name: value for value, name in each if value is not None}
     ordered = sorted(middle, key=lambda name: -middle[name])
     answer = "; ".join(f"{name} {percent(middle[name])}" for name in (ordered[0], ordered[-1])) if middle else ""
-    said = f"Most and fewest directions in use in {matrix(role)}: {answer}." if len(ordered) > 1 else ""
+    said = f"Most and fewest directions in use in {symbol(role)}: {answer}." if len(ordered) > 1 else ""
     boxes = "".join(_box(model, there) for model in models[:4])
     figure = _by_depth(models, role, BY_KEY["effective_rank_share"], height=250)
-    card = parts.card("first", f"Directions in use of {matrix(role)}, first layer to last", "A point a layer.", figure)
+    card = parts.card("first", f"Directions in use of {symbol(role)}, first layer to last", "A point a layer.", figure)
     return (
         f'<section id="first" aria-label="At a glance"><p class="answer">{typeset(said)}</p>'
         f'<div class="glance">{card}<div class="keys">{boxes}</div></div></section>\n'
@@ -132,7 +133,7 @@ def _box(model: Model, there: Sequence[str]) -> str:
 def _medians(model: Model, there: Sequence[str]) -> str:
     told = {role: _median(model, role, "effective_rank_share") for role in there[:2]}
     return " ".join(
-        f'<b class="role {escape(role)}">{typeset(matrix(role))} {percent(value)}</b>'
+        f'<b class="role {escape(role)}">{typeset(symbol(role))} {percent(value)}</b>'
         for role, value in told.items()
         if value is not None
     )
@@ -158,7 +159,7 @@ def _map(models: Sequence[Model], there: Sequence[str]) -> dict[str, Any]:
         for of in DEFINITIONS if of.of == "matrix"
     }  # fmt: skip
     data = {
-        "type": "heatmap", "x": depths, "y": [f"{typeset(matrix(role))} {typeset(name)}" for name, role, _ in lines],
+        "type": "heatmap", "x": depths, "y": [f"{typeset(symbol(role))} {typeset(name)}" for name, role, _ in lines],
         "xgap": 1, "ygap": 2, "colorscale": "Cividis", "hoverongaps": False,
         "colorbar": {"thickness": 12, "outlinewidth": 0}, "meta": [[name, role] for name, role, _ in lines],
         "customdata": [[typeset(row.tensor) for row in line] for line in nearest],
@@ -192,7 +193,7 @@ def _by_depth(models: Sequence[Model], role: str, of: Definition, height: int = 
 
 def _line_card(parts: Parts, models: Sequence[Model], role: str, key: str) -> str:
     of = BY_KEY[key]
-    return parts.card(f"{key}-{role}", f"{of.label} of {matrix(role)}", of.meaning, _by_depth(models, role, of))
+    return parts.card(f"{key}-{role}", f"{of.label} of {symbol(role)}", of.meaning, _by_depth(models, role, of))
 
 
 def _spectra_card(parts: Parts, models: Sequence[Model], role: str) -> str:
@@ -204,9 +205,9 @@ def _spectra_card(parts: Parts, models: Sequence[Model], role: str) -> str:
             values = [median(of) for of in each]
             points = [(share, value) for share, value in enumerate(values) if value > 0]
             data.append(_line(model, model.name, [x for x, _ in points], [y for _, y in points]) | {"mode": "lines"})
-    layout = layout_for("place in the spectrum, % (0 = largest)", f"s / s₁ of {matrix(role)}", log_y=True, legend=True)
+    layout = layout_for("place in the spectrum, % (0 = largest)", f"s / s₁ of {symbol(role)}", log_y=True, legend=True)
     figure = {"data": data, "layout": layout}
-    return parts.card(f"spectra-{role}", f"Spectrum of {matrix(role)}", "Steeper: fewer directions matter.", figure)
+    return parts.card(f"spectra-{role}", f"Spectrum of {symbol(role)}", "Steeper: fewer directions matter.", figure)
 
 
 def _relative(row: Row, share: int) -> float:
@@ -237,7 +238,7 @@ def _table_rows(models: Sequence[Model]) -> Iterator[str]:
                 known = [row.metrics[key] for row in once(of_role(model.rows, role)) if row.metrics[key] is not None]
                 text, value = (typeset(spread(known)), median(known)) if known else ("–", "")
                 cells += f'<td data-value="{value}">{text}</td>'
-            name = f'<b class="role {escape(role)}">{typeset(matrix(role))}</b> {escape(model.name)}'
+            name = f'<b class="role {escape(role)}">{typeset(symbol(role))}</b> {escape(model.name)}'
             yield f'<tr><th scope="row" data-value="{escape(model.name)} {escape(role)}">{name}</th>{cells}</tr>'
 
 

@@ -10,10 +10,10 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ..methods import Q_AND_V_FIRST
+from ..methods import Q_AND_V_FIRST, symbol
 from .axes import log_ticks, whole_step
 from .rows import Row
-from .words import matrix, typeset
+from .words import typeset
 
 Figure = dict[str, Any]
 _COLOURS = {
@@ -40,7 +40,7 @@ def colour(role: str) -> str:
 
 def line_name(role: str, stack: str = "") -> str:
     """Such as W^Q, or W^V of a stack, as HTML: plotly draws the superscript, and names in it are hostile."""
-    return typeset(" ".join(part for part in (matrix(role), stack) if part))
+    return typeset(" ".join(part for part in (symbol(role), stack) if part))
 
 
 def line(row: Row, rows: Sequence[Row], points: Sequence[tuple[int, float]], hover: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from statistics import median
 
+from ..methods import symbol
 from .axes import whole_step
 from .drawing import (
     Figure,
@@ -21,14 +22,14 @@ from .drawing import (
     with_level,
 )
 from .rows import AILORA, PARTS, Row, of_role, of_stack, roles, stacks
-from .words import matrix, number, typeset
+from .words import number, typeset
 
 
 def spectra(rows: Sequence[Row], role: str) -> Figure:
     """All singular values of every layer of one role, with the median noise edge."""
     chosen = of_role(rows, role)
     edge = median(row.metrics["noise_edge"] for row in chosen)
-    title = f"singular value of {matrix(role)}"
+    title = f"singular value of {symbol(role)}"
     lines = [
         line(row, chosen, thin(_resolved(row)), f"{typeset(row.label)}<br>index %{{x}}<br>s = %{{y:.4g}}")
         for row in chosen
@@ -44,7 +45,7 @@ def energy(rows: Sequence[Row], role: str) -> Figure:
         points = list(zip(row.cuts.ranks, row.held, strict=True))
         points = [(rank, short(share)) for rank, share in points if share > 0]
         lines.append(line(row, chosen, points, f"{typeset(row.label)}<br>rank %{{x}}<br>%{{y:.3%}} of the energy"))
-    layout = layout_for("rank r", f"energy of the {AILORA[role]} r of {matrix(role)}", log_y=PARTS[role] == "bottom")
+    layout = layout_for("rank r", f"energy of the {AILORA[role]} r of {symbol(role)}", log_y=PARTS[role] == "bottom")
     layout["xaxis"] |= {"type": "log"}
     if PARTS[role] == "top":
         layout["yaxis"]["tickformat"] = ".0%"
@@ -70,7 +71,7 @@ def elements(rows: Sequence[Row], role: str, at: int | None = None) -> Figure:
             after = [row.changes[at].quantiles[levels.index(level)] for row in chosen]
             style = {"dash": "dot", "width": 1.5, "color": shade}
             data.append(series(layers, after, role, name) | {"line": style, "showlegend": bool(name), "mode": "lines"})
-    layout = layout_for(rows[0].unit, f"element of {matrix(role)}", legend=True)
+    layout = layout_for(rows[0].unit, f"element of {symbol(role)}", legend=True)
     return {"data": data, "layout": over_layers(layout, [row.layer for row in chosen])}
 
 
@@ -102,7 +103,7 @@ def heads(rows: Sequence[Row], role: str, key: str, label: str) -> Figure:
                      "ticktext": [number(tick) for tick in ticks]},
         "hovertemplate": f"{rows[0].unit} %{{y}}, head %{{x}}<br>{label} %{{z:.4g}}<extra></extra>",
     }  # fmt: skip
-    layout = layout_for(f"head of {matrix(role)}", rows[0].unit, height=min(620, max(240, 90 + 16 * len(z))))
+    layout = layout_for(f"head of {symbol(role)}", rows[0].unit, height=min(620, max(240, 90 + 16 * len(z))))
     layout["xaxis"] |= {"type": "category"}
     layout["yaxis"] |= {"type": "category", "autorange": "reversed", "dtick": whole_step(len(z), 20)}
     return {"data": [data], "layout": layout | {"meta": {"layers": "y"}}}

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from ..methods import ROLES, SURVIVAL_WANTED
+from ..methods import ROLES, SURVIVAL_WANTED, symbol
 from ..metrics.motion import lr_scales
 from ..metrics.noise import noise_effective_rank_share
 from ..metrics.paired import Comparison, compare
@@ -15,7 +15,7 @@ from .finding import Finding, Kind, told
 from .motions import motion_at
 from .rows import PARTS, Row, copies, distinct_pairs, of_role, once, read_rows, roles
 from .stacks import counted
-from .words import matrix, number, percent, spread
+from .words import number, percent, spread
 
 _FIRST = ("kind:", "premise:relative_change")
 _STANDS_OUT = 3.5  # modified z score (Iglewicz and Hoaglin, How to Detect and Handle Outliers, 1993)
@@ -148,7 +148,7 @@ def _energy(rows: Sequence[Row]) -> Iterator[Finding]:
             sides = spread([float(min(row.shape)) for row in of])
             yield told(
                 f"energy:{role}", "result",
-                f"90 % of the energy of {matrix(role)} needs rank {number(median(known[90]))} of {sides}",
+                f"90 % of the energy of {symbol(role)} needs rank {number(median(known[90]))} of {sides}",
                 f": 50 % needs rank {spread(known[50])}, 90 % rank {spread(known[90])} and 99 % rank "
                 f"{spread(known[99])}.",
                 {f"rank_{share}": median(values) for share, values in known.items()},

@@ -9,6 +9,7 @@ from html import escape
 from statistics import mean, median
 from typing import Any
 
+from ..methods import symbol
 from ..metrics.motion import lr_scales
 from ..metrics.noise import noise_effective_rank_share
 from . import figures
@@ -17,7 +18,7 @@ from .drawing import Figure, line_name, series
 from .finding import halves
 from .motions import motion_at
 from .rows import PARTS, Row, change_metric, of_role, once, pairs, roles
-from .words import matrix, number, percent, typeset
+from .words import number, percent, typeset
 
 Document = Mapping[str, Any]
 Middle = Callable[[Sequence[float]], float]
@@ -112,7 +113,7 @@ def _each(
     for role in _compared(rows):
         known = [found for row in once(of_role(rows, role)) if (found := value(row)) is not None]
         if known:
-            told = typeset(f"{matrix(role)} {write(middle(known))}")
+            told = typeset(f"{symbol(role)} {write(middle(known))}")
             parts.append(f'<b class="role {escape(role)}">{told}</b>')
     return " ".join(parts) or "–"
 

@@ -8,10 +8,11 @@ from statistics import median
 from typing import Any
 from urllib.parse import quote
 
+from ..methods import symbol
 from .body import Parts
 from .frame import Frame, framed
 from .rows import of_role, once, read_rows, roles
-from .words import matrix, percent, typeset
+from .words import percent, typeset
 
 _HEAD = ("report", "folder", "model", "compared with", "layers", "matrices", "directions in use", "made")
 
@@ -45,7 +46,7 @@ def _row(address: str, document: Mapping[str, Any]) -> str:
         known = [
             value for row in once(of_role(rows, role)) if (value := row.metrics["effective_rank_share"]) is not None
         ]
-        used += [f"{matrix(role)} {percent(median(known))}"] if known else []
+        used += [f"{symbol(role)} {percent(median(known))}"] if known else []
     layers, first = len({row.place for row in rows}), used[0] if used else "–"
     model = document["model"]
     folder = address.rpartition("/")[0] or "."

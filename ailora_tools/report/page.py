@@ -9,6 +9,7 @@ from html import escape
 from statistics import median
 from typing import Any
 
+from ..methods import symbol
 from ..output.analysis import metrics_csv
 from . import sections
 from .drawing import colour, short
@@ -17,7 +18,7 @@ from .frame import Frame, framed
 from .motions import by_rank, motion_texts
 from .rows import PARTS, Row, copies, of_role, once, read_rows, roles
 from .stacks import counted
-from .words import matrix, number, percent, size, typeset
+from .words import number, percent, size, typeset
 
 
 def render(document: Mapping[str, Any]) -> str:
@@ -43,7 +44,7 @@ def _title(document: Mapping[str, Any], rows: Sequence[Row]) -> str:
     name = document["model"]["name"] + (f" → {tuned}" if tuned else "")
     place = document["model"]["location"].rstrip("/").split("/")[:-1]
     within = f" in {place[-1]}" if place and place[-1] else ""
-    return f"{name}{within}: spectra of {' and '.join(matrix(role) for role in roles(rows))}"
+    return f"{name}{within}: spectra of {' and '.join(symbol(role) for role in roles(rows))}"
 
 
 def _gist(document: Mapping[str, Any], rows: Sequence[Row]) -> str:
@@ -60,7 +61,7 @@ def _row(row: Row) -> dict[str, Any]:
     """What the page of one layer tells besides its figures and metrics."""
     quantiles = [number(row.quantiles[row.quantile_levels.index(level)]) for level in (0.05, 0.25, 0.5, 0.75, 0.95)]
     return {
-        "role": row.role, "name": typeset(matrix(row.role)), "stack": row.stack, "layer": row.layer,
+        "role": row.role, "name": typeset(symbol(row.role)), "stack": row.stack, "layer": row.layer,
         "tensor": row.tensor, "shape": list(row.shape), "edge": short(row.metrics["noise_edge"]),
         "colour": colour(row.role), "elements": " / ".join(quantiles),
     }  # fmt: skip
@@ -78,7 +79,7 @@ def _facts(document: Mapping[str, Any], rows: Sequence[Row]) -> list[tuple[str, 
     model = document["model"]
     tuned = "".join(f", {size(other['bytes_read'])} of {other['name']}" for other in document["against"])
     kind = model["family"] + (f" ({model['model_type']})" if model["model_type"] else "")
-    matrices = ", ".join(f"{len(of_role(rows, role))} × {matrix(role)}" for role in roles(rows))
+    matrices = ", ".join(f"{len(of_role(rows, role))} × {symbol(role)}" for role in roles(rows))
     found = [
         ("model", kind),
         ("revision", model["revision"] or "local files"),

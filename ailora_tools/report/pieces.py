@@ -7,12 +7,13 @@ from html import escape
 from typing import Any
 
 from ..errors import OptionError
+from ..methods import symbol
 from ..metrics.definitions import BY_KEY
 from . import sections
 from .body import Parts
 from .finding import halves
 from .rows import Row, of_stack, read_rows, roles, stacks
-from .words import matrix, number, typeset
+from .words import number, typeset
 
 Document = Mapping[str, Any]
 _FINDINGS = 6
@@ -92,7 +93,7 @@ def _map(document: Document) -> str:
         for (stack, role, layer), value in values.items()
     )
     names = "".join(
-        _text(0, _TALL * at + 17, f"{matrix(role)} {stack}".strip()) for at, (stack, role) in enumerate(lines)
+        _text(0, _TALL * at + 17, f"{symbol(role)} {stack}".strip()) for at, (stack, role) in enumerate(lines)
     )
     ends = _axis(layers, wide, _TALL * len(lines) + 14)
     width, height = _NAMES + wide * len(layers), _TALL * len(lines) + 20

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from ..methods import symbol
 from ..metrics.definitions import DEFINITIONS
 from . import change_figures, figures, maps
 from .body import Parts
@@ -17,7 +18,7 @@ from .motions import motion_by_layer, motion_by_rank
 from .rows import AILORA, Row, change_metric, of_stack, roles, stacks
 from .stacks import titled
 from .table import table_section
-from .words import matrix, raised, typeset
+from .words import raised, typeset
 
 Document = Mapping[str, Any]
 _KINDS = {"warning": "Mind", "result": "Found", "advice": "To do"}  # word on each box; nulls stand together
@@ -116,7 +117,7 @@ def _by_stack(parts: Parts, rows: Sequence[Row], there: Sequence[str], named: Na
 def _spectra(parts: Parts, rows: Sequence[Row]) -> None:
     cards = _by_stack(
         parts, rows, roles(rows),
-        lambda role: (f"spectra-{role}", f"All singular values of {matrix(role)}",
+        lambda role: (f"spectra-{role}", f"All singular values of {symbol(role)}",
                       f"One line a {rows[0].unit}, from blue for the first to yellow for the last."),
         figures.spectra,
     )  # fmt: skip
@@ -145,7 +146,7 @@ def _energy(parts: Parts, rows: Sequence[Row], rank: int) -> None:
         return
     held = _by_stack(
         parts, rows, there,
-        lambda role: (f"energy-{role}", f"{AILORA[role].capitalize()} components of {matrix(role)}",
+        lambda role: (f"energy-{role}", f"{AILORA[role].capitalize()} components of {symbol(role)}",
                       "Share of the squared norm that an adapter of rank r would take over."),
         figures.energy, ' data-energy="yes"',
     )  # fmt: skip
@@ -177,11 +178,11 @@ def _slider(rows: Sequence[Row]) -> str:
 
 def _boxes(there: Sequence[str]) -> str:
     """What page.js fills in for the rank of the slider; `there`: the roles that were analysed."""
-    told = [(role, f"{AILORA[role]} {typeset(matrix(role))} holds (median)") for role in there]
+    told = [(role, f"{AILORA[role]} {typeset(symbol(role))} holds (median)") for role in there]
     if {"q", "v"} <= set(there):
         told.append(("motion", "first step of Adam, Q : V"))
     if "v" in there:
-        told.append(("survival", f"predicted survival of minor {typeset(matrix('v'))}"))
+        told.append(("survival", f"predicted survival of minor {typeset(symbol('v'))}"))
     boxes = "".join(
         f'<div><span>{text}</span><strong data-held="{key}"></strong><span data-held="{key}-range"></span></div>'
         for key, text in told
@@ -197,7 +198,7 @@ def _elements(parts: Parts, rows: Sequence[Row], tuned: Sequence[Mapping[str, An
         suffix = f"-{at}" if at else ""
         return _by_stack(
             parts, rows, roles(rows),
-            lambda role: (f"elements-{role}{suffix}", f"Elements of {matrix(role)}",
+            lambda role: (f"elements-{role}{suffix}", f"Elements of {symbol(role)}",
                           f"Quantiles per {rows[0].unit}; a view of the paper."),
             lambda of, role: figures.elements(of, role, at),
         )  # fmt: skip
@@ -239,7 +240,7 @@ def _heads(parts: Parts, rows: Sequence[Row]) -> None:
 def _head_cards(parts: Parts, rows: Sequence[Row], key: str, label: str) -> str:
     return _by_stack(
         parts, rows, roles(rows),
-        lambda role: (f"heads-{role}-{key}", f"{label} per head, {matrix(role)}", "One cell a head."),
+        lambda role: (f"heads-{role}-{key}", f"{label} per head, {symbol(role)}", "One cell a head."),
         lambda own, role: figures.heads(own, role, key, label),
     )  # fmt: skip
 
@@ -286,7 +287,7 @@ def _change(parts: Parts, rows: Sequence[Row], at: int) -> str:
                    "0: nothing that noise of this size would not show.",
                    over_layers("delta_above", "singular values above the edge")),
         _by_stack(parts, rows, roles(rows),
-                  lambda role: (f"delta-{role}-{at}", f"Spectrum of Δ{matrix(role)}",
+                  lambda role: (f"delta-{role}-{at}", f"Spectrum of Δ{symbol(role)}",
                                 "Over its own noise edge: above 1 is structure."),
                   lambda of, role: change_figures.spectra(of, role, at)),
         parts.card(f"deciles-{at}", "Where in the original's spectrum",

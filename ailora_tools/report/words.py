@@ -50,11 +50,6 @@ def ranges(numbers: Iterable[int]) -> str:
     return ", ".join(runs)
 
 
-def matrix(role: str) -> str:
-    """'q' -> 'W^Q', 'gate' -> 'W^gate'."""
-    return f"W^{role.upper() if len(role) == 1 else role}"
-
-
 def typeset(text: str) -> str:
     """Plain text as HTML: everything escaped, W^Q with a real superscript, negative numbers with a real minus, powers
     of ten written out, and code between backticks."""

@@ -122,6 +122,11 @@ class Operation:
         dtype = carrier.stored.dtype
         return widened(dtype, self.settings.base_dtype) if self._moves(carrier) else dtype
 
+    @property
+    def base_dtypes(self) -> dict[str, str]:
+        """Tensor with targets in it -> its dtype in the residual base."""
+        return {carrier.stored.name: self.base_dtype(carrier) for carrier in self.plan.carriers}
+
     @cached_property
     def nbytes(self) -> int:
         """Bytes that will be written, small text files aside."""

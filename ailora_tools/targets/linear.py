@@ -17,10 +17,9 @@ from ..checkpoint.index import Checkpoint
 from ..errors import TargetError, listed
 from ..matrices.quantisation import logical_name
 from ..methods import ALL_LINEAR, ROLES, role_order
-from .matching import Match, kept
+from .matching import Match, kept, last_word
 from .module_names import parameter_paths
 from .module_tree import linear_of_class
-from .notices import leaf
 from .plan import find_matches, unreached_by_peft
 
 _NARROW = "have a side below the rank"
@@ -65,7 +64,7 @@ def spelled_out(checkpoint: Checkpoint, roles: Sequence[str], rank: int = 1, maj
         )
     linear: Mapping[str, Any] = answer["linear"]
     held = {path.removesuffix(".weight"): logical_name(name) for name, path in parameter_paths(checkpoint).items()}
-    words = {leaf(held[path]) for path in linear if path in held and not kept(path)}
+    words = {last_word(held[path]) for path in linear if path in held and not kept(path)}
     matches = find_matches(checkpoint, (*ROLES, *sorted(words)))
     left = {path: why for path in linear if (why := _outside(path, path in held, matches))}
     unreached = unreached_by_peft(checkpoint.model_type, linear, major) if major else []

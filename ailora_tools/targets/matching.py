@@ -65,20 +65,20 @@ def match_under(
     words = list(_own_words(row, head, roles))
     by_end: dict[str, list[tuple[str, Slot, re.Pattern[str], str]]] = {}  # a mixture has a hundred thousand names
     for one in _patterns(row, head, roles):
-        by_end.setdefault(_end(one[3]), []).append(one)
+        by_end.setdefault(last_word(one[3]), []).append(one)
     found = []
     for name in names:
         roles_here: set[str] = set()
-        for role, slot, pattern, leaf in by_end.get(_end(name), ()):
+        for role, slot, pattern, leaf in by_end.get(last_word(name), ()):
             if role not in roles_here and (hit := pattern.fullmatch(name)):
                 roles_here.add(role)
                 found.append(_match(name, role, slot, hit, row.layout(leaf)))
-        if not roles_here and _end(name) in roles and not kept(name):
+        if not roles_here and last_word(name) in roles and not kept(name):
             found += list(_by_word(name, words, row))[:1]
     return found
 
 
-def _end(name: str) -> str:
+def last_word(name: str) -> str:
     """The last word of the name of a module, or of its weight."""
     return name.removesuffix(".weight").rsplit(".", 1)[-1]
 

@@ -12,7 +12,7 @@ from ..matrices.layouts import LATENT
 from ..matrices.quantisation import Quantised, logical_name
 from ..methods import ATTENTION, ROLES, symbol
 from .architectures import FUSED
-from .matching import EXPERTS, Match
+from .matching import EXPERTS, Match, last_word
 from .multimodal import OTHER_TOWERS
 from .rows import Architecture
 
@@ -140,7 +140,9 @@ def _lookalikes(checkpoint: Checkpoint, taken: Container[str]) -> list[str]:
     others = [
         name
         for name, stored in checkpoint.tensors.items()
-        if name not in taken and len(stored.shape) == 2 and {"q", "v", "query", "value"} & set(leaf(name).split("_"))
+        if name not in taken
+        and len(stored.shape) == 2
+        and {"q", "v", "query", "value"} & set(last_word(name).split("_"))
     ]
     told = f"{len(others)} other tensors look like queries or values and are left alone: {listed(others)}"
     return [told] if others else []
@@ -175,7 +177,7 @@ def not_found(
     if name := next(iter(fused_tensors(checkpoint)), None):
         return TargetError(
             f"{where}: no tensor of its own for {what}: {name} {list(checkpoint.tensors[name].shape)} holds "
-            f"{FUSED[leaf(name)]}.",
+            f"{FUSED[last_word(name)]}.",
             "In which order its lines hold them is not known for this model type, and guessing would do harm.",
         )
     near = [name for name, stored in checkpoint.tensors.items() if len(stored.shape) == 2 and _looks_like(name)]
@@ -196,22 +198,17 @@ def _words(checkpoint: Checkpoint) -> list[str]:
     """Last names of the matrices that lie in numbered layers, experts left out."""
     matrices = [logical_name(name) for name, stored in checkpoint.tensors.items() if len(stored.shape) == 2]
     inside = [name for name in matrices if re.search(r"\.\d+\..*\.weight$", name) and not EXPERTS.search(name)]
-    return sorted({leaf(name) for name in inside})
+    return sorted({last_word(name) for name in inside})
 
 
 def fused_tensors(checkpoint: Checkpoint) -> list[str]:
     """Names that say several projections in one; those of the text model first."""
     found = []
     for name, stored in checkpoint.tensors.items():
-        mixer = leaf(name) == "in_proj" and not _looks_like(name)  # Mamba layers have one, too
-        if leaf(name) in FUSED and len(stored.shape) == 2 and not mixer:
+        mixer = last_word(name) == "in_proj" and not _looks_like(name)  # Mamba layers have one, too
+        if last_word(name) in FUSED and len(stored.shape) == 2 and not mixer:
             found.append(name)
     return sorted(found, key=lambda name: bool(OTHER_TOWERS.search(name)))
-
-
-def leaf(name: str) -> str:
-    """The last part of the name of a module, or of its weight."""
-    return name.removesuffix(".weight").rsplit(".", 1)[-1]
 
 
 def _part(name: str) -> str:

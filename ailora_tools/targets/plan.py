@@ -16,7 +16,7 @@ from ..matrices.text_config import text_config
 from ..methods import ROLES, role_order
 from .architectures import EXPERT_NAMES, NAMED_LIKE_EXPERTS, UNREACHABLE
 from .counted import sort_out
-from .matching import Match, match_leaves, match_table, match_template
+from .matching import Match, last_word, match_leaves, match_table, match_template
 from .module_names import installed_transformers_major, module_path
 from .multimodal import OTHER_TOWERS
 from .notices import (
@@ -29,7 +29,6 @@ from .notices import (
     by_names,
     fused_tensors,
     incomplete,
-    leaf,
     left_alone,
     none_built,
     not_found,
@@ -124,18 +123,18 @@ def target_modules(plan: Plan, checkpoint: Checkpoint) -> list[str]:
     """
     modules = {target.module for target in plan.targets}
     tensors = {target.tensor for target in plan.targets}
-    short = {leaf(module) for module in modules}
+    short = {last_word(module) for module in modules}
     # Other modules may be renamed on loading just as these are, so their names in the file count as well.
-    taken = short | {leaf(logical_name(tensor)) for tensor in tensors}
+    taken = short | {last_word(logical_name(tensor)) for tensor in tensors}
     others = (logical_name(name) for name in checkpoint.tensors if name not in tensors)
-    hit = any(leaf(name) in taken for name in others if name not in plan.unbuilt)
+    hit = any(last_word(name) in taken for name in others if name not in plan.unbuilt)
     return sorted(modules if hit else short)
 
 
 def unreached_by_peft(kind: str | None, modules: Iterable[str], major: int) -> list[str]:
     """Those of the modules that no adapter of PEFT can be on, in a model of this type under that transformers major."""
     misread = major >= _WITHOUT_EXPERT_MODULES and kind in NAMED_LIKE_EXPERTS
-    return [module for module in modules if misread and leaf(module) in EXPERT_NAMES]
+    return [module for module in modules if misread and last_word(module) in EXPERT_NAMES]
 
 
 def _find(

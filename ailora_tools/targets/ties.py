@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from ..checkpoint.index import Checkpoint
 from .architectures import BY_MODEL_TYPE
+from .matching import last_word
 from .module_names import is_bare
 
 _EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "tokens_embed", "embed_in", "tok_embeddings", "shared",
@@ -67,8 +68,8 @@ class Tied:
 
 def tied_parameters(checkpoint: Checkpoint) -> list[Tied]:
     """The groups of a checkpoint whose class ties them, by config.json and by what the file holds."""
-    sources = [name for name in checkpoint.tensors if _leaf(name) in _EMBEDDINGS and name.endswith(".weight")]
-    shared = [name for name in sources if _leaf(name) == "shared"]
+    sources = [name for name in checkpoint.tensors if last_word(name) in _EMBEDDINGS and name.endswith(".weight")]
+    shared = [name for name in sources if last_word(name) == "shared"]
     known = len(shared or sources) == 1 and checkpoint.model_type in BY_MODEL_TYPE
     found = [group for source in shared or sources for group in _groups(checkpoint, source, known)]
     head = f"{_head(checkpoint)}.weight"
@@ -114,7 +115,3 @@ def _head(checkpoint: Checkpoint) -> str:
     if not classes or all(is_bare(name) or not name.endswith(_WITH_HEAD) for name in classes):
         return ""
     return _HEADS.get(checkpoint.model_type or "", "lm_head")
-
-
-def _leaf(name: str) -> str:
-    return name.removesuffix(".weight").rsplit(".", 1)[-1]

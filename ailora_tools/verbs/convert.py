@@ -256,7 +256,7 @@ def _write(
     """One module after the other into a file that was laid out before."""
     from ..checkpoint.stream import DTYPES, matrix_bytes
     from ..linalg.finite import stored
-    from ..linalg.lowrank import distance, factorise
+    from ..linalg.lowrank import distance, factorise, filled
 
     header = lay_out(job, tree, ranks, dtype)
     progress.start("Converting", len(job.names), 0)
@@ -269,15 +269,15 @@ def _write(
         change, (B, A) = (B, A), (less.B, less.A) if less else (B, A)
         found = factorise(B, A) if new else found
         stays = not new and _stays(job, module, ranks)
-        sides = _filled(B / scaling, A, ranks[module]) if stays else found.balanced(ranks[module])
+        sides = filled(A, B / scaling, ranks[module]) if stays else found.balanced(ranks[module])
         factors = [stored(side, DTYPES[dtype], module, _WIDER) for side in sides]
         for name, side in zip(tensor_names(module), factors, strict=True):
             write_span(tree / ADAPTER_WEIGHTS, header[name], matrix_bytes(side))
         kept = scaling * factors[1].double(), factors[0]
         error = distance(B, A, *kept) if found.S.any() else 0.0
-        rank, filled = ranks[module], ranks[module] - _own_rank(job, module, ranks[module])
+        rank, more = ranks[module], ranks[module] - _own_rank(job, module, ranks[module])
         told = (less.intruders, distance(*change, *kept)) if less else (0, 0.0) if fewer else ()
-        done.append(Converted(module, rank, filled, bool(found.S.any()), error, found.lost(rank), *told))
+        done.append(Converted(module, rank, more, bool(found.S.any()), error, found.lost(rank), *told))
         progress.advance(module)
     alike.require_descent(job.trained, job.initial)
     for name, info in job.kept.items():
@@ -298,14 +298,6 @@ def _scaling(job: ConvertJob, ranks: Mapping[str, int]) -> float:
         return 1.0
     (one,) = found
     return one if all((one * rank).is_integer() and one * rank / rank == one for rank in ranks.values()) else 1.0
-
-
-def _filled(B: Tensor, A: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """A (rank, in) and B (out, rank), with zeros after what is there."""
-    from torch.nn.functional import pad
-
-    more = rank - len(A)
-    return pad(A, (0, 0, 0, more)), pad(B, (0, more))
 
 
 def _change(job: ConvertJob, module: str, alike: Likeness) -> tuple[Tensor, Tensor]:

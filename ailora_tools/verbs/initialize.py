@@ -295,8 +295,7 @@ def _describe(
     for name in operation.companions:
         copy_file(operation.checkpoint.files, name, tree / name)
     if operation.layouts:
-        dtypes = {carrier.stored.name: operation.base_dtype(carrier) for carrier in operation.plan.carriers}
-        restate_index(tree, operation.checkpoint, dtypes)
+        restate_index(tree, operation.checkpoint, operation.base_dtypes)
     write_json(tree / ADAPTER_FOLDER / ADAPTER_CONFIG, peft_config(operation, short))
     if operation.offset:
         write_json(tree / OFFSET_FOLDER / ADAPTER_CONFIG, peft_config(operation, short, frozen=True))

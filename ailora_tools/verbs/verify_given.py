@@ -27,12 +27,12 @@ class Given:
     def of_merge(self, told: Mapping[str, Any]) -> tuple[str | Path | None, str | Path | None]:
         """Base and adapter of a merged model, None for what is not known or not here."""
         stated = told.get("base")
-        base = _here(stated.get("location")) if isinstance(stated, dict) and not stated.get("revision") else None
-        return self.base or base, self.adapter or _here(told.get("adapter"))
+        base = here(stated.get("location")) if isinstance(stated, dict) and not stated.get("revision") else None
+        return self.base or base, self.adapter or here(told.get("adapter"))
 
     def of_convert(self, told: Mapping[str, Any]) -> tuple[str | Path, str | Path] | None:
         """Start and trained adapter of a converted one; None unless both are known."""
-        init, trained = self.init or _here(told.get("init")), self.trained or _here(told.get("trained"))
+        init, trained = self.init or here(told.get("init")), self.trained or here(told.get("trained"))
         return (init, trained) if init is not None and trained is not None else None
 
 
@@ -63,7 +63,7 @@ def read_told(files: Files) -> dict[str, Any]:
     return told
 
 
-def _here(location: object) -> str | None:
+def here(location: object) -> str | None:
     """An absolute path of this machine that is there. It may be a stranger's word: nothing on a network is asked
     because of it, neither the Hub nor a share."""
     if not isinstance(location, str) or not Path(location).is_absolute() or location.startswith(("//", "\\\\")):

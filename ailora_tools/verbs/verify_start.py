@@ -37,6 +37,7 @@ from ..team.team import Job
 from .announce import announce
 from .processes import Library, require_same
 from .verification import START, Verification
+from .verify_given import here
 
 
 def verify_start(
@@ -140,7 +141,7 @@ def _find_source(
     if given is None and manifest.source["revision"] is not None:
         progress.notice(_far(manifest.source))
         return None, []
-    if given is None and not _is_here(location):
+    if given is None and here(location) is None:
         return None, []
     try:
         checkpoint = read_checkpoint(library.open(location, **options))
@@ -154,17 +155,6 @@ def _find_source(
         progress.notice(f"The model at {location} is no longer the one this folder was made from: hashes alone decide.")
         return None, []
     return None, [Check("source", False, f"{location} is not the model this folder was made from")]
-
-
-def _is_here(location: object) -> bool:
-    """Whether a manifest names an absolute path of this machine that is there. It may be a stranger's: nothing on a
-    network is asked because it says so, neither the Hub nor a share."""
-    if not isinstance(location, str) or not Path(location).is_absolute() or location.startswith(("//", "\\\\")):
-        return False
-    try:
-        return Path(location).exists()
-    except (OSError, ValueError):
-        return False
 
 
 def _far(source: Mapping[str, Any]) -> str:
