@@ -50,7 +50,7 @@ def share(memory: int | None = None) -> Share:
     import torch
 
     free = int(_SHARE * free_memory()) if memory is None else memory
-    return Share(max(1, min(torch.get_num_threads(), _quota())), free // max(1, read_place().beside))
+    return Share(max(1, min(torch.get_num_threads(), _quota())), free // read_place().beside)
 
 
 def free_memory(root: Path = _CGROUP, meminfo: Path = Path("/proc/meminfo")) -> int:

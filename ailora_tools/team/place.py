@@ -43,7 +43,7 @@ def read_place(environment: Mapping[str, str] = os.environ) -> Place:
     if size < 2 or not 0 <= rank < size or not host or not port:
         return Place()
     return Place(
-        rank, size, number("LOCAL_RANK", 0), number("LOCAL_WORLD_SIZE", 1), number("TORCHELASTIC_RESTART_COUNT", 0),
-        environment.get("TORCHELASTIC_RUN_ID", "none"), host, port,
+        rank, size, number("LOCAL_RANK", 0), number("LOCAL_WORLD_SIZE", 1) or 1,
+        number("TORCHELASTIC_RESTART_COUNT", 0), environment.get("TORCHELASTIC_RUN_ID", "none"), host, port,
         environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
     )  # fmt: skip

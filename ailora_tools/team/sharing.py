@@ -94,7 +94,7 @@ def _rest(common: _List[Wanted], work: Work[Wanted], progress: Progress) -> Iter
     while common.left:
         common.job.check()
         missing = common.job.missing()
-        for rank in missing.keys() - named:
+        for rank in [rank for rank in missing if rank not in named]:
             progress.notice(f"{missing[rank]} has not been heard of: what it had taken is done by another")
         named |= missing.keys()
         for item, part in work(iter(common.taken_by(missing))) if missing else ():

@@ -74,6 +74,11 @@ def test_without_all_of_it_a_process_is_alone(change: dict[str, str]) -> None:
     assert read_place({**TORCHRUN, **change}) == Place()
 
 
+@pytest.mark.parametrize("count", ["0", "two", ""])
+def test_a_machine_has_one_of_its_processes_at_least(count: str) -> None:
+    assert read_place({**TORCHRUN, "LOCAL_WORLD_SIZE": count}).beside == 1
+
+
 def test_a_team_of_one_opens_no_socket_and_starts_no_pulse(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name, value in {**TORCHRUN, "WORLD_SIZE": "1", "RANK": "0"}.items():
         monkeypatch.setenv(name, value)
