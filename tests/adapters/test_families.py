@@ -11,6 +11,7 @@ from kit.families import build, output
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from torch import nn
+from transformers import BertConfig, EncoderDecoderConfig, EncoderDecoderModel, GPT2Config
 from transformers.pytorch_utils import Conv1D
 
 from ailora_tools import initialize, merge
@@ -41,3 +42,21 @@ def test_an_adapter_on_every_linear_layer_merges_to_what_peft_computes(name: str
     merge(tmp_path / "model", tmp_path / "trained", tmp_path / "merged")
     merged = kind.from_pretrained(tmp_path / "merged").eval()  # type: ignore[attr-defined]
     assert near(output(merged, ALL[name].inputs()), output(model, ALL[name].inputs()), 1e-4)
+
+
+def test_a_square_weight_lies_as_its_own_part_of_the_model_has_it(tmp_path: Path) -> None:
+    """PEFT has one fan_in_fan_out for all, that of the module it came to last."""
+    sizes = {"vocab_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 16}
+    encoder = BertConfig(**sizes, intermediate_size=24)
+    decoder = GPT2Config(**sizes, n_positions=16, is_decoder=True, add_cross_attention=True)
+    torch.manual_seed(0)
+    config = EncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder)
+    EncoderDecoderModel(config=config).save_pretrained(tmp_path / "model")
+    base = EncoderDecoderModel.from_pretrained(tmp_path / "model")
+    settings = LoraConfig(r=2, target_modules=["query", "attn.c_proj"], init_lora_weights=False)
+    model = get_peft_model(base, settings)
+    model.save_pretrained(tmp_path / "trained")
+    merge(tmp_path / "model", tmp_path / "trained", tmp_path / "merged")
+    expected = model.merge_and_unload().state_dict()
+    found = load_file(tmp_path / "merged" / "model.safetensors")
+    assert all(torch.allclose(value, expected[name], rtol=0, atol=1e-5) for name, value in found.items())
