@@ -11,7 +11,7 @@ from ..checkpoint.header import FLOATS, StoredTensor
 from ..checkpoint.index import Checkpoint
 from ..errors import TargetError, listed
 from ..targets.architectures import BY_MODEL_TYPE
-from ..targets.module_names import possible_names
+from ..targets.module_names import part_type, possible_names
 from ..targets.ties import Tied, tied_parameters
 from .binding import Binding, Directory, bind
 from .folder import Adapter, Factors
@@ -228,8 +228,7 @@ def _transposed(checkpoint: Checkpoint, adapter: Adapter, place: Place, factors:
     sides = factors.sides
     if factors.embedding or sides[0] != sides[1]:
         return factors.embedding or (place.stored.shape == sides[::-1])
-    part = checkpoint.config.get(place.name.partition(".")[0])  # of encoder-decoders of two models
-    kind = part.get("model_type") if isinstance(part, dict) else checkpoint.model_type
+    kind = part_type(checkpoint, place.name)
     if kind in _CONV1D:
         return not any(name in place.name for name in _NOT_CONV1D)
     return bool(adapter.config.get("fan_in_fan_out")) and kind not in BY_MODEL_TYPE
