@@ -77,6 +77,7 @@ def _tokens(adapter: Adapter) -> list[str]:
 
 def _targets(adapter: Adapter, present: set[str], base: Base) -> list[str]:
     """Modules of the base that the targets hit, in a stack that the adapter reaches, without tensors."""
+    _require_readable(adapter)
     targeted = _targeted(adapter.config)
     kinds = {_NUMBER.sub("*", module) for module in present}
     stacks = {_stack(module) for module in present}
@@ -104,6 +105,18 @@ def _idle(adapter: Adapter, present: set[str], base: Base) -> list[str]:
         if (found and not any(_NUMBER.search(module) for module in found)) or base.of_start:
             told.append(f"target_modules name {entry}, of which there is no tensor")
     return told
+
+
+def _require_readable(adapter: Adapter) -> None:
+    """TargetError that names the field whose expression cannot be matched in bounded time."""
+    for name in ("target_modules", "exclude_modules"):
+        try:
+            if isinstance(expression := adapter.config.get(name), str):
+                covers(expression, "")
+        except TargetError as error:
+            where = adapter.files.where(ADAPTER_CONFIG)
+            hint = f"Write {name} as a list of module names, or as an expression without references and look-around."
+            raise TargetError(f"{where}: {name}: {error.problem}", hint) from None
 
 
 def _stack(module: str) -> str:

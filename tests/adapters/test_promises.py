@@ -9,6 +9,7 @@ import pytest
 import torch
 from kit.adapters import ALL, near
 from kit.families import build, output
+from kit.merges import edit
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
@@ -68,3 +69,14 @@ def test_what_peft_takes_is_missed(case: str, tmp_path: Path) -> None:
     module = lost.removeprefix("base_model.model.")
     with pytest.raises(TargetError, match=f"hit 1 modules without tensors, such as {module}"):
         merge(tmp_path / "model", tmp_path / "trained", tmp_path / "merged")
+
+
+@pytest.mark.parametrize("field", ["target_modules", "exclude_modules"])
+def test_an_expression_that_cannot_be_followed_is_refused_by_its_field(field: str, tmp_path: Path) -> None:
+    written("no layer is every layer", tmp_path)
+    edit(tmp_path / "trained" / "adapter_config.json", {field: r"^model(?=\.).*\.(q_proj|v_proj)$"})
+    with pytest.raises(
+        TargetError, match=rf"adapter_config\.json: {field}: the expression .* cannot be matched"
+    ) as told:
+        merge(tmp_path / "model", tmp_path / "trained", tmp_path / "merged")
+    assert told.value.hint.startswith(f"Write {field} as a list of module names")
