@@ -16,7 +16,7 @@ from ..checkpoint.source import is_hub_name, open_files, user_path
 from ..errors import CheckpointError, TargetError, listed
 from .expressions import require_matchable
 from .keys import FROZEN, WHOLE, Key, read_key
-from .peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS, LARGEST_SCALING, pattern_value, scaling_of
+from .peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS, LARGEST_SCALING, pattern_value, rivals, scaling_of
 from .pooled import as_plain
 from .returned import as_peft, is_returned
 
@@ -104,9 +104,17 @@ class Adapter:
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """Files beside it that hold weights and that no verb reads; states of the optimizer hold none."""
+        """Files beside it that hold weights and that no verb reads (states of the optimizer hold none), and an alpha
+        that may not be the one that was trained with."""
         more = [name for name in self.files.names() if name != ADAPTER_WEIGHTS and _holds_weights(name)]
-        return (f"not read, though they hold weights: {listed(more)} beside {self.location}",) if more else ()
+        told = [f"not read, though they hold weights: {listed(more)} beside {self.location}"] if more else []
+        alphas = ((module, rivals(self.config.get("alpha_pattern"), module)) for module in self.modules)
+        if found := next((one for one in alphas if one[1]), None):
+            told.append(
+                f"{listed(found[1])} of alpha_pattern in {self.location} all match {found[0]}: the first counts, as in "
+                "PEFT, which sorts them when it saves; in training it may have been another"
+            )
+        return tuple(told)
 
     def under(self, module: str, path: str) -> Factors:
         """The factors of `module`, whose name in the base is `path`: patterns may be written for either of the two.
