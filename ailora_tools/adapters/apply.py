@@ -24,13 +24,13 @@ def changed(old: Tensor, adapter: Adapter, place: Place) -> Tensor:
     change, new = place.change, old
     if change.whole is not None:
         new = adapter.load(change.whole).to(old)
+    if change.tokens is not None:
+        new = new.clone()
+        new[list(change.rows)] = adapter.load(change.tokens).to(old)
     if change.factors is not None:
         new = applied(new.T, adapter, change.factors).T if place.transposed else applied(new, adapter, change.factors)
     if change.shift is not None and change.shift.bias is not None:
         new = new + change.shift.scaling * adapter.load(change.shift.bias).to(old)
-    if change.tokens is not None:
-        new = new.clone()
-        new[list(change.rows)] = adapter.load(change.tokens).to(old)
     return new
 
 

@@ -16,7 +16,7 @@ from ..checkpoint.source import is_hub_name, open_files, user_path
 from ..errors import CheckpointError, TargetError, listed
 from .expressions import require_matchable
 from .keys import FROZEN, WHOLE, Key, read_key
-from .peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS, LARGEST_SCALING, pattern_value, scaling_of
+from .peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS, LARGEST_SCALING, pattern_value, rivals, scaling_of
 from .pooled import as_plain
 from .returned import as_peft, is_returned
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 # Settings of LoRA in PEFT under which W + s B A is not what the module computes.
 _VARIANTS = ("use_bdlora", "arrow_config", "kasa_config", "monteclora_config", "velora_config",
              "alora_invocation_tokens", "layer_replication", "target_parameters")  # fmt: skip
+# Starts of PEFT that take what the factors hold out of the base: once for training, and once more at every loading.
+_TAKING = ("pissa", "olora", "loftq", "corda", "lora_ga")
 
 
 class _Settings(View):
@@ -42,6 +44,7 @@ class _Settings(View):
     use_dora: bool | None = None
     lora_bias: bool | None = None
     layers_to_transform: int | list[int] | None = None
+    layers_pattern: str | list[str] | None = None
     trainable_token_indices: list[int] | dict[str, list[int]] | None = None
     ensure_weight_tying: bool | None = None
     fan_in_fan_out: bool | None = None
@@ -101,9 +104,17 @@ class Adapter:
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """Files beside it that hold weights and that no verb reads; states of the optimizer hold none."""
+        """Files beside it that hold weights and that no verb reads (states of the optimizer hold none), and an alpha
+        that may not be the one that was trained with."""
         more = [name for name in self.files.names() if name != ADAPTER_WEIGHTS and _holds_weights(name)]
-        return (f"not read, though they hold weights: {listed(more)} beside {self.location}",) if more else ()
+        told = [f"not read, though they hold weights: {listed(more)} beside {self.location}"] if more else []
+        alphas = ((module, rivals(self.config.get("alpha_pattern"), module)) for module in self.modules)
+        if found := next((one for one in alphas if one[1]), None):
+            told.append(
+                f"{listed(found[1])} of alpha_pattern in {self.location} all match {found[0]}: the first counts, as in "
+                "PEFT, which sorts them when it saves; in training it may have been another"
+            )
+        return tuple(told)
 
     def under(self, module: str, path: str) -> Factors:
         """The factors of `module`, whose name in the base is `path`: patterns may be written for either of the two.
@@ -120,11 +131,7 @@ class Adapter:
 
     def same(self, one: StoredTensor, other: StoredTensor) -> bool:
         """Whether two tensors of the file are the same, byte for byte."""
-        if (one.dtype, one.shape) != (other.dtype, other.shape):
-            return False
-        return bytes(self.files.read(one.file, one.start, one.stop)) == bytes(
-            self.files.read(other.file, other.start, other.stop)
-        )
+        return _same(self.files, one, other)
 
     def load(self, stored: StoredTensor) -> Tensor:
         """One tensor of the file, as stored; NumericalError if it holds NaN or infinity."""
@@ -173,22 +180,35 @@ def read_adapter(files: Files) -> Adapter:
     """The adapter in the root of `files`, PEFT's or what another trainer made of an export; QA-LoRA as a plain one."""
     files = as_plain(as_peft(files))
     config = read_config(files)
+    _require_plain(files.where(ADAPTER_CONFIG), config)
+    if ADAPTER_WEIGHTS not in files.names():
+        raise CheckpointError(f"{files.origin.text}: {ADAPTER_WEIGHTS} is missing.", "Save the adapter as safetensors.")
+    parts, others, tokens = _sorted_out(files, read_header(files, ADAPTER_WEIGHTS))
+    modules = {module: _factors(files.origin.text, held, config, module) for module, held in parts.items()}
+    return Adapter(files, config, modules, others, tokens)
+
+
+def _require_plain(where: str, config: Mapping[str, Any]) -> None:
+    """TargetError unless the base with this adapter is W + s B A, of the base as it is."""
     if config.get("peft_type") != "LORA":
         raise TargetError(
-            f"{files.where(ADAPTER_CONFIG)}: peft_type is {quoted(config.get('peft_type'))}; only LORA is known.",
+            f"{where}: peft_type is {quoted(config.get('peft_type'))}; only LORA is known.",
             "Merge the adapter into its base first, and work with the merged checkpoint.",
         )
     variants = [name for name in _VARIANTS if config.get(name)]
     if variants:
         raise TargetError(
-            f"{files.where(ADAPTER_CONFIG)}: {listed(variants)} is set; W + s B A is not what such a module computes.",
+            f"{where}: {listed(variants)} is set; W + s B A is not what such a module computes.",
             "Merge the adapter into its base with PEFT, and work with the merged checkpoint.",
         )
-    if ADAPTER_WEIGHTS not in files.names():
-        raise CheckpointError(f"{files.origin.text}: {ADAPTER_WEIGHTS} is missing.", "Save the adapter as safetensors.")
-    parts, others, tokens = _sorted_out(files.origin.text, read_header(files, ADAPTER_WEIGHTS))
-    modules = {module: _factors(files.origin.text, held, config, module) for module, held in parts.items()}
-    return Adapter(files, config, modules, others, tokens)
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(_TAKING):
+        raise TargetError(
+            f"{where}: init_lora_weights is {quoted(start)}: PEFT takes the start out of the base whenever it loads "
+            "this adapter, and W + s B A would count it twice.",
+            "In PEFT save it with path_initial_model_for_weight_conversion=START, the adapter before training. If the "
+            "base is the one that was left, saved beside the start, set init_lora_weights to true.",
+        )
 
 
 def adapter_in(files: Files) -> Adapter:
@@ -224,13 +244,21 @@ def read_config(files: Files) -> dict[str, Any]:
 _Whole = dict[str, StoredTensor]
 
 
-def _sorted_out(folder: str, header: Header) -> tuple[dict[str, _Whole], _Whole, _Whole]:
+def _same(files: Files, one: StoredTensor, other: StoredTensor) -> bool:
+    """Whether two tensors are the same, byte for byte."""
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    return bytes(files.read(one.file, one.start, one.stop)) == bytes(files.read(other.file, other.start, other.stop))
+
+
+def _sorted_out(files: Files, header: Header) -> tuple[dict[str, _Whole], _Whole, _Whole]:
     """Module -> its parts; whole tensors; rows of embeddings. TargetError for names of no known kind, and where two
-    tensors are the same part of one module: the file holds several adapters."""
-    held: dict[Key, StoredTensor] = {}
+    tensors are the same part of one module: the file holds several adapters. (With save_embedding_layers PEFT writes a
+    trained embedding or output layer twice.)"""
+    folder, held = files.origin.text, dict[Key, StoredTensor]()
     for name, stored in header.tensors.items():
         key = read_key(name)
-        if key in held and key.part != FROZEN:
+        if key in held and key.part != FROZEN and not (key.part == WHOLE and _same(files, held[key], stored)):
             raise TargetError(
                 f"{folder}: {held[key].name} and {name} are for the same place.",
                 "Save one adapter alone: model.save_pretrained(folder, selected_adapters=[...]).",

@@ -135,3 +135,10 @@ def pattern_value(pattern: object, names: str | tuple[str, ...], default: Any) -
         if any(ends_in(key, name) for name in known):
             return value
     return default
+
+
+def rivals(pattern: object, module: str) -> list[str]:
+    """The keys that match the path, where they differ in what they say: PEFT took the first in training, and sorts them
+    when it saves."""
+    found = {key: value for key, value in pattern.items() if ends_in(key, module)} if isinstance(pattern, dict) else {}
+    return list(found) if len(set(found.values())) > 1 else []

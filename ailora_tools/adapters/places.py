@@ -10,13 +10,15 @@ from typing import Any
 from ..checkpoint.header import FLOATS, StoredTensor
 from ..checkpoint.index import Checkpoint
 from ..errors import TargetError, listed
-from ..targets.module_names import possible_names
+from ..targets.architectures import BY_MODEL_TYPE
+from ..targets.module_names import part_type, possible_names
 from ..targets.ties import Tied, tied_parameters
 from .binding import Binding, Directory, bind
 from .folder import Adapter, Factors
+from .peft import hits
 from .pooled import about_group
 
-_CONV1D = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer"}  # whose layers store the weight (in, out)
+_CONV1D = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "jais"}  # whose layers store the weight (in, out)
 _NOT_CONV1D = ("lm_head", "score", "classifier", "qa_outputs")
 
 
@@ -24,15 +26,15 @@ _NOT_CONV1D = ("lm_head", "score", "classifier", "qa_outputs")
 class Change:
     """What an adapter does to one parameter, in this order.
 
-    whole: takes its place. factors: s B A is added; shift: s times the bias of B is added to a bias. tokens: replaces
-    the rows `rows`.
+    whole: takes its place. tokens: replaces the rows `rows`. factors: s B A is added; shift: s times the bias of B is
+    added to a bias.
     """
 
     whole: StoredTensor | None = None
-    factors: Factors | None = None
-    shift: Factors | None = None
     tokens: StoredTensor | None = None
     rows: tuple[int, ...] = ()
+    factors: Factors | None = None
+    shift: Factors | None = None
 
 
 @dataclass(frozen=True)
@@ -129,10 +131,11 @@ def _changes(adapter: Adapter, binding: Binding, faults: list[str]) -> dict[str,
 
 
 def _rows(adapter: Adapter, module: str) -> tuple[int, ...]:
-    """The tokens of `trainable_token_indices`: a list for the one embedding, or lists by the name of the module."""
+    """The tokens of `trainable_token_indices`: a list for the one embedding, or lists by the name of the module. With
+    save_embedding_layers PEFT writes the rows of what is tied to it as well, which has no list of its own."""
     stated = adapter.config.get("trainable_token_indices")
     if isinstance(stated, Mapping):
-        near = [rows for name, rows in stated.items() if module == name or module.endswith(f".{name}")]
+        near = [rows for name, rows in stated.items() if hits(name, module)] or list(stated.values())
         stated = near[0] if len(near) == 1 else []
     return tuple(stated or ())
 
@@ -148,10 +151,11 @@ def _untie(
     touched = {name: changes.pop(name) for name in members if name in changes}
     if not touched:
         return ()
-    first = next(iter(touched.values()))
+    rows = touched.get(group.embedding, Change())
     # PEFT gives the new rows to a separate output layer, too, if its class can be tied.
-    elsewhere = bool(group.inseparable and first.tokens and "lm_head.weight" in checkpoint.tensors)
-    if not elsewhere and _of_all(list(touched.values()), len(members), adapter):
+    elsewhere = bool(group.inseparable and rows.tokens and "lm_head.weight" in checkpoint.tensors)
+    if not elsewhere and _of_all(group, touched, adapter):
+        first = next(iter(touched.values()))
         held = [name for name in members if name in checkpoint.tensors]
         changes |= {name: touched.get(name, first) for name in held}  # others still share the tensor of the source
         return ()
@@ -159,18 +163,23 @@ def _untie(
         told = listed([stored_name(change) for change in touched.values()])
         faults.append(f"{told} changes one of {listed(members)}, which share a tensor: {group.inseparable}")
         return ()
-    rows = touched.get(group.source, Change())
-    changes |= {name: touched.get(name, Change(tokens=rows.tokens, rows=rows.rows)) for name in members}
+    changes |= {name: _with_rows(touched.get(name, Change()), rows) for name in members}
     return members
 
 
-def _of_all(changes: list[Change], members: int, adapter: Adapter) -> bool:
-    """Whether all that is tied changes alike: one change that the rest follows, or the same whole values for each."""
-    first = changes[0]
-    if len(changes) == 1:
+def _with_rows(change: Change, of: Change) -> Change:
+    """The change with the new rows of the embedding that the parameter is tied to, unless it has its own."""
+    return change if change.tokens else replace(change, tokens=of.tokens, rows=of.rows)
+
+
+def _of_all(group: Tied, touched: Mapping[str, Change], adapter: Adapter) -> bool:
+    """Whether all that is tied changes alike: one change that the rest follows, or the same whole values for each. What
+    is tied follows the input embedding, and nothing the output layer."""
+    name, first = next(iter(touched.items()))
+    if len(touched) == 1:
         told = bool(adapter.config.get("ensure_weight_tying")) and first.factors is None
-        return first == Change(tokens=first.tokens, rows=first.rows) or told
-    return len(changes) == members and _same(changes, adapter)
+        return (name == group.embedding and first == Change(tokens=first.tokens, rows=first.rows)) or told
+    return len(touched) == 1 + len(group.others) and _same(list(touched.values()), adapter)
 
 
 def stored_name(change: Change) -> str:
@@ -215,10 +224,11 @@ def _shapes(place: Place, shape: tuple[int, ...]) -> str:
 
 def _transposed(checkpoint: Checkpoint, adapter: Adapter, place: Place, factors: Factors) -> bool:
     """Whether the weight lies (in, out). Of a square one the shape says nothing, nor does fan_in_fan_out, which PEFT
-    corrects for each kind of layer: the model does, where it is known."""
+    corrects for each kind of layer: the model does, or the part of it that the weight is in, where it is known."""
     sides = factors.sides
     if factors.embedding or sides[0] != sides[1]:
         return factors.embedding or (place.stored.shape == sides[::-1])
-    if checkpoint.model_type in _CONV1D:
+    kind = part_type(checkpoint, place.name)
+    if kind in _CONV1D:
         return not any(name in place.name for name in _NOT_CONV1D)
-    return bool(adapter.config.get("fan_in_fan_out"))
+    return bool(adapter.config.get("fan_in_fan_out")) and kind not in BY_MODEL_TYPE

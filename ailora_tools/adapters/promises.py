@@ -7,8 +7,9 @@ modules that the class of the base does not build, or several heads of which a m
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from ..errors import TargetError, listed
@@ -68,13 +69,15 @@ def _tokens(adapter: Adapter) -> list[str]:
         return []
     names = list(stated) if isinstance(stated, Mapping) else []
     absent = [name for name in names if not any(hits(name, module) for module in adapter.tokens)]
-    if adapter.tokens and (not absent or adapter.config.get("ensure_weight_tying")):
+    alike = len({str(stated[name]) for name in names}) == 1  # PEFT saves them once where the modules are tied
+    if adapter.tokens and (not absent or alike or adapter.config.get("ensure_weight_tying")):
         return []
     return [f"trainable_token_indices are set, but there are no new rows of {listed(absent) or 'an embedding'}"]
 
 
 def _targets(adapter: Adapter, present: set[str], base: Base) -> list[str]:
     """Modules of the base that the targets hit, in a stack that the adapter reaches, without tensors."""
+    _require_readable(adapter)
     targeted = _targeted(adapter.config)
     kinds = {_NUMBER.sub("*", module) for module in present}
     stacks = {_stack(module) for module in present}
@@ -96,12 +99,24 @@ def _idle(adapter: Adapter, present: set[str], base: Base) -> list[str]:
     entries = adapter.config.get("target_modules")
     told = []
     for entry in entries if isinstance(entries, list) else ():
-        if any(hits(entry, module) for module in (*present, *adapter.modules)):
+        if any(hits(entry, module) for module in (*present, *adapter.modules)) or _is_saved(adapter.config, entry):
             continue
-        found = [module for module in base.modules if hits(entry, module)]
+        found = [module for module in base.modules if hits(entry, module) and not _is_saved(adapter.config, module)]
         if (found and not any(_NUMBER.search(module) for module in found)) or base.of_start:
             told.append(f"target_modules name {entry}, of which there is no tensor")
     return told
+
+
+def _require_readable(adapter: Adapter) -> None:
+    """TargetError that names the field whose expression cannot be matched in bounded time."""
+    for name in ("target_modules", "exclude_modules"):
+        try:
+            if isinstance(expression := adapter.config.get(name), str):
+                covers(expression, "")
+        except TargetError as error:
+            where = adapter.files.where(ADAPTER_CONFIG)
+            hint = f"Write {name} as a list of module names, or as an expression without references and look-around."
+            raise TargetError(f"{where}: {name}: {error.problem}", hint) from None
 
 
 def _stack(module: str) -> str:
@@ -112,8 +127,9 @@ def _stack(module: str) -> str:
 def _targeted(config: Mapping[str, Any]) -> Callable[[str, bool], bool]:
     """PEFT's rule for one module; of "all-linear" only the kinds of modules that the adapter has elsewhere."""
     targets, excluded = config.get("target_modules"), config.get("exclude_modules") or ()
-    layers = config.get("layers_to_transform")
-    chosen = None if layers is None else {layers} if isinstance(layers, int) else set(layers)
+    layers, patterns = config.get("layers_to_transform"), config.get("layers_pattern") or []
+    chosen = {layers} if isinstance(layers, int) else set(layers or ())
+    lists = [patterns] if isinstance(patterns, str) else patterns
 
     def hit(entries: object, module: str) -> bool:
         if isinstance(entries, str):
@@ -122,10 +138,25 @@ def _targeted(config: Mapping[str, Any]) -> Callable[[str, bool], bool]:
 
     def targeted(module: str, alike: bool) -> bool:
         wanted = alike if targets == "all-linear" else hit(targets, module)
-        numbers = [int(number) for number in _NUMBER.findall(module)]
-        return wanted and not hit(excluded, module) and (chosen is None or numbers[-1] in chosen)
+        if not wanted or hit(excluded, module) or _is_saved(config, module):
+            return False
+        named = not isinstance(targets, list) or module in targets  # then layers say nothing
+        return named or not chosen or _layers(module, lists) <= chosen
 
     return targeted
+
+
+def _layers(module: str, lists: Collection[str]) -> set[int]:
+    """The numbers of a module that layers_to_transform may mean, in lists of those names if there are any: the first in
+    PEFT 0.21, the last in older ones. -1 where there is none."""
+    parts = module.split(".")
+    numbers = [int(part) for name, part in pairwise(parts) if part.isdecimal() and (not lists or name in lists)]
+    return {numbers[0], numbers[-1]} if numbers else {-1}
+
+
+def _is_saved(config: Mapping[str, Any], module: str) -> bool:
+    """Whether modules_to_save names the module or one around it: PEFT puts no LoRA there."""
+    return any(f".{name}." in f".{module}." for name in config.get("modules_to_save") or ())
 
 
 def _built(module: str, config: Mapping[str, Any]) -> bool:

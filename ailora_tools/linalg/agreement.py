@@ -26,18 +26,18 @@ _BIAS = 4.0  # units of roundoff that s and the factors may have been off in com
 class Change:
     """What becomes of W (m, n), in float64 but for `whole`, which is as stored, in this order.
 
-    whole (m, n): takes its place. left (m, r), right (r, n): their product is added, s being in `left`. magnitude: of
-    DoRA, the norms of the rows (m, 1), or of the columns (1, n), of what that makes. shift (m, n): is added; rows, new:
-    those rows take the place of the old ones.
+    whole (m, n): takes its place; rows, new: those rows take the place of the old ones. left (m, r), right (r, n):
+    their product is added, s being in `left`. magnitude: of DoRA, the norms of the rows (m, 1), or of the columns
+    (1, n), of what that makes. shift (m, n): is added.
     """
 
     whole: Tensor | None = None
+    rows: tuple[int, ...] = ()
+    new: Tensor | None = None
     left: Tensor | None = None
     right: Tensor | None = None
     magnitude: Tensor | None = None
     shift: Tensor | None = None
-    rows: tuple[int, ...] = ()
-    new: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -164,10 +164,11 @@ class _Sums:
 
 
 def _block(W: Tensor, change: Change, rows: slice, factor: Tensor | None, narrowed: float) -> Block:
-    wanted = W if change.whole is None else change.whole[rows].double()
+    wanted = _instead(W, change, rows)
     loose, fixed = torch.zeros_like(W), torch.zeros_like(W)
     if change.whole is None and narrowed:
         fixed += narrowed * W.abs()
+        fixed[_among(change, rows)[1]] = 0
     if change.left is not None and change.right is not None:
         left = change.left[rows]
         D = left @ change.right
@@ -185,19 +186,24 @@ def _block(W: Tensor, change: Change, rows: slice, factor: Tensor | None, narrow
         wanted = wanted + change.shift[rows]
         loose += 2 * change.shift[rows].abs()
         fixed += 2 * SINGLE * wanted.abs()
-    if change.new is not None:
-        wanted, loose, fixed = _replaced(change, rows, wanted, loose, fixed)
     return Block(W, wanted, loose, fixed)
 
 
-def _replaced(change: Change, rows: slice, *parts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Those of the new rows that are among `rows`, which are as exact as they are stored."""
-    wanted, loose, fixed = (part.clone() for part in parts)
-    for at, row in enumerate(change.rows):
-        if rows.start <= row < rows.stop and change.new is not None:
-            wanted[row - rows.start] = change.new[at]
-            loose[row - rows.start] = fixed[row - rows.start] = 0
-    return wanted, loose, fixed
+def _instead(W: Tensor, change: Change, rows: slice) -> Tensor:
+    """What the factors are added to, float64: these rows of W (m, n), or what takes their place."""
+    held = W if change.whole is None else change.whole[rows].double()
+    at, here = _among(change, rows)
+    if change.new is None or not at:
+        return held
+    held = held.clone()
+    held[here] = change.new[at]
+    return held
+
+
+def _among(change: Change, rows: slice) -> tuple[list[int], list[int]]:
+    """Which of the new rows are among `rows`, and which of these they are."""
+    pairs = [(at, row - rows.start) for at, row in enumerate(change.rows) if rows.start <= row < rows.stop]
+    return [at for at, _ in pairs], [row for _, row in pairs]
 
 
 def _row_factor(W: Tensor, change: Change, count: int) -> Tensor | None:
@@ -208,7 +214,7 @@ def _row_factor(W: Tensor, change: Change, count: int) -> Tensor | None:
     squares = torch.zeros_like(change.magnitude)
     for top in range(0, len(W), count):
         rows = slice(top, min(top + count, len(W)))
-        Z = W[rows].double() + change.left[rows] @ change.right
+        Z = _instead(W[rows].double(), change, rows) + change.left[rows] @ change.right
         if of_rows:
             squares[rows] = Z.square().sum(1, keepdim=True)
         else:

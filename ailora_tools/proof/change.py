@@ -23,7 +23,7 @@ def change_of(adapter: Adapter, place: Place) -> Change:
         if told.factors.magnitude is not None:
             norms = adapter.load(told.factors.magnitude).double().flatten()
             magnitude = norms.view(1, -1) if place.transposed else norms.view(-1, 1)
-    return Change(whole, left, right, magnitude, shift, told.rows, new)
+    return Change(whole, told.rows, new, left, right, magnitude, shift)
 
 
 def sides(adapter: Adapter, factors: Factors, transposed: bool) -> tuple[Tensor, Tensor]:

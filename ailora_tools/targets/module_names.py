@@ -27,10 +27,37 @@ def module_path(match: Match, row: Architecture | None, base: str, architectures
     bare = all(is_bare(name) for name in architectures)
     if base and architectures and not bare and match.prefix == "":
         path = f"{base}.{path}"
+    path = _renamed(path, row, major)
+    return path.removeprefix(f"{base}.") if base and architectures and bare else path
+
+
+def _renamed(path: str, row: Architecture, major: int) -> str:
     for expression, replacement, first in row.renames:
         if major >= first:
             path = re.sub(expression, replacement, path)
-    return path.removeprefix(f"{base}.") if base and architectures and bare else path
+    return path
+
+
+def part_type(checkpoint: Checkpoint, name: str) -> str | None:
+    """The model type of the part that a tensor lies in, where the model is put together from two; else the model's."""
+    first = name.partition(".")[0]
+    part = checkpoint.config.get(_PARTS.get(first, "")) if checkpoint.model_type in _PUT_TOGETHER else None
+    kind = part.get("model_type") if isinstance(part, dict) else checkpoint.model_type
+    return kind if isinstance(kind, str) else None
+
+
+_PUT_TOGETHER = ("encoder-decoder", "vision-encoder-decoder", "speech-encoder-decoder", "vision-text-dual-encoder")
+_PARTS = {"encoder": "encoder", "decoder": "decoder", "vision_model": "vision_config", "text_model": "text_config"}
+
+
+def _in_its_part(checkpoint: Checkpoint, path: str, major: int) -> str:
+    """The path of a module of a model put together from two, each of which has its own names."""
+    kind = part_type(checkpoint, path)
+    row = BY_MODEL_TYPE.get(kind or "")
+    if kind == checkpoint.model_type or row is None:
+        return path
+    first, _, rest = path.partition(".")
+    return f"{first}.{_renamed(rest, row, major)}"
 
 
 def parameter_paths(checkpoint: Checkpoint, major: int | None = None) -> dict[str, str]:
@@ -43,13 +70,14 @@ def parameter_paths(checkpoint: Checkpoint, major: int | None = None) -> dict[st
     prefixes = sorted(known, key=len, reverse=True)
     bare = all(is_bare(name) for name in checkpoint.architectures)
     headed = bool(base) and any(name.startswith(f"{base}.") for name in checkpoint.tensors)  # the rest is the head
-    found = {}
+    major, found = major or installed_transformers_major(), {}
     for name in checkpoint.tensors:
         stem, _, last = logical_name(name).rpartition(".")
         prefix = next((prefix for prefix in prefixes if stem.startswith(prefix)), "")
         match = Match("q", 0, "", f"{stem}.weight", prefix or ("." if headed else ""))
-        path = module_path(match, row, base, checkpoint.architectures, major or installed_transformers_major())
-        if (kind, stem) in _RENAMED_HEADS and (major or installed_transformers_major()) >= _LATEST_MAJOR:
+        path = module_path(match, row, base, checkpoint.architectures, major)
+        path = _in_its_part(checkpoint, path, major)
+        if (kind, stem) in _RENAMED_HEADS and major >= _LATEST_MAJOR:
             path = _RENAMED_HEADS[kind, stem]
         found[name] = f"{path if bare else _in_towers(path, row)}.{last}" if stem else last
     return found

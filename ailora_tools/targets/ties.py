@@ -65,6 +65,11 @@ class Tied:
     others: tuple[str, ...]
     inseparable: str = ""
 
+    @property
+    def embedding(self) -> str:
+        """The one that the class takes for its input embedding, "" of biases."""
+        return next((name for name in (self.source, *self.others) if _leaf(name) in _EMBEDDINGS), "")
+
 
 def tied_parameters(checkpoint: Checkpoint) -> list[Tied]:
     """The groups of a checkpoint whose class ties them, by config.json and by what the file holds."""

@@ -47,6 +47,7 @@ from ..surgery.all_layers import find_all_layers
 from .convert_files import ConvertJob, config, lay_out
 from .descent import Likeness
 from .result import Result
+from .right_base import require_right_start
 from .start_folder import start_folder
 
 if TYPE_CHECKING:
@@ -197,6 +198,7 @@ def _match(trained: Adapter, root: Path, folder: Path) -> ConvertJob:
     faults = [fault for fault in faults if fault]
     if faults:
         raise TargetError(f"{trained.location} was not trained from {root}: {listed(faults)}.", hint)
+    require_right_start(trained, initial)
     require_promised(trained, binding.modules, Base(tuple(initial.modules), of_start=True))
     kept = {saved_name(path, stored): stored for path, stored in (*trained.others.items(), *trained.tokens.items())}
     return ConvertJob(trained, initial, manifest, binding.modules, binding.factors, kept, folder)

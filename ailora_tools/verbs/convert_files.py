@@ -14,7 +14,7 @@ from ..output.manifest import Manifest
 from ..output.spans import create
 from ..surgery.all_layers import AllLayers
 
-_CHOOSING = ("target_modules", "exclude_modules", "layers_to_transform")
+_CHOOSING = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def config(job: ConvertJob, ranks: Mapping[str, int], scaling: float) -> dict[st
         transposed=bool(old.get("fan_in_fan_out")),
     )  # fmt: skip
     kept = ("target_modules", "task_type", "modules_to_save", "bias", "exclude_modules", "layers_to_transform",
-            "trainable_token_indices", "ensure_weight_tying")  # fmt: skip
+            "layers_pattern", "trainable_token_indices", "ensure_weight_tying")  # fmt: skip
     chosen = {"target_modules": job.others.target_modules} if job.others else {}
     left = _CHOOSING if job.others else ()
     return {**config, **{key: old[key] for key in kept if old.get(key) is not None and key not in left}, **chosen}

@@ -1,4 +1,5 @@
-"""Whether an adapter is for this base, or for the one that `init` made of it or from which it was made."""
+"""Whether an adapter is for this base, or for the one that `init` made of it or from which it was made; and whether
+it comes from this start."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..adapters.folder import Adapter, read_adapter
+from ..adapters.peft import ADAPTER_WEIGHTS
 from ..checkpoint.files import Files, LocalFiles
 from ..checkpoint.gate import stated_path
 from ..checkpoint.header import quoted
@@ -108,6 +110,24 @@ def start_beside(checkpoint: Checkpoint) -> Adapter | None:
             f"{error.problem} It is the start that what was trained is held against, to see whether a part was lost.",
             f"Restore it from a copy, or take {folder / ADAPTER_FOLDER} away to do without.",
         ) from None
+
+
+def require_right_start(trained: Adapter, initial: Adapter) -> None:
+    """TargetError where the base that `trained` names lies beside another start than `initial`: two starts of one model
+    may be so much alike that their numbers do not tell them apart."""
+    named = _folder(_path(_stated(trained)))
+    if named is None or not has_manifest(LocalFiles(named)) or not (named / ADAPTER_FOLDER / ADAPTER_WEIGHTS).is_file():
+        return
+    if _weights(LocalFiles(named / ADAPTER_FOLDER)) != _weights(initial.files):
+        raise TargetError(
+            f"{trained.location} was trained on {named}, the residual base of another start than {initial.location}: "
+            "what it started from is not what would be subtracted.",
+            f"Give that folder: --init {named}.",
+        )
+
+
+def _weights(files: Files) -> bytes:
+    return bytes(files.read(ADAPTER_WEIGHTS, 0, files.size(ADAPTER_WEIGHTS)))
 
 
 def _told(files: Files, checkpoint: Checkpoint, adapter: Adapter) -> Provenance | None:

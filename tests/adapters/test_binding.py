@@ -240,3 +240,13 @@ def test_convert_refuses_what_the_config_promises_and_the_file_lacks(
     with pytest.raises(TargetError, match=told):
         convert(tmp_path / "trained", made.folder, tmp_path / "plain")
     assert not (tmp_path / "plain").exists()
+
+
+def test_two_alphas_for_one_module_are_told(tmp_path: Path) -> None:
+    """The first counts, but PEFT sorts the keys on saving, and loads another adapter than was trained."""
+    base, trained, _ = _model(tmp_path)
+    progress = Told()
+    _configure(trained, alpha_pattern={_ONE: 16, "q_proj": 4, "v_proj": 8})
+    merge(base, trained, tmp_path / "merged", progress=progress)
+    (told,) = [text for text in progress.texts if "alpha_pattern" in text]
+    assert f"all match {_ONE}: the first counts" in told

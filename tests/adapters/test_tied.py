@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from ailora_tools import merge
+from ailora_tools import merge, verify
 from ailora_tools.errors import NumericalError, TargetError
 
 MODELS = ["llama", "gpt2", "bert with a head", "bart", "gemma2", "llava, text tower", "gpt-neox"]
@@ -100,6 +100,48 @@ def test_new_rows_of_an_embedding_are_what_peft_merges(name: str, tied: bool, tm
     merged = kind.from_pretrained(tmp_path / "merged").eval()  # type: ignore[attr-defined]
     # PEFT's wrapper of a tied head leaves its bias out until it is merged.
     assert near(output(merged, ALL[name].inputs()), output(model.merge_and_unload(), ALL[name].inputs()), 1e-4)
+
+
+SEEN = ALL["llama"].inputs()["input_ids"][0, :2].tolist()  # tokens that the model is given
+ROWS = {
+    "of the embedding, LoRA on the head": lambda embedding, head: ([head], {embedding: SEEN}),
+    "of the head alone": lambda embedding, head: ([], {head: SEEN}),
+    "of the head, LoRA on the embedding": lambda embedding, head: ([embedding], {head: SEEN}),
+    "of both": lambda embedding, head: ([], {embedding: SEEN, head: SEEN}),
+    "of both, others": lambda embedding, head: ([], {embedding: SEEN, head: [4]}),
+}
+
+
+@pytest.mark.parametrize("everything", [False, True], ids=["", "save_embedding_layers"])
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "apart"])
+@pytest.mark.parametrize("case", ROWS)
+def test_new_rows_are_where_peft_has_them(case: str, tied: bool, everything: bool, tmp_path: Path) -> None:
+    """Rows of an embedding are those of a head that is tied to it, below its LoRA; rows of the head are its own."""
+    kind, embedding, head, linear = write("llama", tmp_path / "model", tied=tied)
+    more, rows = ROWS[case](embedding, head)
+    model = trained(
+        kind, tmp_path / "model", tmp_path / "trained", target_modules=[*linear, *more], trainable_token_indices=rows
+    )
+    model.save_pretrained(tmp_path / "trained", save_embedding_layers=everything)
+    merge(tmp_path / "model", tmp_path / "trained", tmp_path / "merged")
+    merged = kind.from_pretrained(tmp_path / "merged").eval()  # type: ignore[attr-defined]
+    assert near(output(merged, ALL["llama"].inputs()), output(model, ALL["llama"].inputs()), 1e-4)
+    assert verify(tmp_path / "merged").holds
+
+
+def test_a_head_that_peft_saved_twice_is_read_once(tmp_path: Path) -> None:
+    kind, _, head, linear = write("llama", tmp_path / "model", tied=False)
+    model = trained(kind, tmp_path / "model", tmp_path / "trained", target_modules=linear, modules_to_save=[head])
+    model.save_pretrained(tmp_path / "trained", save_embedding_layers=True)
+    held = load_file(tmp_path / "trained" / "adapter_model.safetensors")
+    twice = [f"base_model.model.{head}{middle}.weight" for middle in ("", ".modules_to_save")]
+    assert held.keys() >= {*twice}
+    merge(tmp_path / "model", tmp_path / "trained", tmp_path / "merged")
+    merged = kind.from_pretrained(tmp_path / "merged").eval()  # type: ignore[attr-defined]
+    assert near(output(merged, ALL["llama"].inputs()), output(model, ALL["llama"].inputs()), 1e-4)
+    save_file({**held, twice[0]: held[twice[0]] + 1}, tmp_path / "trained" / "adapter_model.safetensors")
+    with pytest.raises(TargetError, match="are for the same place"):
+        merge(tmp_path / "model", tmp_path / "trained", tmp_path / "again")
 
 
 @pytest.mark.parametrize("case", CASES[:-1])

@@ -208,3 +208,19 @@ def test_a_start_without_a_base_is_told_by_its_folder(tmp_path: Path) -> None:
     assert any("the start is a part of what is compared; `convert`" in text for text in notices)
     with pytest.raises(TargetError, match=r"a start on the untouched original \(--no-base\)"):
         merge(tmp_path / "model", start, tmp_path / "merged")
+
+
+def test_what_was_trained_beside_one_start_is_not_converted_with_another(life: Path, tmp_path: Path) -> None:
+    """Half of their modules are the same, so that the numbers as a whole are alike."""
+    other = initialize(life / "model", 2, method="milora", output=tmp_path / "other").folder
+    with pytest.raises(
+        TargetError, match=r"trained was trained on .*/init, the residual base of another start"
+    ) as told:
+        convert(life / "trained", other, tmp_path / "plain")
+    assert told.value.hint == f"Give that folder: --init {life / 'init'}."
+    assert not (tmp_path / "plain").exists()
+
+
+def test_a_copy_of_the_start_is_as_good_as_the_start(life: Path, tmp_path: Path) -> None:
+    shutil.copytree(life / "init", tmp_path / "copy")
+    assert convert(life / "trained", tmp_path / "copy", tmp_path / "plain").modules
