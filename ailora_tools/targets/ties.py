@@ -68,7 +68,7 @@ class Tied:
     @property
     def embedding(self) -> str:
         """The one that the class takes for its input embedding, "" of biases."""
-        return next((name for name in (self.source, *self.others) if _leaf(name) in _EMBEDDINGS), "")
+        return next((name for name in (self.source, *self.others) if last_word(name) in _EMBEDDINGS), "")
 
 
 def tied_parameters(checkpoint: Checkpoint) -> list[Tied]:
