@@ -82,8 +82,8 @@ class Placement(Record, kw_only=True):
     top_block: Amount
     bottom_block: Amount
     block_chance: Amount
-    intruders: Natural = 0
-    intruders_of: Natural = 0
+    intruders: Natural = None  # type: ignore[assignment]
+    intruders_of: Natural = None  # type: ignore[assignment]
     top_output_overlap: float = 0.0
     top_output_cosine: float = 0.0
     top_input_overlap: float = 0.0
@@ -276,6 +276,10 @@ def _faults(row: Matrix, document: Analysis, rank: int) -> Iterator[str]:
     yield from _quantile_faults(row)
     if len(row.changes) != len(document.against):
         yield f"it has {len(row.changes)} changes, and against has {len(document.against)} entries"
+    for place in [change.placement for change in row.changes if change.placement]:
+        counts = [count for count in (place.intruders, place.intruders_of) if count is not None]
+        if len(counts) == 1 or counts != sorted(counts):
+            yield f"intruders is {quoted(place.intruders)} and intruders_of is {quoted(place.intruders_of)}"
 
 
 def _quantile_faults(row: Matrix) -> Iterator[str]:

@@ -47,6 +47,12 @@ def accepted(text: str) -> bool:
     return True
 
 
+def placement(document: dict[str, Any], **fields: int) -> dict[str, Any]:
+    """That of a change in the first matrix, with those fields."""
+    found: dict[str, Any] = document["matrices"][0]["changes"][0]["placement"]
+    return found.update(fields) or found
+
+
 def test_schema_and_types_agree_on_every_change(good: dict[str, Any]) -> None:
     validator = Draft202012Validator(schema())
     places = Document(good, lambda text: None, {}).places
@@ -71,6 +77,8 @@ def test_schema_and_types_agree_on_every_change(good: dict[str, Any]) -> None:
         (lambda d: d["matrices"][0]["metrics"].update(noise_edge=None), "noise_edge is null"),
         (lambda d: d["matrices"][0]["elements"].pop("quantile_levels"), "quantile_levels are"),
         (lambda d: d["matrices"][0]["changes"].pop(), "0 changes, and against has 1"),
+        (lambda d: placement(d, intruders=1).pop("intruders_of"), "intruders is 1 and intruders_of is None"),
+        (lambda d: placement(d, intruders=1, intruders_of=0), "intruders is 1 and intruders_of is 0"),
         (lambda d: d["ranks"]["rank_pattern"].clear(), "rank_pattern does not name"),
         (
             lambda d: d["targets"]["target_modules"].pop(),
@@ -91,6 +99,8 @@ def test_schema_and_types_agree_on_every_change(good: dict[str, Any]) -> None:
         "edge",
         "levels",
         "changes",
+        "intruders of nothing",
+        "intruders of fewer",
         "pattern",
         "lists",
         "none chosen",
