@@ -81,6 +81,7 @@ def compare(folder: Path, scratch: Path) -> list[dict[str, Any]]:
                 "HF_ENDPOINT": endpoint,
                 "HF_HOME": str(scratch / f"home-{turn}"),
                 "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+                "HF_HUB_DISABLE_XET": "1",  # the server has no storage of that kind
             }
             start = time.perf_counter()
             subprocess.run(command, check=True, env={**os.environ, **home}, stdout=subprocess.DEVNULL)
