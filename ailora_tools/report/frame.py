@@ -11,7 +11,7 @@ from string import Template
 from typing import Any
 
 from .body import Parts
-from .packed import packed, plotly_script
+from .packed import packed, packed_plotly
 from .words import typeset
 
 _SCRIPTS = ("page.js", "layers.js", "table.js")
@@ -47,7 +47,7 @@ def framed(parts: Parts, frame: Frame, data: Mapping[str, Any]) -> str:
         body=parts.html,
         footer=frame.footer,
         data=packed(json.dumps(carried, ensure_ascii=False, allow_nan=False, separators=(",", ":"))),
-        plotly=packed(plotly_script()) if parts.figures else "",
+        plotly=packed_plotly() if parts.figures else "",
         js="".join(_resource(name) for name in _SCRIPTS),
     )
 

@@ -28,6 +28,7 @@ from ..output.sources import Sources
 from ..output.spans import write_json, write_text
 from ..output.work import WorkFolder
 from ..progress import Progress, heard
+from ..report.packed import packing_plotly
 from ..report.page import render
 from ..report.pieces import digest, figure, figure_names
 from ..targets.as_built import plan_as_built
@@ -187,7 +188,7 @@ def analyze(
             folder, "analyze", {**decided.to_json(), "files": sources.to_json()}, overwrite=overwrite,
             resume=resume or job.restarted, force=force,
         )  # fmt: skip
-        with building(out, publishing(job, folder, sources.require_unchanged)) as work:
+        with packing_plotly(), building(out, publishing(job, folder, sources.require_unchanged)) as work:
             rows = _measure(job, decided, work, progress, limit, mixed, shared_folder)
             document = write_up(decided, rows, notices, time.monotonic() - started, processes(job))
             _write(work.tree, document, budget, count)
