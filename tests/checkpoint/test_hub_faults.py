@@ -289,14 +289,14 @@ def test_a_lost_connection_leaves_what_can_be_resumed(hub: HubServer, tmp_path: 
 def test_addresses_that_expire_under_many_readers_lock_nobody_out(hub: HubServer, connections: int) -> None:
     """More readers than connections, each of them refused every few requests, so that one may have to give up."""
     hub.repos[NAME] = Repo({FILE: DATA})
-    files, wrong = open_files(NAME, connections=connections), []
+    files, right, wrong = open_files(NAME, connections=connections), [], []
     hub.fault_of = sometimes(in_storage, 0.3, 3, Fault(status=403))
 
     def read(low: int) -> None:
         for start in range(low, low + 2000, 100):
             with suppress(ExhaustedError):
-                if files.read(FILE, start, start + 50) != DATA[start : start + 50]:
-                    wrong.append(start)
+                same = files.read(FILE, start, start + 50) == DATA[start : start + 50]
+                (right if same else wrong).append(start)
 
     readers = [threading.Thread(target=read, args=(low,), daemon=True) for low in range(0, 24_000, 2000)]
     for reader in readers:
@@ -304,6 +304,7 @@ def test_addresses_that_expire_under_many_readers_lock_nobody_out(hub: HubServer
     for reader in readers:
         reader.join(SAFETY)
     assert not any(reader.is_alive() for reader in readers) and not wrong
+    assert {start // 2000 for start in right} == set(range(12)), "a reader got nothing at all"
 
 
 # ---- the parts
